@@ -1,0 +1,57 @@
+"""Result codes: how a computation ended, as integers that survive `jax.jit`."""
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """How an iterative or exact computation ended.
+
+    A code is an integer, so it can be an array element under `jax.jit` and `jax.vmap`; on the host
+    `Status(int(code))` names it and `.message` says what happened, why it usually happens and what to do.
+    """
+
+    CONVERGED = 0
+    BUDGET_SPENT = 1
+    INVARIANT_SUBSPACE = 2
+    NON_FINITE = 3
+    NOT_SYMMETRIC = 4
+    NOT_DETERMINISTIC = 5
+    INDEFINITE = 6
+    RANK_UNCERTAIN = 7
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person: what happened, why it usually happens, what to pass instead."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "Every returned value met the tolerance.",
+    Status.BUDGET_SPENT: (
+        "The matvec budget was spent before every returned value met the tolerance: the values are estimates with the "
+        "residual norms given. Raise `max_matvecs`, loosen `rtol`, or use an exact method."
+    ),
+    Status.INVARIANT_SUBSPACE: (
+        "The Krylov space became invariant before the whole spectrum was seen: the values returned are exact, but "
+        "eigenvalues with no component in the start vector, and multiplicities, are not seen."
+    ),
+    Status.NON_FINITE: (
+        "A product with the operator was not finite. Usually the parameters or the data hold NaN or infinity, or the "
+        "model overflows its dtype."
+    ),
+    Status.NOT_SYMMETRIC: (
+        "The operator is not symmetric: <u, Hv> and <v, Hu> differ by more than rounding. Pass a symmetric operator, "
+        "or a `linear_map` whose A^T A is meant."
+    ),
+    Status.NOT_DETERMINISTIC: (
+        "The same product gave two different answers. Fix the random key of the model (dropout), or use inference mode."
+    ),
+    Status.INDEFINITE: (
+        "An eigenvalue lies below the negative cutoff, so the matrix is indefinite and kappa_plus has no meaning; "
+        "`whole` is max|lambda| / min|lambda|. Analyze the Gauss-Newton part for a semi-definite matrix."
+    ),
+    Status.RANK_UNCERTAIN: (
+        "No clear gap separates zero from non-zero singular values at the cutoff, so the rank and kappa_plus hang on "
+        "`rtol`. Compare quantile condition numbers as well."
+    ),
+}

@@ -1,0 +1,66 @@
+"""Pytrees at the door: immutable data classes, flat vectors, and the batch axis."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+T = TypeVar("T")
+
+
+def static(**kwargs: Any) -> Any:
+    """A field that is configuration, hashed by `jax.jit`, instead of data."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
+def pytree(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that is a pytree; fields made by `static()` are its configuration."""
+    frozen = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    return jax.tree_util.register_dataclass(frozen)
+
+
+def ravel(tree: PyTree) -> tuple[Float[Array, " d"], Callable[[Float[Array, " d"]], PyTree]]:
+    """Flatten to one vector in the order of `jax.flatten_util.ravel_pytree`, with the way back."""
+    return ravel_pytree(tree)
+
+
+def ravel_samples(tree: PyTree) -> tuple[Float[Array, "s d"], Callable[[Float[Array, "s d"]], PyTree]]:
+    """Flatten every sample to one row, leaves in pytree order, with the way back."""
+    leaves, treedef = jax.tree.flatten(tree)
+    n = leaves[0].shape[0]
+    shapes = [leaf.shape for leaf in leaves]
+    dtypes = [leaf.dtype for leaf in leaves]
+    splits = np.cumsum([math.prod(shape[1:]) for shape in shapes])[:-1].tolist()
+    common = jnp.result_type(*dtypes)
+
+    def unravel(rows: Float[Array, "s d"]) -> PyTree:
+        parts = jnp.split(rows, splits, axis=1)
+        return jax.tree.unflatten(
+            treedef,
+            [part.reshape(shape).astype(dtype) for part, shape, dtype in zip(parts, shapes, dtypes, strict=True)],
+        )
+
+    rows = jnp.concatenate([leaf.reshape(n, -1).astype(common) for leaf in leaves], axis=1)
+    return rows, unravel
+
+
+def size(tree: PyTree) -> int:
+    """The number of scalars in a pytree of arrays."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def is_concrete(*trees: PyTree) -> bool:
+    """Whether every leaf holds numbers now, so that host code may branch on them (not under jit or vmap)."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def is_differentiable(tree: PyTree) -> bool:
+    """Whether every leaf is a floating-point array (an integer leaf has no derivative)."""
+    return all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,1 @@
+"""Where networks and spectra meet: local Hessians as operators with their factor."""

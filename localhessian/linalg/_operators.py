@@ -1,0 +1,245 @@
+"""Linear maps and symmetric operators: matrix-free, immutable, pytrees.
+
+An operator may stand for `s` independent operators of one shape (`batch = s`, one per sample or unit): its products
+then take and give a leading axis `s`, and one product serves all of them.
+
+Operators that must set something up before they multiply (a linearization) do so in `prepare()`, so that loops pay
+for it once; products of an unprepared operator prepare themselves each time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from localhessian._tree import pytree, static
+from localhessian._types import Array, Float
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@pytree
+class LinearMap:
+    """A linear map A from R^in_size to R^out_size, known by its products; `batch` of them when it is not None."""
+
+    forward: Partial
+    """v -> A v."""
+    backward: Partial
+    """u -> A^T u."""
+    setup: Partial | None
+    """() -> the same map with the work that its products share done; None when there is none."""
+    in_size: int = static()
+    out_size: int = static()
+    dtype: jnp.dtype = static()
+    batch: int | None = static(default=None)
+    """How many independent maps this stands for; None for a single one, without the leading axis."""
+    label: str = static(default="")
+    """What this is, for messages."""
+
+    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
+        """A v, compiled."""
+        return call(self.forward, v)
+
+    def rmv(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
+        """A^T u, compiled."""
+        return call(self.backward, u)
+
+    def prepare(self) -> "LinearMap":
+        """The same map with the set-up that its products share done once."""
+        return self if self.setup is None else call(self.setup)
+
+    @property
+    def T(self) -> "LinearMap":
+        """The transpose."""
+        setup = None if self.setup is None else Partial(_prepared_transpose, self.setup)
+        return LinearMap(
+            self.backward, self.forward, setup, self.out_size, self.in_size, self.dtype, self.batch, self.label
+        )
+
+    def to_dense(self) -> Float[Array, "*s m d"]:
+        """The matrix, from products with the unit vectors of the smaller side.
+
+        Cost: min(m, d) products in one batched call; memory `m * d` numbers per map.
+        """
+        prepared = self.prepare()
+        if self.in_size <= self.out_size:
+            return jnp.moveaxis(unit_products(prepared.forward, self.in_size, self.batch, self.dtype), 0, -1)
+        return jnp.moveaxis(unit_products(prepared.backward, self.out_size, self.batch, self.dtype), 0, -2)
+
+
+@pytree
+class SymmetricOperator:
+    """A symmetric matrix H of order `size`, known by its products; `batch` of them when it is not None."""
+
+    product: Partial
+    """v -> H v."""
+    factor: LinearMap | None
+    """R with H = R^T R where one is known; None otherwise."""
+    setup: Partial | None
+    """() -> the same operator with the work that its products share done; None when there is none."""
+    size: int = static()
+    dtype: jnp.dtype = static()
+    batch: int | None = static(default=None)
+    """How many independent operators this stands for; None for a single one, without the leading axis."""
+    label: str = static(default="")
+    """What this is, for messages."""
+
+    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
+        """H v, compiled."""
+        return call(self.product, v)
+
+    def prepare(self) -> "SymmetricOperator":
+        """The same operator with the set-up that its products share done once."""
+        return self if self.setup is None else call(self.setup)
+
+    def to_dense(self) -> Float[Array, "*s d d"]:
+        """The matrix, by `size` products in one batched call; memory `size**2` numbers per operator."""
+        return jnp.moveaxis(unit_products(self.prepare().product, self.size, self.batch, self.dtype), 0, -1)
+
+
+@jax.jit
+def call(function: Partial, *args):
+    """A function and its data, compiled once for each function and shapes, not for each data."""
+    return function(*args)
+
+
+def unit_products(
+    product: Partial, size: int, batch: int | None, dtype: jnp.dtype, start: Any = 0, count: int | None = None
+) -> Array:
+    """Products with the unit vectors `start .. start + count`, stacked on axis 0; every map of a batch gets the same."""
+    return _unit_products(product, start, size, batch, dtype, size if count is None else count)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _unit_products(product, start, size, batch, dtype, count):
+    units = jax.nn.one_hot(start + jnp.arange(count), size, dtype=dtype)
+    if batch is not None:
+        units = jnp.broadcast_to(units[:, None, :], (count, batch, size))
+    return jax.vmap(product)(units)
+
+
+def gram(factor: LinearMap, /, *, label: str = "") -> SymmetricOperator:
+    """H = R^T R of a linear map R."""
+    setup = None if factor.setup is None else Partial(_prepared_gram, factor.setup)
+    product = Partial(_gram_product, factor)
+    return SymmetricOperator(product, factor, setup, factor.in_size, factor.dtype, factor.batch, label or factor.label)
+
+
+def _gram_product(factor: LinearMap, v):
+    prepared = factor.prepare()
+    return prepared.backward(prepared.forward(v))
+
+
+def _prepared_gram(setup: Partial) -> SymmetricOperator:
+    return gram(setup())
+
+
+def _prepared_transpose(setup: Partial) -> LinearMap:
+    return setup().T
+
+
+def symmetric_operator(
+    mv: Callable, size: int, /, *, dtype: Any = None, factor: LinearMap | None = None
+) -> SymmetricOperator:
+    """A symmetric operator of your own, from its product.
+
+    Args:
+        mv: Maps a vector of shape `(size,)` to H v of the same shape. To make it data instead of configuration (so
+            that new numbers of the same shapes do not recompile), pass a `jax.tree_util.Partial` over its arrays.
+        size: The order of H.
+        dtype: Of the vectors; default `float32`, or `float64` where JAX has it enabled.
+        factor: R with H = R^T R, if you have it: it makes the small end of the spectrum accurate.
+
+    Returns:
+        A pytree that `lh.spectrum` and `lh.trace` accept.
+
+    Raises:
+        ValueError: `size` is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> diagonal = jnp.array([1.0, 2.0, 5.0])
+        >>> H = lh.symmetric_operator(lambda v: diagonal * v, 3)
+        >>> print(lh.spectrum(H).eigenvalues)
+        [1. 2. 5.]
+    """
+    _check_size("size", size)
+    return SymmetricOperator(_partial(mv), factor, None, size, _dtype(dtype))
+
+
+def linear_map(
+    mv: Callable, rmv: Callable | None, in_size: int, out_size: int, /, *, dtype: Any = None
+) -> LinearMap:
+    """A linear map of your own, from its products.
+
+    Args:
+        mv: Maps a vector of shape `(in_size,)` to A v of shape `(out_size,)`.
+        rmv: Maps a vector of shape `(out_size,)` to A^T u of shape `(in_size,)`; None derives it from `mv` by
+            `jax.linear_transpose`.
+        in_size: Columns of A.
+        out_size: Rows of A.
+        dtype: Of the vectors; default `float32`, or `float64` where JAX has it enabled.
+
+    Returns:
+        A pytree; `lh.spectrum` of it is the spectrum of A^T A, with the singular values of A.
+
+    Raises:
+        ValueError: a size is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> A = jnp.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+        >>> print(lh.spectrum(lh.linear_map(lambda v: A @ v, lambda u: A.T @ u, 2, 3)).singular_values)
+        [2. 3.]
+    """
+    _check_size("in_size", in_size)
+    _check_size("out_size", out_size)
+    dtype = _dtype(dtype)
+    if rmv is None:
+            rmv = Partial(_Transposed(in_size, dtype), _partial(mv))
+    return LinearMap(_partial(mv), _partial(rmv), None, in_size, out_size, dtype)
+
+
+def matrix_map(matrix: Float[Array, "*s m d"], /) -> LinearMap:
+    """The linear map of an explicit matrix, or of a batch of them; products in full precision."""
+    *lead, m, d = matrix.shape
+    forward, backward = Partial(_matrix_vector, matrix), Partial(_vector_matrix, matrix)
+    return LinearMap(forward, backward, None, d, m, matrix.dtype, lead[0] if lead else None)
+
+
+def _matrix_vector(matrix, v):
+    return jnp.einsum("...md,...d->...m", matrix, v, precision=HIGHEST)
+
+
+def _vector_matrix(matrix, u):
+    return jnp.einsum("...md,...m->...d", matrix, u, precision=HIGHEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Transposed:
+    """The transpose of a linear function on vectors, hashable."""
+
+    in_size: int
+    dtype: jnp.dtype
+
+    def __call__(self, forward: Partial, u):
+        return jax.linear_transpose(forward, jax.ShapeDtypeStruct((self.in_size,), self.dtype))(u)[0]
+
+
+def _partial(function: Callable) -> Partial:
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def _dtype(dtype: Any) -> jnp.dtype:
+    return jnp.dtype(jnp.zeros(()).dtype if dtype is None else dtype)
+
+
+def _check_size(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value}.")

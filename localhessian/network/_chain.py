@@ -1,0 +1,142 @@
+"""Networks as chains of blocks: z_b = F_b(W_b, z_{b-1}), b = 1..B."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from localhessian._types import Activations, Context, Params
+
+
+@dataclass(frozen=True)
+class Block:
+    """One differentiable map z_b = F_b(W_b, z_{b-1}) of a chain.
+
+    A skip connection inside a block is fine: `apply` may return `z + phi(params, z)`. Two blocks that share one
+    `apply` function and their shapes share their compiled programs.
+
+    Args:
+        name: Unique in its chain; the key of the block's parameters.
+        apply: `apply(params, z)`, or `apply(params, z, context)` if it takes three arguments. `z` and what it returns
+            are pytrees of arrays with the samples on the leading axis; `params` is any pytree of arrays (`()` or `{}`
+            for none). `context` is everything that is neither: batch statistics, masks, random keys, frozen weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> lh.Block("hidden", lambda params, z: jnp.tanh(z @ params["kernel"]))  # doctest: +ELLIPSIS
+        Block(name='hidden', ...)
+    """
+
+    name: str
+    apply: Callable
+    takes_context: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Read from the signature whether `apply` takes a context."""
+        if not callable(self.apply):
+            raise TypeError(f"block `{self.name}`: `apply` must be a function, got {type(self.apply).__name__}.")
+        object.__setattr__(self, "takes_context", _takes_context(self.apply))
+
+    def __call__(self, params: Params, z: Activations, context: Context = None) -> Activations:
+        """F_b(W_b, z_{b-1}), with the context if the block takes one."""
+        return self.apply(params, z, context) if self.takes_context else self.apply(params, z)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A network as a chain of blocks: static, hashable, without parameters of its own.
+
+    Args:
+        blocks: In the order of the forward pass; names must differ.
+
+    Raises:
+        ValueError: No block, or two blocks of one name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> chain = lh.Chain([
+        ...     lh.Block("hidden", lambda w, z: jnp.tanh(z @ w)),
+        ...     lh.Block("head", lambda w, z: z @ w),
+        ... ])
+        >>> params = {"hidden": jnp.ones((2, 3)), "head": jnp.ones((3, 1))}
+        >>> [z.shape for z in chain.forward(params, jnp.ones((5, 2)))]
+        [(5, 2), (5, 3), (5, 1)]
+    """
+
+    blocks: tuple[Block, ...]
+
+    def __init__(self, blocks) -> None:
+        """Check that there are blocks and that their names differ."""
+        object.__setattr__(self, "blocks", tuple(blocks))
+        names = self.names
+        if not names:
+            raise ValueError("a `Chain` needs at least one block.")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"block names must differ, but {_list(twice)} occurs more than once: rename the blocks.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the blocks, in the order of the forward pass."""
+        return tuple(block.name for block in self.blocks)
+
+    def __len__(self) -> int:
+        """The number of blocks B."""
+        return len(self.blocks)
+
+    def index(self, name: str) -> int:
+        """The position (from 0) of a block.
+
+        Raises:
+            KeyError: No block has that name; the message suggests the nearest.
+        """
+        if name in self.names:
+            return self.names.index(name)
+        raise UnknownBlock(name, self.names)
+
+    def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
+        """The activations (z_0, .., z_B) with z_0 = x.
+
+        Args:
+            params: The parameters of each block by its name; a block without parameters may be left out.
+            x: The inputs, a pytree of arrays with the samples on the leading axis.
+            context: Handed to every block that takes one.
+
+        Returns:
+            B + 1 pytrees. Cost: one forward pass.
+        """
+        activations = [x]
+        for block in self.blocks:
+            activations.append(block(params.get(block.name, ()), activations[-1], context))
+        return tuple(activations)
+
+
+class UnknownBlock(KeyError):
+    """A block name that is not in the chain; the message suggests the nearest."""
+
+    def __init__(self, name: str, names: tuple[str, ...]) -> None:
+        """Word the sentence from the name asked for and the names there are."""
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(f"there is no block `{name}` in this chain.{hint} Its blocks are {_list(names)}.")
+
+    def __str__(self) -> str:
+        """The sentence without the quotes that KeyError adds."""
+        return str(self.args[0])
+
+
+def _takes_context(function: Callable) -> bool:
+    """Three arguments must be given, or the third is called `context`; `lambda w, z, i=i: ...` binds, it takes none."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    third = positional[2:3]
+    return bool(third) and (third[0].default is inspect.Parameter.empty or third[0].name == "context")
+
+
+def _list(names) -> str:
+    return ", ".join(f"`{name}`" for name in names)
