@@ -202,7 +202,7 @@ def linear_map(
     _check_size("out_size", out_size)
     dtype = _dtype(dtype)
     if rmv is None:
-            rmv = Partial(_Transposed(in_size, dtype), _partial(mv))
+        rmv = Partial(_Transposed(in_size, dtype), _partial(mv))
     return LinearMap(_partial(mv), _partial(rmv), None, in_size, out_size, dtype)
 
 
