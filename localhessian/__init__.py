@@ -1,10 +1,14 @@
 """Local Hessians of back-propagation: how well conditioned is each part of a network?"""
 
 from localhessian._status import Status as Status
+from localhessian.curvature import local_hessian as local_hessian
 from localhessian.linalg import LinearMap as LinearMap
 from localhessian.linalg import Spectrum as Spectrum
 from localhessian.linalg import SymmetricOperator as SymmetricOperator
 from localhessian.linalg import linear_map as linear_map
 from localhessian.linalg import symmetric_operator as symmetric_operator
+from localhessian.network import BackMatching as BackMatching
 from localhessian.network import Block as Block
 from localhessian.network import Chain as Chain
+from localhessian.network import back_match as back_match
+from localhessian.network import back_matching_loss as back_matching_loss
