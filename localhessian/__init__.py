@@ -1,6 +1,9 @@
 """Local Hessians of back-propagation: how well conditioned is each part of a network?"""
 
 from localhessian._status import Status as Status
+from localhessian.curvature import IdentityCheck as IdentityCheck
+from localhessian.curvature import IdentityError as IdentityError
+from localhessian.curvature import check_identities as check_identities
 from localhessian.curvature import local_hessian as local_hessian
 from localhessian.linalg import LinearMap as LinearMap
 from localhessian.linalg import Spectrum as Spectrum

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._tree import shapes
+from localhessian._tree import floating, shapes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._chain import Chain
 
@@ -59,8 +59,9 @@ def _batch_size(name: str, tree: Any) -> int:
 
 
 def _block_output(block, params, z, context, n: int, given: bool) -> Any:
+    params = params if given else ()
     try:
-        out = jax.eval_shape(block, () if params is None else params, z, context)
+        out = jax.eval_shape(block, params, z, context)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         if not given:
             raise ValueError(
@@ -71,6 +72,7 @@ def _block_output(block, params, z, context, n: int, given: bool) -> Any:
             f"block `{block.name}` cannot be applied to an input of {shapes(z)} with parameters {shapes(params)}: "
             f"make the shapes fit. ({_first_line(error)})"
         ) from error
+    _check_forward_mode(block, params, z, context)
     leading = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(out)}
     if leading != {n}:
         raise ValueError(
@@ -83,6 +85,20 @@ def _block_output(block, params, z, context, n: int, given: bool) -> Any:
             "differentiated through it: join it with the block that makes floating-point activations."
         )
     return out
+
+
+def _check_forward_mode(block, params, z, context) -> None:
+    def jvp(params, z, context):
+        inputs, rebuild = floating((params, z))
+        return jax.jvp(lambda leaves: floating(block(*rebuild(leaves), context))[0], (inputs,), (inputs,))[1]
+
+    try:
+        jax.eval_shape(jvp, params, z, context)
+    except TypeError as error:
+        raise ValueError(
+            f"block `{block.name}` has no forward derivative (`jax.custom_vjp` allows none), which curvature needs: "
+            f"define its derivative by `jax.custom_jvp`, or leave it to jax. ({_first_line(error)})"
+        ) from error
 
 
 def floating_shapes(tree: Any) -> list:
