@@ -8,6 +8,7 @@ leave sqrt(eps). Any other S is factored numerically, per sample, in float64 on 
 
 import enum
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,22 +72,25 @@ def loss_hessian(loss: Loss, z: Activations, y: Any):
 def loss_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
     """L with S = L L^T; None where S is not positive semi-definite, or unrecognized and too large or traced."""
     kind = _recognize(loss, z, y)
-    factor = _recognized_factor(kind, loss, z, y) if kind is not Kind.GENERAL else None
-    if not is_concrete(z, y):
-        return factor
-    if factor is not None and _agrees(factor, loss, z, y):
-        return factor
-    return _numerical_factor(loss, z, y)
+    if kind is not Kind.GENERAL:
+        factor, agrees = _recognized_factor(kind, loss, z, y)
+        if not is_concrete(z, y) or bool(agrees):
+            return factor
+    return _numerical_factor(loss, z, y) if is_concrete(z, y) else None
 
 
-def _recognized_factor(kind: Kind, loss: Loss, z: Activations, y: Any) -> LossFactor:
+@jax.jit(static_argnums=(0, 1))
+def _recognized_factor(kind: Kind, loss: Loss, z: Activations, y: Any) -> tuple[LossFactor, Array]:
+    """The factor if S is of that kind, and whether it is."""
     hessian = loss_hessian(loss, z, y)
     outputs, _ = floating(z)
     if kind is Kind.DIAGONAL:
         diagonal = hessian([jnp.ones_like(leaf) for leaf in outputs])
-        return LossFactor([jnp.sqrt(leaf) for leaf in diagonal], kind)  # NaN where negative: not semi-definite
-    p = jax.nn.softmax(outputs[0], axis=-1)
-    return LossFactor([p, jnp.sqrt(_softmax_weight(hessian, p))], kind)
+        factor = LossFactor([jnp.sqrt(leaf) for leaf in diagonal], kind)  # NaN where negative: not semi-definite
+    else:
+        p = jax.nn.softmax(outputs[0], axis=-1)
+        factor = LossFactor([p, jnp.sqrt(_softmax_weight(hessian, p))], kind)
+    return factor, _agrees(factor, hessian, outputs)
 
 
 def _softmax_weight(hessian, p: Array) -> Array:
@@ -114,8 +118,8 @@ def _recognize_shapes(loss: Loss, treedef, abstract) -> Kind:
         made_up = [_made_up(key, shape, dtype) for key, (shape, dtype) in zip(keys, abstract, strict=True)]
         z, y = jax.tree.unflatten(treedef, made_up)
         for kind in _candidates(z):
-            factor = _recognized_factor(kind, loss, z, y)
-            if any(bool(jnp.any(leaf != 0)) for leaf in factor.data) and _agrees(factor, loss, z, y):
+            factor, agrees = _recognized_factor(kind, loss, z, y)
+            if bool(agrees) and any(bool(jnp.any(leaf != 0)) for leaf in factor.data):
                 return kind
     return Kind.GENERAL
 
@@ -132,14 +136,13 @@ def _made_up(key, shape, dtype) -> Array:
     return jnp.ones(shape, dtype) if dtype == jnp.bool_ else jnp.zeros(shape, dtype)
 
 
-def _agrees(factor: LossFactor, loss: Loss, z: Activations, y: Any) -> bool:
+def _agrees(factor: LossFactor, hessian: Callable, outputs: list[Array]) -> Array:
     """Whether L L^T v = S v for a random v, to the accuracy that S itself has (relative to its largest sample)."""
-    outputs, _ = floating(z)
     keys = jax.random.split(jax.random.key(1), len(outputs))
     probe = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, outputs, strict=True)]
-    exact = ravel_samples(loss_hessian(loss, z, y)(probe))[0]
+    exact = ravel_samples(hessian(probe))[0]
     ours = ravel_samples(factor.mv(factor.transpose_mv(probe)))[0]
-    return bool(jnp.max(jnp.abs(ours - exact)) <= 1e3 * jnp.finfo(exact.dtype).eps * jnp.max(jnp.abs(exact)))
+    return jnp.max(jnp.abs(ours - exact)) <= 1e3 * jnp.finfo(exact.dtype).eps * jnp.max(jnp.abs(exact))
 
 
 def _numerical_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
@@ -161,7 +164,8 @@ def _numerical_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
         return None
     roots = np.sqrt(np.where(values > floor, values, 0.0))
     factor = LossFactor([jnp.asarray((vectors * roots[:, None, :]).astype(rows.dtype))], Kind.GENERAL)
-    return factor if _agrees(factor, loss, z, y) else None  # a loss that couples samples has no S_i
+    agrees = _agrees(factor, loss_hessian(loss, z, y), outputs)
+    return factor if bool(agrees) else None  # a loss that couples samples has no S_i
 
 
 def _widen(leaf: Array) -> Array:
