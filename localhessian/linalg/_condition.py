@@ -72,9 +72,8 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     sigma, rho = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
     cutoff = relative_cutoff(spectrum, rtol) * largest
-    positive = seen & (spectrum.eigenvalues > 0)
-    certified = positive & (sigma - rho > cutoff[..., None])
-    above = xp.where(spectrum.complete[..., None], positive & (sigma > cutoff[..., None]), certified)
+    certified = seen & (sigma - rho > cutoff[..., None])
+    above = xp.where(spectrum.complete[..., None], seen & (sigma > cutoff[..., None]), certified)
 
     smallest = _smallest(xp, sigma, above)
     rank = xp.sum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
@@ -128,7 +127,7 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
     seen = spectrum.multiplicities > 0
     sigma, _ = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
-    above = seen & (spectrum.eigenvalues > 0) & (sigma > (relative_cutoff(spectrum, rtol) * largest)[..., None])
+    above = seen & (sigma > (relative_cutoff(spectrum, rtol) * largest)[..., None])
     counts = xp.cumsum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
     reached = above & (counts >= xp.maximum(q * counts[..., -1:], 1))
     at_q = _smallest(xp, sigma, reached)
