@@ -47,7 +47,7 @@ full: .venv-test/.installed
 	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) -m 'not examples'
 
 .venv-%/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "localhessian needs Python 3.11 or newer, but \`$(PYTHON)\` is $$($(PYTHON) --version 2>&1)." \
 	       'Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
 	@echo 'Installing into .venv-$* (once; a minute or two) ...'

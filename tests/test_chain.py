@@ -53,6 +53,7 @@ def three_blocks() -> lh.Chain:
         (Method(), False),
         (jax.jit(lambda w, z, c: z), True),
         (jnp.add, False),
+        (max, False),  # without a signature
     ],
 )
 def test_context_is_read_from_the_signature(apply, takes):

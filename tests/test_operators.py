@@ -92,6 +92,15 @@ def test_functions_without_data_are_accepted(tol):
     close(H.mv(jnp.array([1.0, 2.0, 3.0])), [3, 2, 1], tol.product)
 
 
+def refuse(_):
+    raise AssertionError("the longer side was multiplied")
+
+
+def test_to_dense_multiplies_on_the_shorter_side():
+    np.testing.assert_array_equal(lh.linear_map(lambda v: jnp.tile(v, 2), refuse, 1, 2).to_dense(), [[1], [1]])
+    np.testing.assert_array_equal(lh.linear_map(refuse, lambda u: jnp.tile(u, 2), 2, 1).to_dense(), [[1, 1]])
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
 def test_dtype_is_kept(name):
     A = lh.linear_map(lambda v: v * 3, None, 2, 2, dtype=name)
