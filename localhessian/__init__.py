@@ -11,8 +11,8 @@ from localhessian.linalg import GolubKahan as GolubKahan
 from localhessian.linalg import Lanczos as Lanczos
 from localhessian.linalg import LinearMap as LinearMap
 from localhessian.linalg import Spectrum as Spectrum
-from localhessian.linalg import SymmetricOperator as SymmetricOperator
 from localhessian.linalg import SpectrumError as SpectrumError
+from localhessian.linalg import SymmetricOperator as SymmetricOperator
 from localhessian.linalg import condition_number as condition_number
 from localhessian.linalg import linear_map as linear_map
 from localhessian.linalg import quantile_condition_number as quantile_condition_number
@@ -23,3 +23,6 @@ from localhessian.network import Block as Block
 from localhessian.network import Chain as Chain
 from localhessian.network import back_match as back_match
 from localhessian.network import back_matching_loss as back_matching_loss
+from localhessian.study import Report as Report
+from localhessian.study import Row as Row
+from localhessian.study import analyze as analyze

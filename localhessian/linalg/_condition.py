@@ -147,6 +147,7 @@ def _on_the_host(spectrum: Spectrum) -> tuple[ModuleType, Spectrum]:
     """NumPy in float64 where there are numbers (nothing to compile), jax.numpy under transformations."""
     if not is_concrete(spectrum):
         return jnp, spectrum
+
     def widen(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
         return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array

@@ -6,6 +6,7 @@ float64 (R in float32), or from the singular values of R (R in float64); under j
 
 import dataclasses
 import math
+from types import ModuleType
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,9 +45,10 @@ class Dense:
         """The whole spectrum; `key` is not used."""
         del key
         self._check(operator)
-        factor = operator if isinstance(operator, LinearMap) else operator.factor
-        if factor is not None:
-            return _from_factor(factor, vectors, str(self))
+        if isinstance(operator, LinearMap):
+            return _from_factor(operator, vectors, str(self))
+        if operator.factor is not None:
+            return _from_factor(operator.factor, vectors, str(self))
         return _from_matrix(operator, vectors, str(self))
 
     def _check(self, operator: LinearMap | SymmetricOperator) -> None:
@@ -65,8 +67,12 @@ class Dense:
 
 def _order(operator: LinearMap | SymmetricOperator) -> tuple[int, int]:
     """The order of the matrix that is decomposed, and how many numbers are stored."""
-    factor = operator if isinstance(operator, LinearMap) else operator.factor
-    sides = (operator.size,) * 2 if factor is None else (factor.in_size, factor.out_size)
+    if isinstance(operator, LinearMap):
+        sides = operator.in_size, operator.out_size
+    elif operator.factor is not None:
+        sides = operator.factor.in_size, operator.factor.out_size
+    else:
+        sides = operator.size, operator.size
     return min(sides), math.prod(sides) * (operator.batch or 1)
 
 
@@ -91,7 +97,7 @@ def _decompose_on_host(factor: LinearMap, vectors: int) -> tuple[np.ndarray, Arr
     sigma = np.stack([values for values, _ in found]).reshape(*lead, order)
     if not vectors:
         return sigma, None
-    left = np.stack([basis for _, basis in found]).reshape(*lead, order, vectors)
+    left = np.stack([basis for _, basis in found if basis is not None]).reshape(*lead, order, vectors)
     if order < factor.in_size:  # rows are those of R: v = R^T u / sigma
         left = np.swapaxes(rows, -1, -2).astype(np.float64) @ left
         left = left / np.linalg.norm(left, axis=-2, keepdims=True)
@@ -104,7 +110,7 @@ def _decompose_rows(matrix: np.ndarray, vectors: int) -> tuple[np.ndarray, np.nd
         basis = np.full((len(matrix), vectors), np.nan) if vectors else None
         return np.full(len(matrix), np.nan), basis
     if matrix.dtype == np.float64:
-        triangle = np.linalg.qr(matrix.T, mode="r").T
+        triangle = np.asarray(np.linalg.qr(matrix.T, mode="r")).T
         left, sigma, _ = np.linalg.svd(triangle)
         return sigma[::-1], left[:, :vectors][:, ::-1] if vectors else None
     gram = _float64_gram(matrix)
@@ -148,11 +154,10 @@ def _decompose_traced(factor: LinearMap, vectors: int) -> tuple[Array, Array | N
 
 
 def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spectrum:
-    matrix = operator.to_dense()
-    on_host = is_concrete(matrix)
-    xp = np if on_host else jnp
-    if on_host:
-        matrix = np.asarray(matrix).astype(np.float64)
+    formed = operator.to_dense()
+    on_host = is_concrete(formed)
+    xp: ModuleType = np if on_host else jnp
+    matrix = np.asarray(formed).astype(np.float64) if on_host else formed
     eps = float(jnp.finfo(operator.dtype).eps)
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
     matrix = xp.where(finite[..., None, None], matrix, 0)
@@ -186,4 +191,3 @@ def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, 
         dtype=dtype,
         method=method,
     )
-

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from localhessian._status import Status
 from localhessian._tree import pytree
-from localhessian._types import Array, Float, Int, Key
+from localhessian._types import Array, Float, Key
 
 HIGHEST = jax.lax.Precision.HIGHEST
 BUCKET = 32
@@ -79,8 +79,8 @@ def contains_convolution(jaxpr: Any) -> bool:
 class Wanted:
     """Which Ritz pairs are returned: places into the ascending values, `(s, k)`, and which of them are real."""
 
-    places: Int[Array, "s k"]
-    real: Array
+    places: Any
+    real: Any
 
 
 def wanted(which: str, k: int, count: Any, order: int, everything: bool, xp: Any) -> Wanted:
@@ -101,7 +101,7 @@ def wanted(which: str, k: int, count: Any, order: int, everything: bool, xp: Any
     return Wanted(xp.clip(places, 0, order - 1), real)
 
 
-def sort_real_first(values: Array, real: Array, *others: Array | None) -> tuple[Array, ...]:
+def sort_real_first(values: Array, real: Array, *others: Array) -> tuple[Array, ...]:
     """Real values ascending, empty slots at the end with NaN; the same order for arrays along their last axis."""
     order = jnp.argsort(jnp.where(real, values, jnp.inf), axis=-1)
     taken = jnp.take_along_axis(real, order, axis=-1)

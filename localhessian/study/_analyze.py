@@ -1,22 +1,23 @@
 """The main job: every local Hessian of a network, with progress, interruption and resumption."""
 
 import hashlib
+import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from tqdm.auto import tqdm
 
-import localhessian
 from localhessian._status import Status
 from localhessian._tree import floating, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature import local_hessian
-from localhessian.linalg import Method, Spectrum, condition_number, quantile_condition_number, spectrum
+from localhessian.linalg import Method, condition_number, quantile_condition_number, spectrum
 from localhessian.network import BackMatching, Chain, back_match
-from localhessian.study._report import Report, Row, RowSpectrum
+from localhessian.study._report import Report
+from localhessian.study._row import Row, RowSpectrum
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, "block / wrt / part")."""
@@ -201,7 +202,7 @@ def _meta(matching: BackMatching, samples: Any, method: Method | None, key: Key)
         "method": "chosen for each operator" if method is None else str(method),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "localhessian": localhessian.__version__,
+        "localhessian": importlib.metadata.version("localhessian"),
     }
 
 
@@ -221,14 +222,12 @@ def _progress(progress: Progress | bool) -> Progress:
         return progress
     if not progress:
         return lambda done, total, what: None
-    from tqdm.auto import tqdm
-
     bar = tqdm(unit="spectrum")
 
     def show(done: int, total: int, what: str) -> None:
         bar.total, bar.n = total, done
         bar.set_description(what)
-        if done == total or what == "interrupted":
+        if what in {"done", "interrupted"}:
             bar.close()
 
     return show

@@ -15,6 +15,6 @@ def optional(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = name.split(".")[0]
+        package = name.split(".", maxsplit=1)[0]
         extra = _EXTRAS.get(package, "report")
         raise ImportError(f"this needs {package}: pip install 'localhessian[{extra}]'.") from error

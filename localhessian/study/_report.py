@@ -4,81 +4,17 @@ import dataclasses
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-COLUMNS = (
-    "block",
-    "wrt",
-    "part",
-    "size",
-    "samples",
-    "coupled",
-    "rank",
-    "lambda_max",
-    "lambda_min_nonzero",
-    "kappa_plus",
-    "kappa_lower",
-    "kappa_upper",
-    "kappa_q05",
-    "kappa_q95",
-    "method",
-    "matvecs",
-    "converged",
-)
+from localhessian.study._figure import figure
+from localhessian.study._html import html
+from localhessian.study._optional import optional
+from localhessian.study._row import COLUMNS, Key, Row, RowSpectrum
+from localhessian.study._table import table
+
 _FORMAT = {"format": "localhessian report", "version": 1}
-
-Key = tuple[str, str, str]
-"""(block, wrt, part)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One local Hessian; of an uncoupled H_z, medians over the samples analyzed."""
-
-    block: str
-    wrt: Literal["params", "input"]
-    part: str
-    size: int
-    """Order of the matrix (of an uncoupled H_z: of each sample's)."""
-    samples: int
-    """Samples that entered: of H_W and a coupled H_z the batch, of an uncoupled H_z those analyzed one by one."""
-    coupled: bool
-    rank: float
-    """By the rank rule; of an incomplete spectrum the certified part; NaN where there is no matrix."""
-    lambda_max: float
-    lambda_min_nonzero: float
-    kappa_plus: float
-    """lambda_max over the smallest non-zero eigenvalue; NaN where unknown, then `kappa_lower` bounds it."""
-    kappa_lower: float
-    kappa_upper: float
-    kappa_q05: float
-    """Quantile condition number: lambda_max over the 5 % quantile of the non-zero eigenvalues."""
-    kappa_q95: float
-    """lambda_max over the 95 % quantile: how far the largest eigenvalues stand out."""
-    method: str
-    matvecs: int
-    converged: bool
-    status: str = "CONVERGED"
-    """Name of the `localhessian.Status` that the condition number ended with; of several samples the worst."""
-    note: str = ""
-    """Why there is no matrix, if there is none."""
-
-    @property
-    def key(self) -> Key:
-        """(block, wrt, part)."""
-        return self.block, self.wrt, self.part
-
-
-@dataclasses.dataclass(frozen=True)
-class RowSpectrum:
-    """The eigenvalues behind a row; with a leading axis of samples for an uncoupled H_z."""
-
-    eigenvalues: np.ndarray
-    multiplicities: np.ndarray
-    kappas: np.ndarray
-    """kappa_plus of each sample, shape `(s,)`; one number otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +38,7 @@ class Report:
         raise KeyError(f"the report has no row {where}: it has {known}.")
 
     def table(self) -> str:
-        """The rows as text in columns. Needs rich: `pip install 'localhessian[report]'`."""
-        from localhessian.study._table import table
-
+        """The rows as text in columns."""
         return table({"": self})
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -112,20 +46,14 @@ class Report:
 
         Needs matplotlib: `pip install 'localhessian[report]'`.
         """
-        from localhessian.study._figure import figure
-
         return figure({"": self}, path)
 
     def html(self, path: str | Path) -> Path:
         """Write a page that opens without a network. Needs matplotlib and jinja2: `localhessian[report]`."""
-        from localhessian.study._html import html
-
         return html({"": self}, path)
 
     def to_dataframe(self) -> Any:
         """The fixed columns as a pandas DataFrame. Needs pandas: `pip install 'localhessian[report]'`."""
-        from localhessian.study._optional import optional
-
         records = [dataclasses.asdict(row) for row in self.rows]
         return optional("pandas").DataFrame(records, columns=list(COLUMNS))
 
