@@ -8,3 +8,7 @@ from localhessian.linalg import linear_map as linear_map
 from localhessian.linalg import symmetric_operator as symmetric_operator
 from localhessian.network import Block as Block
 from localhessian.network import Chain as Chain
+from localhessian.network import Cut as Cut
+from localhessian.network import CutError as CutError
+from localhessian.network import chain_from_function as chain_from_function
+from localhessian.network import mark as mark

@@ -2,3 +2,8 @@
 
 from localhessian.network._chain import Block as Block
 from localhessian.network._chain import Chain as Chain
+from localhessian.network._cut import Cut as Cut
+from localhessian.network._cut import TracedChain as TracedChain
+from localhessian.network._cut import chain_from_function as chain_from_function
+from localhessian.network._jaxpr import CutError as CutError
+from localhessian.network._mark import mark as mark
