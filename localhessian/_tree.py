@@ -64,3 +64,39 @@ def is_concrete(*trees: PyTree) -> bool:
 def is_differentiable(tree: PyTree) -> bool:
     """Whether every leaf is a floating-point array (an integer leaf has no derivative)."""
     return all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree))
+
+
+def floating(tree: PyTree, keep: tuple[bool, ...] | None = None) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+    """The floating-point leaves, and the way back that fills in the others unchanged.
+
+    Args:
+        tree: Any pytree of arrays; integer leaves (tokens, counters) have no derivative and stay constant.
+        keep: For each floating-point leaf, whether it is a variable; None keeps all.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    if keep is not None:
+        places = [place for place, kept in zip(places, keep, strict=True) if kept]
+
+    def rebuild(values: list[Array]) -> PyTree:
+        filled = list(leaves)
+        for place, value in zip(places, values, strict=True):
+            filled[place] = value
+        return jax.tree.unflatten(treedef, filled)
+
+    return [jnp.asarray(leaves[place]) for place in places], rebuild
+
+
+def shapes(tree: PyTree) -> str:
+    """The shapes and dtypes of a pytree, for messages: `{'kernel': float32[3,4]}`."""
+    short = jax.tree.map(lambda leaf: _Shape(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+    return str(short)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __repr__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"

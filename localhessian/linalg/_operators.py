@@ -142,6 +142,33 @@ def _prepared_transpose(setup: Partial) -> LinearMap:
     return setup().T
 
 
+def lazy_map(
+    setup: Partial, in_size: int, out_size: int, dtype: jnp.dtype, batch: int | None = None, label: str = ""
+) -> LinearMap:
+    """A linear map whose products need a set-up: `setup()` gives the map with the set-up done."""
+    forward, backward = Partial(_set_up_forward, setup), Partial(_set_up_backward, setup)
+    return LinearMap(forward, backward, setup, in_size, out_size, dtype, batch, label)
+
+
+def lazy_operator(
+    setup: Partial, size: int, dtype: jnp.dtype, batch: int | None = None, label: str = ""
+) -> SymmetricOperator:
+    """A symmetric operator whose products need a set-up: `setup()` gives the operator with the set-up done."""
+    return SymmetricOperator(Partial(_set_up_product, setup), None, setup, size, dtype, batch, label)
+
+
+def _set_up_forward(setup: Partial, v):
+    return setup().forward(v)
+
+
+def _set_up_backward(setup: Partial, u):
+    return setup().backward(u)
+
+
+def _set_up_product(setup: Partial, v):
+    return setup().product(v)
+
+
 def symmetric_operator(
     mv: Callable, size: int, /, *, dtype: Any = None, factor: LinearMap | None = None
 ) -> SymmetricOperator:

@@ -1,14 +1,14 @@
 """Networks as chains of blocks: z_b = F_b(W_b, z_{b-1}), b = 1..B."""
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from localhessian._types import Activations, Context, Params
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Block:
     """One differentiable map z_b = F_b(W_b, z_{b-1}) of a chain.
 
@@ -30,7 +30,7 @@ class Block:
 
     name: str
     apply: Callable
-    takes_context: bool = field(init=False, repr=False)
+    takes_context: bool = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Read from the signature whether `apply` takes a context."""
@@ -38,12 +38,17 @@ class Block:
             raise TypeError(f"block `{self.name}`: `apply` must be a function, got {type(self.apply).__name__}.")
         object.__setattr__(self, "takes_context", _takes_context(self.apply))
 
+    @property
+    def anonymous(self) -> "Block":
+        """The block without its name: equal for blocks that share `apply`, so they share compiled programs."""
+        return dataclasses.replace(self, name="")
+
     def __call__(self, params: Params, z: Activations, context: Context = None) -> Activations:
         """F_b(W_b, z_{b-1}), with the context if the block takes one."""
         return self.apply(params, z, context) if self.takes_context else self.apply(params, z)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Chain:
     """A network as a chain of blocks: static, hashable, without parameters of its own.
 

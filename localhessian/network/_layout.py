@@ -26,8 +26,8 @@ class Slot:
 
 def path_names(path: Sequence[Any]) -> tuple[str, ...]:
     """A key path of jax as plain words, without the `value` that flax wraps around its arrays."""
-    words = [str(_first_attribute(key, ("key", "idx", "name"))) for key in path]
-    return tuple(words[:-1] if len(words) > 1 and words[-1] in ("value", "raw_value") else words)
+    wrapped = len(path) > 1 and getattr(path[-1], "name", None) in ("value", "raw_value")
+    return tuple(str(_first_attribute(key, ("key", "idx", "name"))) for key in (path[:-1] if wrapped else path))
 
 
 def _first_attribute(key: Any, names: Sequence[str]) -> Any:

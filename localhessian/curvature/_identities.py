@@ -1,0 +1,217 @@
+"""The identities of the theory, checked on a user's own model by products with random vectors."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from localhessian._tree import floating, ravel, ravel_samples
+from localhessian._types import Activations, Array, Context, Key, Loss, Params
+from localhessian.curvature._local_hessian import local_hessian
+from localhessian.curvature._loss import loss_hessian
+from localhessian.network import BackMatching, Chain, back_match, back_matching_loss
+
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
+"""Relative, by dtype: several hundred roundings, as a deep network accumulates them."""
+
+
+class IdentityError(ArithmeticError):
+    """An identity of the theory does not hold on a model; the message names the blocks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IdentityCheck:
+    """The relative error of every identity on every block."""
+
+    errors: dict[tuple[str, str], float]
+    """By (block, identity)."""
+    tolerance: float
+
+    @property
+    def failures(self) -> dict[tuple[str, str], float]:
+        """The errors above the tolerance (or not a number)."""
+        return {where: error for where, error in self.errors.items() if not error <= self.tolerance}
+
+    def __str__(self) -> str:
+        """A line for each block and identity."""
+        width = max(len(block) for block, _ in self.errors)
+        return "\n".join(
+            f"{block:{width}}  {error:8.1e}  {'ok  ' if error <= self.tolerance else 'FAIL'}  {identity}"
+            for (block, identity), error in self.errors.items()
+        )
+
+
+def check_identities(
+    chain: Chain,
+    params: dict[str, Params],
+    x: Activations,
+    y: Any,
+    loss: Loss,
+    context: Context = None,
+    *,
+    tolerance: float | None = None,
+    throw: bool = True,
+    key: Key | None = None,
+) -> IdentityCheck:
+    """Check on a model of your own that the identities hold which every result of this package rests on.
+
+    By block: the gradient of the back-matching loss is that of back-propagation; displacements are -n dJ/dz; the full
+    local Hessian is the Gauss-Newton plus the residual part; the Gauss-Newton part is R^T R, against an assembly from
+    scratch; products are symmetric; the H_z of single samples are the diagonal blocks of the batch's (if uncoupled).
+
+    Args:
+        chain: The network.
+        params: The parameters of each block by its name.
+        x: Inputs, samples on the leading axis.
+        y: What the loss compares with.
+        loss: Per-sample losses, shape `(n,)`.
+        context: Handed to every block that takes one.
+        tolerance: Relative; default 1e-12 in float64, 1e-5 in float32, looser below.
+        throw: Whether to raise when an identity fails.
+        key: For the random vectors; default `jax.random.key(0)`.
+
+    Returns:
+        Every relative error; `print` it for a table.
+
+    Raises:
+        IdentityError: An identity fails; the message lists the blocks. Usually a `jax.custom_jvp` whose rule is not
+            the derivative, or a model that overflows.
+        ValueError: Bad input, as from `lh.back_match`.
+
+    Cost: some ten gradients of the network.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> chain = lh.Chain([lh.Block("a", lambda w, z: jnp.tanh(z @ w)), lh.Block("b", lambda w, z: z @ w)])
+        >>> params = {"a": jnp.eye(2), "b": jnp.ones((2, 1))}
+        >>> x, y = jnp.array([[1.0, 0.0], [0.5, 2.0]]), jnp.zeros((2, 1))
+        >>> lh.check_identities(chain, params, x, y, lambda z, y: ((z - y) ** 2).sum(1)).failures
+        {}
+
+    Source: THEORY sections 2 and 3, the statements marked (v).
+    """
+    matching = back_match(chain, params, x, y, loss, context)
+    key = jax.random.key(0) if key is None else key
+    reference = _back_propagation(chain, loss, matching.params, x, y, context)
+    errors: dict[tuple[str, str], float] = {}
+    for b, name in enumerate(chain.names, start=1):
+        errors |= {(name, identity): error for identity, error in _first_order(matching, name, b, *reference)}
+        for wrt in ("params", "input"):
+            if floating(matching.params[name] if wrt == "params" else matching.activations[b - 1])[0]:
+                found = _second_order(matching, name, b, wrt, jax.random.fold_in(key, b))
+                errors |= {(name, identity): error for identity, error in found}
+    dtype = floating(matching.activations[-1])[0][0].dtype
+    check = IdentityCheck(errors, TOLERANCES[dtype.name] if tolerance is None else tolerance)
+    if throw and check.failures:
+        blocks = ", ".join(f"`{name}`" for name in dict.fromkeys(block for block, _ in check.failures))
+        raise IdentityError(
+            f"identities fail on block {blocks} (tolerance {check.tolerance:.0e}): look for a `jax.custom_jvp` whose "
+            f"rule is not the derivative, and for overflow.\n{IdentityCheck(check.failures, check.tolerance)}"
+        )
+    return check
+
+
+@jax.jit(static_argnums=(0, 1))
+def _back_propagation(chain: Chain, loss: Loss, params, x, y, context):
+    """dJ/dW by plain reverse mode, and dJ/dz_b as the gradient by a perturbation added to z_b."""
+    activations = chain.forward(params, x, context)
+    shifts = [jax.tree.map(jnp.zeros_like, floating(z)[0]) for z in activations]
+    weights, rebuild = floating(params)
+
+    def objective(weights, shifts):
+        z, given = x, rebuild(weights)
+        for b, block in enumerate(chain.blocks):
+            leaves, refill = floating(z)
+            z = block(given[block.name], refill([a + s for a, s in zip(leaves, shifts[b], strict=True)]), context)
+        leaves, refill = floating(z)
+        return loss(refill([a + s for a, s in zip(leaves, shifts[-1], strict=True)]), y).mean()
+
+    for_weights, for_shifts = jax.grad(objective, argnums=(0, 1))(weights, shifts)
+    gradients = floating(jax.tree.map(jnp.zeros_like, params))[1](for_weights)
+    return gradients, for_shifts
+
+
+def _first_order(matching: BackMatching, name: str, b: int, gradients, shifts):
+    weights, rebuild = floating(matching.params[name])
+    if weights:
+        loss = back_matching_loss(matching, name)
+        literal = _gradient(loss, matching.params[name], matching.activations[b - 1])
+        truth = floating(gradients[name])[0]
+        yield "dl_b/dW = dJ/dW", max(
+            _distance(literal, truth), _distance(floating(matching.gradients[name])[0], truth)
+        )
+    if b < len(matching.chain):
+        truth = [-matching.samples * leaf for leaf in shifts[b]]
+        yield "delta_b = -n dJ/dz_b", _distance(floating(matching.displacements[b])[0], truth)
+
+
+@jax.jit
+def _gradient(loss, params, z):
+    weights, rebuild = floating(params)
+    return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
+
+
+def _second_order(matching: BackMatching, name: str, b: int, wrt: str, key: Key):
+    symbol = "H_W" if wrt == "params" else "H_z"
+    full = local_hessian(matching, name, wrt, "full")
+    u, v = jax.random.normal(key, (2, full.size), full.dtype)
+    gauss_newton = local_hessian(matching, name, wrt, "gauss_newton")
+    parts = [gauss_newton.mv(v), local_hessian(matching, name, wrt, "residual").mv(v)]
+    fv, fu = full.mv(v), full.mv(u)
+    scale = max(_norm(fv), *(_norm(part) for part in parts))
+    yield f"{symbol}: full = Gauss-Newton + residual", _ratio(_norm(fv - parts[0] - parts[1]), scale)
+    product = jnp.abs(jnp.vdot(u, fv) - jnp.vdot(v, fu))
+    yield f"{symbol}: <u, H v> = <v, H u>", _ratio(product, _norm(u) * scale)
+    if gauss_newton.factor is not None:
+        truth = _from_scratch(matching, name, b, wrt, v)
+        yield f"{symbol}: Gauss-Newton = R^T R", _distance([parts[0]], [truth])
+    if wrt == "input" and not bool(matching.coupled[name]):
+        yield "H_z: samples are the diagonal blocks", _per_sample(matching, name, b, v, parts[0])
+
+
+def _from_scratch(matching: BackMatching, name: str, b: int, wrt: str, v: Array) -> Array:
+    """scale J^T S J v by a plain jvp and vjp, with S by differentiating the loss."""
+    block, z = matching.chain.blocks[b - 1].anonymous, matching.activations[b - 1]
+    loss = matching.loss if b == len(matching.chain) else None
+    product = _assemble(block, loss, wrt, matching.params[name], z, matching.context, matching.y, v)
+    return product / matching.samples if wrt == "params" else product
+
+
+@jax.jit(static_argnums=(0, 1, 2))
+def _assemble(block, loss, wrt, params, z, context, y, v):
+    leaves, rebuild = floating(params if wrt == "params" else z)
+    unravel = ravel(leaves)[1]
+
+    def outputs(leaves):
+        given = (rebuild(leaves), z) if wrt == "params" else (params, rebuild(leaves))
+        return floating(block(*given, context))[0]
+
+    _, moved = jax.jvp(outputs, (leaves,), (unravel(v),))
+    if loss is not None:
+        moved = loss_hessian(loss, block(params, z, context), y)(moved)
+    return ravel(jax.vjp(outputs, leaves)[1](moved)[0])[0]
+
+
+def _per_sample(matching: BackMatching, name: str, b: int, v: Array, whole: Array) -> float:
+    leaves, _ = floating(matching.activations[b - 1])
+    unravel = ravel(leaves)[1]
+    rows = local_hessian(matching, name, "input", samples=jnp.arange(matching.samples))
+    ours = rows.mv(ravel_samples(unravel(v))[0])
+    return _distance([ours], [ravel_samples(unravel(whole))[0]])
+
+
+def _distance(ours: list[Array], truth: list[Array]) -> float:
+    """||ours - truth|| / ||truth|| over all leaves, scaled against underflow of the squares."""
+    one, two = ravel(ours)[0], ravel(truth)[0]
+    return _ratio(_norm(one - two), _norm(two))
+
+
+def _norm(vector: Array) -> Array:
+    largest = jnp.max(jnp.abs(vector))
+    return largest * jnp.linalg.norm(vector / jnp.where(largest > 0, largest, 1))
+
+
+def _ratio(error: Array, scale: Array) -> float:
+    return float(error / scale) if float(scale) > 0 else float(error)

@@ -1,0 +1,196 @@
+"""One clear sentence for bad input, naming the block and the remedy."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._tree import floating, shapes
+from localhessian._types import Activations, Context, Loss, Params
+from localhessian.network._chain import Chain
+
+
+def validate_shapes(
+    chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context
+) -> None:
+    """Trace every block once and check what can be known without numbers; raises ValueError or KeyError."""
+    for name in params:
+        chain.index(name)
+    n = _batch_size("x", x)
+    z = jax.tree.map(_abstract, x)
+    for block in chain.blocks:
+        z = _block_output(block, params.get(block.name), z, context, n, given=block.name in params)
+    _check_loss(loss, z, y, n)
+
+
+def validate_values(
+    chain: Chain,
+    params: dict[str, Params],
+    x: Activations,
+    y: Any,
+    loss: Loss,
+    context: Context,
+    activations: tuple[Activations, ...],
+) -> None:
+    """Check numbers: finite parameters, data, activations and losses, and the same answer twice; raises ValueError."""
+    _check_finite("`x`", x)
+    _check_finite("`y`", y)
+    for block, z in zip(chain.blocks, activations[1:], strict=True):
+        _check_finite(f"the parameters of block `{block.name}`", params[block.name])
+        _check_finite(f"the output of block `{block.name}`", z, "its parameters and input are finite, so it overflows")
+    values = _losses(loss, activations[-1], y)
+    _check_finite("the loss", values, "the outputs of the network are finite: look at `loss` and `y`")
+    _check_same_answer(chain, params, x, context, activations)
+
+
+def _batch_size(name: str, tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            f"`{name}` must hold arrays that share a leading axis of samples, got {shapes(tree)}: add the axis, or put "
+            "what is not per sample into `context`."
+        )
+    if sizes == {0}:
+        raise ValueError(f"`{name}` is an empty batch, got {shapes(tree)}: pass at least one sample.")
+    return sizes.pop()
+
+
+def _block_output(block, params, z, context, n: int, given: bool) -> Any:
+    params = params if given else ()
+    try:
+        out = jax.eval_shape(block, params, z, context)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        if not given:
+            raise ValueError(
+                f"`params` has no entry for block `{block.name}`, and the block cannot be applied without: "
+                f"add `params[{block.name!r}]`. ({_first_line(error)})"
+            ) from error
+        raise ValueError(
+            f"block `{block.name}` cannot be applied to an input of {shapes(z)} with parameters {shapes(params)}: "
+            f"make the shapes fit. ({_first_line(error)})"
+        ) from error
+    _check_forward_mode(block, params, z, context)
+    leading = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(out)}
+    if leading != {n}:
+        raise ValueError(
+            f"block `{block.name}` must keep the {n} samples on the leading axis of everything it returns, got "
+            f"{shapes(out)}: reshape its output, or move what is not per sample into `context`."
+        )
+    if not floating_shapes(out):
+        raise ValueError(
+            f"block `{block.name}` returns no floating-point array, got {shapes(out)}, so nothing can be "
+            "differentiated through it: join it with the block that makes floating-point activations."
+        )
+    return out
+
+
+def _check_forward_mode(block, params, z, context) -> None:
+    def jvp(params, z, context):
+        inputs, rebuild = floating((params, z))
+        return jax.jvp(lambda leaves: floating(block(*rebuild(leaves), context))[0], (inputs,), (inputs,))[1]
+
+    try:
+        jax.eval_shape(jvp, params, z, context)
+    except TypeError as error:
+        raise ValueError(
+            f"block `{block.name}` has no forward derivative (`jax.custom_vjp` allows none), which curvature needs: "
+            f"define its derivative by `jax.custom_jvp`, or leave it to jax. ({_first_line(error)})"
+        ) from error
+
+
+def floating_shapes(tree: Any) -> list:
+    """The floating-point leaves of a pytree of shapes."""
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _check_loss(loss: Loss, z: Any, y: Any, n: int) -> None:
+    try:
+        out = jax.eval_shape(loss, z, y)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and y of {shapes(y)}: make the "
+            f"shapes fit. ({_first_line(error)})"
+        ) from error
+    if getattr(out, "shape", None) != (n,):
+        raise ValueError(
+            f"`loss` must return one loss for each of the {n} samples, shape ({n},), got {shapes(out)}: return "
+            "per-sample losses and leave the mean to localhessian."
+        )
+
+
+def _check_finite(what: str, tree: Any, hint: str = "remove NaN and infinity from it") -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
+            place = f" at `{jax.tree_util.keystr(path)}`" if path else ""
+            raise ValueError(f"{what} is not finite{place}: {hint}.")
+
+
+def _check_same_answer(chain: Chain, params, x, context, activations) -> None:
+    """Trace twice for randomness of the host (it is baked into a program), run twice for randomness of the device."""
+    again = _forward(chain, params, x, context)
+    third = _forward(chain, params, x, context)
+    for block, one, two in zip(chain.blocks, again[1:], third[1:], strict=True):
+        if not _same(one, two):
+            raise ValueError(_differs(block.name))
+    z = x
+    for block, out in zip(chain.blocks, activations[1:], strict=True):
+        if not _traces_the_same(block, params[block.name], z, context):
+            raise ValueError(_differs(block.name))
+        z = out
+
+
+def _traces_the_same(block, params, z, context) -> bool:
+    arguments = jax.tree.map(_abstract, (params, z, context))
+    leaves, treedef = jax.tree.flatten(arguments)
+    return _traces_the_same_for(block, treedef, tuple(leaves))
+
+
+@functools.lru_cache(maxsize=1024)
+def _traces_the_same_for(block, treedef, leaves) -> bool:
+    arguments = jax.tree.unflatten(treedef, leaves)
+
+    def trace():
+        # A new function object each time: jax would remember the trace of the old one.
+        return jax.make_jaxpr(lambda *arguments: block(*arguments))(*arguments)
+
+    one, two = trace(), trace()
+    return str(one) == str(two) and all(_same(a, b) for a, b in zip(one.consts, two.consts, strict=True))
+
+
+def _differs(name: str) -> str:
+    return (
+        f"block `{name}` answers differently when called twice with the same input: pass its random key in `context` "
+        "(dropout), or run the model in inference mode."
+    )
+
+
+@jax.jit(static_argnums=0)
+def _forward(chain: Chain, params, x, context):
+    return chain.forward(params, x, context)
+
+
+@jax.jit(static_argnums=0)
+def _losses(loss: Loss, z, y):
+    return loss(z, y)
+
+
+def _same(one: Any, two: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(_bits(a) == _bits(b) for a, b in pairs)
+
+
+def _bits(leaf: Any) -> bytes:
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
