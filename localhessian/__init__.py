@@ -19,3 +19,6 @@ from localhessian.network import chain_from_function as chain_from_function
 from localhessian.network import mark as mark
 from localhessian.network import back_match as back_match
 from localhessian.network import back_matching_loss as back_matching_loss
+from localhessian.network import chain_from_equinox as chain_from_equinox
+from localhessian.network import chain_from_linen as chain_from_linen
+from localhessian.network import chain_from_nnx as chain_from_nnx

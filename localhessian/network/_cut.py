@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from localhessian._types import Activations, Context, Params
 from localhessian.network._chain import Block, Chain, _takes_context
+from localhessian.network._mark import END
 from localhessian.network._source import Source
+from localhessian.network._submodules import Path, check_called
 
 
 class Cut(NamedTuple):
@@ -132,3 +134,31 @@ def cut_of(source: Source, params: Params, x: Activations, context: Context) -> 
     """The chain of a source with the parameters and the context it was made from."""
     chain = TracedChain(source)
     return Cut(chain, chain.split(params), chain.context_for(x, context))
+
+
+def cut_model(
+    fn: Callable,
+    params: Params,
+    x: Activations,
+    context: Context,
+    asked: dict[Path, str],
+    kind: str,
+    *,
+    carry: bool,
+    to_params: Callable,
+    has_aux: bool = True,
+) -> Cut:
+    """The chain of a model whose submodules `asked` mark what goes through them."""
+    source = Source(
+        fn=fn,
+        params=params,
+        x=x,
+        context=context,
+        carry=carry,
+        has_aux=has_aux,
+        to_params=to_params,
+        first=next(iter(asked.values()), "model"),
+    )
+    if kind == END:
+        check_called(asked, source.program.marks)
+    return cut_of(source, params, x, context)

@@ -38,6 +38,7 @@ class Program:
     slots: tuple[_layout.Slot, ...]
     pieces: tuple[_graph.Piece, ...]
     hoist: core.ClosedJaxpr
+    marks: tuple[str, ...]
 
     @cached_property
     def trees(self) -> tuple[dict[str, Any], ...]:
@@ -117,7 +118,8 @@ class Source:
         graph = _graph.Graph(flat, len(split_params), len(inputs))
         pieces, hoist = _graph.cut(graph, _graph.boundaries_of(graph, self.first), self.carry)
         slots = tuple(_layout.slots_of(self.paths, parts))
-        return Program(params, inputs, context, jax.tree.structure(output), slots, tuple(pieces), hoist)
+        marks = tuple(boundary.name for boundary in graph.boundaries)
+        return Program(params, inputs, context, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
 
     def _flat(self, params: Shapes, inputs: Shapes, context: Shapes) -> Any:
         trees = [tree.unflatten(leaves) for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)]
