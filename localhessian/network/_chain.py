@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from localhessian._types import Activations, Context, Params
+from localhessian.network._describe import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,20 @@ class Chain:
         for block in self.blocks:
             activations.append(block(params.get(block.name, ()), activations[-1], context))
         return tuple(activations)
+
+
+    def describe(self, params: dict[str, Params], x: Activations, context: Context = None) -> str:
+        """A table of the blocks: shapes going in and out, number of parameters, who takes context.
+
+        Args:
+            params: The parameters of each block by its name; only shapes are used.
+            x: The inputs; only shapes are used.
+            context: Handed to every block that takes one.
+
+        Returns:
+            Text for `print`. Nothing is computed.
+        """
+        return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
 
 
 class UnknownBlock(KeyError):

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
+from typing import NamedTuple
 
 from localhessian._types import Activations, Context, Params
 from localhessian.network._chain import Block, Chain, _takes_context
+from localhessian.network._describe import table
 from localhessian.network._mark import END
 from localhessian.network._source import Source
 from localhessian.network._submodules import Path, check_called
@@ -48,6 +48,12 @@ class TracedChain(Chain):
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B), as `Chain.forward`; what blocks need of x is computed from this x."""
         return super().forward(params, x, self.context_for(x, context))
+
+    def describe(self, params: dict[str, Params] | None = None, x: Activations = None, context: Context = None) -> str:
+        """A table of the blocks, as `Chain.describe`; without arguments for the shapes the model was cut for."""
+        if params is None:
+            params, x, context = self.source.example()
+        return table(self, params, x, context, self.source.uses())
 
     def split(self, model_params: Params) -> dict[str, Params]:
         """The parameters of each block, out of those of the model; a tied array goes to every block that uses it."""
@@ -125,7 +131,7 @@ def chain_from_function(
     )
     if not source.has_boundaries():
         raise ValueError(
-            "`fn` holds no marks, so there is nothing to cut at: write `h = lh.mark(h, \"name\")` where a block ends."
+            '`fn` holds no marks, so there is nothing to cut at: write `h = lh.mark(h, "name")` where a block ends.'
         )
     return cut_of(source, params, x, context)
 

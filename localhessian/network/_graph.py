@@ -13,7 +13,7 @@ from typing import Any
 from jax.extend import core
 
 from localhessian.network import _mark
-from localhessian.network._jaxpr import CutError, tag_of, where
+from localhessian.network._jaxpr import CutError, assemble, tag_of, where
 
 _PARAMS, _INPUT = 1, 2
 _ACTIVATION = _PARAMS | _INPUT
@@ -132,9 +132,7 @@ class Graph:
         equations = [self.equations[i] for i in sorted(found.equations)]
         constants = dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
         used = [v for v in constants if v in found.leaves]
-        effects = frozenset().union(*(eqn.effects for eqn in equations))
-        jaxpr = core.Jaxpr(used, list(inputs), list(outputs), equations, effects)
-        return core.ClosedJaxpr(jaxpr, [constants[v] for v in used])
+        return assemble(used, [constants[v] for v in used], inputs, outputs, equations)
 
 
 @dataclass

@@ -24,7 +24,9 @@ class CutError(ValueError):
 class Stack:
     """A parameter that a scan may take apart, one slice for each layer: handed on whole until somebody looks."""
 
-    def __init__(self, whole: jax.Array | None = None, parts: Sequence[jax.Array] = (), seen: set | None = None) -> None:
+    def __init__(
+        self, whole: jax.Array | None = None, parts: Sequence[jax.Array] = (), seen: set | None = None
+    ) -> None:
         """Either `whole`, whose use by a scan is noted in `seen`, or its `parts` along the leading axis."""
         self.whole, self.parts, self.seen = whole, parts, seen
 
@@ -67,8 +69,22 @@ def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """Run one equation as it is, with its own source line."""
     held = [(atom, value) for atom, value in zip(eqn.invars, values, strict=True) if isinstance(atom, core.Var)]
     unique = dict(held)
-    one = core.Jaxpr((), list(unique), eqn.outvars, [eqn], eqn.effects)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))(*unique.values())
+    one = assemble((), (), list(unique), eqn.outvars, [eqn])
+    return core.jaxpr_as_fun(one)(*unique.values())
+
+
+def assemble(
+    constvars: Sequence[Any],
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    equations: Sequence[core.JaxprEqn],
+) -> core.ClosedJaxpr:
+    """A program of some equations of another."""
+    effects = frozenset().union(*(eqn.effects for eqn in equations))
+    names = core.DebugInfo("localhessian", "block", ("",) * len(inputs), ("",) * len(outputs))
+    jaxpr = core.Jaxpr(list(constvars), list(inputs), list(outputs), list(equations), effects, names)
+    return core.ClosedJaxpr(jaxpr, list(consts))
 
 
 def sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[tuple[core.Jaxpr, Sequence[Any]]]:
@@ -205,7 +221,10 @@ def _derivative(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 
     def vjp(primals: list[Any], cotangents: list[Any]) -> Any:
         outputs, pull = jax.vjp(lambda args: run(*args), primals)
-        zeros = [c if jnp.issubdtype(o.dtype, jnp.floating) else _no_tangent(o) for o, c in zip(outputs, cotangents)]
+        zeros = [
+            c if jnp.issubdtype(o.dtype, jnp.floating) else _no_tangent(o)
+            for o, c in zip(outputs, cotangents, strict=True)
+        ]
         return [g for g in pull(zeros)[0] if g.dtype != jax.dtypes.float0]
 
     return jax.make_jaxpr(vjp)(closed.in_avals, closed.out_avals)

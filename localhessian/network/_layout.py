@@ -45,11 +45,17 @@ def slots_of(params: Params, parts: dict[int, int]) -> list[Slot]:
 
 
 def nested(slots: Sequence[Slot]) -> dict[str, Any]:
-    """The slots of one block as a nested dict, keyed by their paths without the part that all of them share."""
+    """The slots of one block as a nested dict, keyed by their paths without the part that all of them share.
+
+    Where that leaves positions in a list they count from the block's first, so that equal blocks have equal keys.
+    """
     paths = [_numbered(slot, slots) for slot in slots]
     shared = 0
     while paths and all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
         shared += 1
+    if paths and all(path[shared].isdecimal() for path in paths):
+        first = min(int(path[shared]) for path in paths)
+        paths = [(*path[:shared], str(int(path[shared]) - first), *path[shared + 1 :]) for path in paths]
     tree: dict[str, Any] = {}
     for slot, path in zip(slots, paths, strict=True):
         inner = tree

@@ -48,15 +48,19 @@ class Program:
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """A text for each block that those share that compute the same from parameters of the same structure."""
-        last = len(self.pieces) - 1
         return tuple(
             fingerprint(
                 piece.program,
-                # Blocks that end the chain return the user's pytree, so they never equal one that does not.
-                (jax.tree.structure(tree), self.order(b), piece.context, piece.derived, piece.n_z, b == 0, b == last),
+                (jax.tree.structure(tree), self.order(b), piece.context, piece.derived, piece.n_z, self.returns(b)),
             )
             for b, (piece, tree) in enumerate(zip(self.pieces, self.trees, strict=True))
         )
+
+    def returns(self, b: int) -> Any:
+        """The structure of z_b: of the last block the user's, else one array or a flat tuple."""
+        n = len(self.pieces[b].program.out_avals)
+        inner = jax.tree.structure(0 if n == 1 else (0,) * n)
+        return self.output if b == len(self.pieces) - 1 else inner
 
     def order(self, b: int) -> tuple[int, ...]:
         """Where each parameter of block b, in the order its program takes them, lies among its leaves."""
@@ -112,7 +116,9 @@ class Source:
         split_params = [s for i, p in enumerate(params) for s in _split_shape(p, parts.get(i))]
 
         def opened(params: Sequence[Any], inputs: Sequence[Any], context: Sequence[Any]) -> list[Any]:
-            return evaluate(closed.jaxpr, closed.consts, [*_stacks(params, len(self.template[0]), parts), *inputs, *context])
+            return evaluate(
+                closed.jaxpr, closed.consts, [*_stacks(params, len(self.template[0]), parts), *inputs, *context]
+            )
 
         flat = jax.make_jaxpr(opened)(split_params, inputs, context)
         graph = _graph.Graph(flat, len(split_params), len(inputs))
@@ -122,7 +128,9 @@ class Source:
         return Program(params, inputs, context, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
 
     def _flat(self, params: Shapes, inputs: Shapes, context: Shapes) -> Any:
-        trees = [tree.unflatten(leaves) for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)]
+        trees = [
+            tree.unflatten(leaves) for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)
+        ]
         result = self.fn(*trees)
         return result[0] if self.has_aux else result
 
@@ -168,11 +176,11 @@ class Source:
             *(leaves[i] for i in piece.context),
             *(derived[i] for i in piece.derived),
         )
-        if b == len(program.pieces) - 1:
-            return program.output.unflatten(results)
-        return results[0] if len(results) == 1 else tuple(results)
+        return program.returns(b).unflatten(results)
 
-    def _program_of(self, members: tuple[int, ...], params: Shapes, z: Shapes, context: Shapes, derived: Shapes) -> Program:
+    def _program_of(
+        self, members: tuple[int, ...], params: Shapes, z: Shapes, context: Shapes, derived: Shapes
+    ) -> Program:
         """The program whose block takes these shapes: one that is there, or a new one for this number of samples."""
         b = members[0]
         piece = self.program.pieces[b]
@@ -185,7 +193,12 @@ class Source:
         def fits(program: Program) -> bool:
             takes = program.takes(b)
             right = not program.pieces[b].derived or _key(takes[2]) == _key(derived)
-            return right and _key(takes[0]) == _key(params) and _key(takes[1]) == _key(z) and _key(program.context) == _key(context)
+            return (
+                right
+                and _key(takes[0]) == _key(params)
+                and _key(takes[1]) == _key(z)
+                and _key(program.context) == _key(context)
+            )
 
         for program in reversed(self._programs.values()):
             if fits(program):
@@ -213,6 +226,21 @@ class Source:
             inputs = _resized(_cast(self.template[1], old_z, z), old_z, z)
         return self.program_for(_cast(self.template[0], old_params + old_z, params + z), inputs, context)
 
+    # ---- showing
+
+    def example(self) -> tuple[dict[str, Params], Activations, Context]:
+        """The shapes of the parameters of the blocks, of x and of the context that the model was cut for."""
+        trees = [tree.unflatten(leaves) for tree, leaves in zip(self.structures, self.template, strict=True)]
+        return jax.eval_shape(self.split, trees[0]), trees[1], trees[2]
+
+    def uses(self) -> dict[str, str]:
+        """In words, for each block that takes some: how many arrays of the context, and of what x gives."""
+        words = {}
+        for piece in self.program.pieces:
+            kinds = [(len(piece.context), "given"), (len(piece.derived), "of x")]
+            words[piece.name] = ", ".join(f"{n} {kind}" for n, kind in kinds if n)
+        return words
+
     # ---- parameters
 
     def split(self, model_params: Params) -> dict[str, Params]:
@@ -238,7 +266,9 @@ class Source:
     def _leaves(self, i: int, tree: Any, name: str) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)
         _same_structure(structure, self.structures[i], f"`{name}`")
-        return [leaf if hasattr(leaf, "dtype") and isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
+        return [
+            leaf if hasattr(leaf, "dtype") and isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves
+        ]
 
 
 class Apply:
@@ -286,9 +316,7 @@ def _cast(template: Shapes, old: Sequence[Any], new: Sequence[Any]) -> Shapes:
 def _resized(template: Shapes, old: Shapes, new: Shapes) -> Shapes:
     """The template with as many samples as `new` has, where it had as many as `old`."""
     n_old, n_new = old[0].shape[:1], new[0].shape[:1]
-    return tuple(
-        jax.ShapeDtypeStruct(n_new + s.shape[1:], s.dtype) if s.shape[:1] == n_old else s for s in template
-    )
+    return tuple(jax.ShapeDtypeStruct(n_new + s.shape[1:], s.dtype) if s.shape[:1] == n_old else s for s in template)
 
 
 def _scanned(closed: core.ClosedJaxpr, params: Shapes) -> dict[int, int]:

@@ -105,7 +105,12 @@ def marking_class(cls: type, name: str, kind: str) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         return call_marked(lambda *a, **k: cls.__call__(self, *a, **k), name, kind, args, kwargs)
 
-    body = {"__call__": __call__, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    body = {
+        "__call__": __call__,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
     return type(cls)(cls.__name__, (cls,), body)
 
 
