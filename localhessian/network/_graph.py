@@ -105,7 +105,7 @@ class Graph:
             if variable in found.seen:
                 continue
             found.seen.add(variable)
-            hoisted = stop_derived and self.depends.get(variable, 0) == _INPUT
+            hoisted = stop_derived and self.depends.get(variable, 0) == _INPUT and not self._reshaped(variable)
             if variable in stop:
                 found.reached.add(variable)
             elif hoisted:
@@ -117,6 +117,14 @@ class Graph:
             else:
                 found.leaves.add(variable)
         return found
+
+    def _reshaped(self, variable: Any) -> bool:
+        """Whether a value takes one other of x that is no larger: then equal layers share that one (their mask)."""
+        if variable not in self.made_by:
+            return False
+        used = _variables(self.equations[self.made_by[variable]].invars)
+        sources = {v for v in used if self.depends.get(v, 0) & _INPUT}
+        return len(sources) == 1 and sources.pop().aval.size <= variable.aval.size
 
     def cuts(self, boundary: Boundary) -> bool:
         """Whether every activation that the outputs need passes through the boundary."""
