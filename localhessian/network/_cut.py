@@ -163,7 +163,7 @@ def cut_model(
         carry=carry,
         has_aux=has_aux,
         to_params=to_params,
-        first=next(iter(asked.values()), "model"),
+        first=next(iter(asked.values())) if len(asked) == 1 else "model",
     )
     if kind == END:
         check_called(asked, source.program.marks)

@@ -57,7 +57,7 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> l
             if not isinstance(eqn.invars[0], core.Literal):
                 # Later uses read the marked value back, so that a skip around the mark does not jump over it.
                 env[eqn.invars[0]] = jnp.transpose(results[0], np.argsort(aligned))
-        elif _has_marks(eqn):
+        elif _must_open(eqn, values):
             results = _open(eqn, values)
         else:
             results = bind(eqn, [_value(value) for value in values])
@@ -106,12 +106,24 @@ def _value(value: Any) -> Any:
     return value.value() if isinstance(value, Stack) else value
 
 
-def _is_mark(eqn: core.JaxprEqn) -> bool:
-    return eqn.primitive is primitives.name_p and eqn.params["name"].startswith(_mark.PREFIX)
+def _must_open(eqn: core.JaxprEqn, values: Sequence[Any]) -> bool:
+    """Whether an equation holds marks to cut at; proposed ones do not take apart what is no list of layers."""
+    if _mark.END in (kinds := set(_mark_kinds(eqn))):
+        return True
+    if eqn.primitive is primitives.scan_p:
+        return bool(kinds) and any(isinstance(value, Stack) for value in values[_first_scanned(eqn) :])
+    return bool(kinds) and eqn.primitive in _CALLS
 
 
-def _has_marks(eqn: core.JaxprEqn) -> bool:
-    return any(_is_mark(inner) or _has_marks(inner) for jaxpr, _ in sub_jaxprs(eqn) for inner in jaxpr.eqns)
+def _mark_kinds(eqn: core.JaxprEqn) -> Iterator[str]:
+    for jaxpr, _ in sub_jaxprs(eqn):
+        for inner in jaxpr.eqns:
+            tag = tag_of(inner)
+            yield from (tag.kind,) if tag else _mark_kinds(inner)
+
+
+def _first_scanned(eqn: core.JaxprEqn) -> int:
+    return eqn.params["num_consts"] + eqn.params["num_carry"]
 
 
 def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
@@ -193,7 +205,7 @@ def fingerprint(closed: core.ClosedJaxpr, labels: Any) -> str:
 
 def _text(closed: core.ClosedJaxpr) -> str:
     digests = [_digest(const) for const in _all_consts(closed.jaxpr, closed.consts)]
-    return re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr)) + " ".join(digests)
+    return re.sub(rf" at 0x[0-9a-f]+|name={_mark.PREFIX}[^\]]*", "", str(closed.jaxpr)) + " ".join(digests)
 
 
 def _all_consts(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> Iterator[Any]:
