@@ -88,12 +88,14 @@ def _block_output(block, params, z, context, n: int, given: bool) -> Any:
 
 
 def _check_forward_mode(block, params, z, context) -> None:
-    def jvp(params, z, context):
+    def batched_jvp(params, z, context):
         inputs, rebuild = floating((params, z))
-        return jax.jvp(lambda leaves: floating(block(*rebuild(leaves), context))[0], (inputs,), (inputs,))[1]
+        # A custom_vjp shows only when its linearization is transformed again.
+        jvp = jax.linearize(lambda leaves: floating(block(*rebuild(leaves), context))[0], inputs)[1]
+        return jax.vmap(jvp)([leaf[None] for leaf in inputs])
 
     try:
-        jax.eval_shape(jvp, params, z, context)
+        jax.eval_shape(batched_jvp, params, z, context)
     except TypeError as error:
         raise ValueError(
             f"block `{block.name}` has no forward derivative (`jax.custom_vjp` allows none), which curvature needs: "

@@ -1,0 +1,201 @@
+"""The identities of the theory, on every kind of block and on vanishing signals."""
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import localhessian as lh
+
+TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 1e-5
+
+
+def relative(ours, truth):
+    ours, truth = (np.asarray(ravel_pytree(tree)[0], np.float64) for tree in (ours, truth))
+    return np.linalg.norm(ours - truth) / np.linalg.norm(truth)
+
+
+def objective(case):
+    return lambda params: case.loss(case.chain.forward(params, case.x, case.context)[-1], case.y).mean()
+
+
+@pytest.mark.parametrize("make", networks.SMALL + networks.VANISHING)
+def test_back_matching_gradients_are_those_of_back_propagation(make):
+    case = make()
+    truth = jax.jit(jax.grad(objective(case)))(case.params)
+    matching = lh.back_match(*case)
+    for name, params in case.params.items():
+        z = matching.activations[case.chain.index(name)]
+        literal = jax.jit(jax.grad(lh.back_matching_loss(matching, name)))(params, z)
+        assert relative(literal, truth[name]) < TOLERANCE
+        assert relative(matching.gradients[name], truth[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", networks.SMALL)
+def test_displacements_are_the_steps_of_the_theory(make):
+    """delta_{b-1} = -n dl_b/dz_{b-1}, by differentiating the literal back-matching loss."""
+    case = make()
+    matching = lh.back_match(*case)
+    for b, name in enumerate(case.chain.names[1:], start=1):
+        params, z = matching.params[name], matching.activations[b]
+        step = jax.grad(lh.back_matching_loss(matching, name), argnums=1)(params, z)
+        assert relative(matching.displacements[b], jax.tree.map(lambda leaf: -len(case.x) * leaf, step)) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", networks.SMALL)
+def test_losses_are_the_values_of_the_back_matching_losses(make):
+    case = make()
+    matching = lh.back_match(*case)
+    for b, name in enumerate(case.chain.names):
+        literal = lh.back_matching_loss(matching, name)(matching.params[name], matching.activations[b])
+        assert relative(matching.losses[name], literal) < TOLERANCE
+    assert relative(matching.losses[case.chain.names[-1]], objective(case)(case.params)) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", networks.SMALL)
+@pytest.mark.parametrize("wrt", ["params", "input"])
+def test_parts_against_dense_second_derivatives_of_the_literal_loss(make, wrt):
+    """full = the Hessian of l_b by jax.hessian = Gauss-Newton + residual, with Gauss-Newton = R^T R."""
+    case = make()
+    matching = lh.back_match(*case)
+    for b, name in enumerate(case.chain.names):
+        variable = matching.params[name] if wrt == "params" else matching.activations[b]
+        if not jax.tree.leaves(variable) or not jnp.issubdtype(jax.tree.leaves(variable)[0].dtype, jnp.floating):
+            continue
+        truth = literal_hessian(matching, name, b, wrt)
+        full, gauss_newton, residual = (
+            lh.local_hessian(matching, name, wrt, part) for part in ("full", "gauss_newton", "residual")
+        )
+        factor = gauss_newton.factor.to_dense()
+        assert relative(full.to_dense(), truth) < 10 * TOLERANCE  # jax.hessian rounds as much as we do
+        assert relative(gauss_newton.to_dense() + residual.to_dense(), truth) < 10 * TOLERANCE
+        assert relative(factor.T @ factor, gauss_newton.to_dense()) < TOLERANCE
+        assert relative(independent_gauss_newton(matching, name, b, wrt), factor.T @ factor) < 10 * TOLERANCE
+
+
+def literal_hessian(matching, name, b, wrt):
+    loss, params, z = lh.back_matching_loss(matching, name), matching.params[name], matching.activations[b]
+    vector, unravel = ravel_pytree(params if wrt == "params" else z)
+    if wrt == "params":
+        return jax.jit(jax.hessian(lambda v: loss(unravel(v), z)))(vector)
+    return matching.samples * jax.jit(jax.hessian(lambda v: loss(params, unravel(v))))(vector)
+
+
+def independent_gauss_newton(matching, name, b, wrt):
+    """scale J^T S J from dense Jacobians; S from jax.hessian of the loss."""
+    block, params, z = matching.chain.blocks[b], matching.params[name], matching.activations[b]
+    vector, unravel = ravel_pytree(params if wrt == "params" else z)
+
+    def outputs(v):
+        arguments = (unravel(v), z) if wrt == "params" else (params, unravel(v))
+        return ravel_pytree(block(*arguments, matching.context))[0]
+
+    jacobian = jax.jit(jax.jacobian(outputs))(vector)
+    middle = jnp.eye(len(jacobian))
+    if b == len(matching.chain) - 1:
+        last, unravel_last = ravel_pytree(matching.activations[-1])
+        middle = jax.hessian(lambda v: matching.loss(unravel_last(v), matching.y).sum())(last)
+    scale = 1 / matching.samples if wrt == "params" else 1
+    return scale * jacobian.T @ middle @ jacobian
+
+
+def test_affine_block_has_the_eigenvalues_of_C_each_d_out_times():
+    case = networks.mlp(networks.linear, (4, 6, 3))
+    matching = lh.back_match(*case)
+    a = np.concatenate([np.asarray(case.x, np.float64), np.ones((len(case.x), 1))], axis=1)
+    truth = np.repeat(np.linalg.eigvalsh(a.T @ a / len(a)), 6)
+    ours = lh.spectrum(lh.local_hessian(matching, "layer0")).eigenvalues
+    np.testing.assert_allclose(ours, truth, atol=TOLERANCE * truth[-1])
+
+
+def test_orthogonal_linear_block_has_the_identity_as_H_z():
+    case = networks.mlp(networks.linear, (5, 5, 3))
+    case.params["layer0"]["kernel"] = jnp.linalg.qr(case.params["layer0"]["kernel"])[0]
+    H = lh.local_hessian(lh.back_match(*case), "layer0", "input", samples=2)
+    np.testing.assert_allclose(H.to_dense(), np.eye(5), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("make", networks.SMALL)
+def test_per_sample_H_z_are_the_diagonal_blocks_of_the_batch(make):
+    case = make()
+    matching = lh.back_match(*case)
+    for b, name in enumerate(case.chain.names):
+        z = matching.activations[b]
+        if not jnp.issubdtype(z.dtype, jnp.floating) or bool(matching.coupled[name]):
+            continue
+        n, d = len(z), z[0].size
+        for part in ("gauss_newton", "full"):
+            whole = lh.local_hessian(matching, name, "input", part).to_dense().reshape(n, d, n, d)
+            blocks = lh.local_hessian(matching, name, "input", part, samples=range(n)).to_dense()
+            one = lh.local_hessian(matching, name, "input", part, samples=n - 1).to_dense()
+            truth = jnp.stack([whole[i, :, i] for i in range(n)])
+            assert relative(blocks, truth) < TOLERANCE
+            assert relative(one, truth[-1]) < TOLERANCE
+            off_diagonal = whole.at[jnp.arange(n), :, jnp.arange(n)].set(0)
+            assert float(jnp.abs(off_diagonal).max()) == 0
+
+
+def test_batch_norm_couples_and_equals_the_dense_coupled_matrix():
+    """The Jacobian of batch normalization by its closed form, coupled over the batch."""
+    case = networks.normalized()
+    matching = lh.back_match(*case)
+    assert {name: bool(c) for name, c in matching.coupled.items()} == {"dense": False, "norm": True, "head": False}
+    z = np.asarray(matching.activations[1], np.float64)
+    n, d = z.shape
+    centered, gamma = z - z.mean(0), np.asarray(case.params["norm"]["gamma"])
+    deviation = np.sqrt((centered**2).mean(0) + 1e-5)
+    unit = centered / deviation
+    jacobian = np.zeros((n, d, n, d))
+    for c in range(d):
+        inner = np.eye(n) - 1 / n - np.outer(unit[:, c], unit[:, c]) / n
+        jacobian[:, c, :, c] = gamma[c] / deviation[c] * inner
+    jacobian = jacobian.reshape(n * d, n * d)
+    ours = lh.local_hessian(matching, "norm", "input").to_dense()
+    assert relative(ours, jacobian.T @ jacobian) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", networks.SMALL + networks.VANISHING)
+def test_check_identities_passes_on_every_kind_of_network(make):
+    check = lh.check_identities(*make())
+    assert not check.failures
+    assert {block for block, _ in check.errors} == set(make().chain.names)
+
+
+def test_check_identities_names_the_block_with_a_wrong_derivative():
+    @jax.custom_jvp
+    def wrong(z):
+        return z**2
+
+    wrong.defjvp(lambda primals, tangents: (primals[0] ** 2, jnp.cumsum(primals[0], axis=1) * tangents[0]))
+    case = networks.mlp()
+    middle = lh.Block("wrong", lambda params, z: wrong(z))
+    chain = lh.Chain([case.chain.blocks[0], middle, *case.chain.blocks[1:]])
+    with pytest.raises(lh.IdentityError, match="identities fail on block `wrong`"):
+        lh.check_identities(*case._replace(chain=chain))
+    check = lh.check_identities(*case._replace(chain=chain), throw=False)
+    assert {block for block, _ in check.failures} == {"wrong"}
+    assert "FAIL" in str(check)
+
+
+def test_local_hessians_are_not_diagonal_blocks_of_the_loss_hessian():
+    """The diagonal block of the loss's Gauss-Newton matrix carries S' back from the loss: (1/n) J_W^T S' J_W."""
+    case = networks.mlp()
+    matching = lh.back_match(*case)
+    name, head = "layer1", case.params["head"]
+    weights, unravel = ravel_pytree(case.params[name])
+
+    def logits(w):
+        return networks.linear(head, networks.tanh_dense(unravel(w), matching.activations[1]))
+
+    outer = jax.jacobian(logits)(weights).reshape(-1, len(weights))
+    last, unravel_last = ravel_pytree(matching.activations[-1])
+    S = jax.hessian(lambda v: case.loss(unravel_last(v), case.y).sum())(last)
+    diagonal_block = outer.T @ S @ outer / len(case.x)
+    local = lh.local_hessian(matching, name).to_dense()
+    assert relative(local, diagonal_block) > 0.5
+    # With S' inserted the local factor gives the diagonal block.
+    inner = lh.local_hessian(matching, name).factor.to_dense()
+    kernel = np.kron(np.eye(len(case.x)), np.asarray(head["kernel"]).T)
+    assert relative(inner.T @ (kernel.T @ S @ kernel) @ inner, diagonal_block) < 10 * TOLERANCE

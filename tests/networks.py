@@ -1,0 +1,189 @@
+"""Small networks of every kind of block, as chains with parameters and data, for the tests."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import localhessian as lh
+
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+class Case(NamedTuple):
+    """Everything that `lh.back_match` takes."""
+
+    chain: lh.Chain
+    params: dict
+    x: jax.Array
+    y: jax.Array
+    loss: object
+    context: object = None
+
+
+def squared_error(z, y):
+    return 0.5 * jnp.sum((z - y) ** 2, axis=-1)
+
+
+def linear(params, z):
+    return z @ params["kernel"] + params["bias"][None]
+
+
+def tanh_dense(params, z):
+    return jnp.tanh(linear(params, z))
+
+
+def sigmoid_dense(params, z):
+    return jax.nn.sigmoid(linear(params, z))
+
+
+def relu_dense(params, z):
+    return jax.nn.relu(linear(params, z))
+
+
+def skip_dense(params, z):
+    return z + 0.3 * jnp.tanh(linear(params, z))
+
+
+def softmax_dense(params, z):
+    return jax.nn.softmax(linear(params, z), axis=-1)
+
+
+def conv(params, z):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    out = jax.lax.conv_general_dilated(z, params["kernel"], (1, 1), "SAME", dimension_numbers=dimensions)
+    return jnp.tanh(out + params["bias"][None, None, None])
+
+
+def batch_norm(params, z):
+    axes = tuple(range(z.ndim - 1))
+    mean = jnp.mean(z, axis=axes, keepdims=True)
+    variance = jnp.mean((z - mean) ** 2, axis=axes, keepdims=True)
+    ones = (None,) * (z.ndim - 1)
+    return (z - mean) / jnp.sqrt(variance + 1e-5) * params["gamma"][ones] + params["beta"][ones]
+
+
+def attention(params, z):
+    queries, keys, values = (z @ params[name] for name in ("query", "key", "value"))
+    scores = jnp.einsum("nqd,nkd->nqk", queries, keys) / math.sqrt(z.shape[-1])
+    return z + jax.nn.softmax(scores, axis=-1) @ values
+
+
+def flatten(params, z):
+    del params
+    return z.reshape(z.shape[0], -1)
+
+
+def embed(params, tokens):
+    return params["table"][tokens]
+
+
+def masked(params, z, context):
+    return jnp.tanh(linear(params, z)) * context["mask"][None]
+
+
+def dense_params(key, fan_in, fan_out, gain=1.0):
+    kernel, bias = jax.random.split(key)
+    return {
+        "kernel": gain / math.sqrt(fan_in) * jax.random.normal(kernel, (fan_in, fan_out)),
+        "bias": 0.1 * jax.random.normal(bias, (fan_out,)),
+    }
+
+
+def conv_params(key, fan_in, fan_out):
+    kernel, bias = jax.random.split(key)
+    return {
+        "kernel": 0.3 * jax.random.normal(kernel, (3, 3, fan_in, fan_out)),
+        "bias": 0.1 * jax.random.normal(bias, (fan_out,)),
+    }
+
+
+def mlp(apply=tanh_dense, widths=(4, 6, 5, 3), n=7, gain=1.0, last_gain=1.0, loss=cross_entropy):
+    *hidden, last, data = jax.random.split(jax.random.key(1), len(widths))
+    blocks = [lh.Block(f"layer{i}", apply) for i in range(len(hidden))] + [lh.Block("head", linear)]
+    params = {
+        f"layer{i}": dense_params(key, *sizes, gain)
+        for i, (key, sizes) in enumerate(zip(hidden, zip(widths, widths[1:], strict=False), strict=False))
+    }
+    params["head"] = dense_params(last, *widths[-2:], last_gain)
+    x = jax.random.normal(data, (n, widths[0]))
+    y = jnp.arange(n) % widths[-1]
+    return Case(lh.Chain(blocks), params, x, y if loss is cross_entropy else jax.nn.one_hot(y, widths[-1]), loss)
+
+
+def regression():
+    return mlp(loss=squared_error)
+
+
+def skip():
+    return mlp(skip_dense, (5, 5, 5, 3))
+
+
+def softmax():
+    return mlp(softmax_dense)
+
+
+def vanishing_sigmoid():
+    return mlp(sigmoid_dense, (8,) * 20 + (5,), n=13)
+
+
+def vanishing_relu():
+    return mlp(relu_dense, (16,) * 50 + (5,), n=13)
+
+
+def tiny_logits():
+    return mlp(relu_dense, (8, 8, 8, 5), last_gain=1e-4)
+
+
+def normalized():
+    keys = jax.random.split(jax.random.key(2), 4)
+    blocks = [lh.Block("dense", linear), lh.Block("norm", batch_norm), lh.Block("head", linear)]
+    norm = {"gamma": jnp.array([1.0, 0.5, 2.0, 1.5, 0.7]), "beta": jnp.full(5, 0.1)}
+    params = {"dense": dense_params(keys[0], 4, 5), "norm": norm, "head": dense_params(keys[1], 5, 3)}
+    return Case(lh.Chain(blocks), params, jax.random.normal(keys[2], (6, 4)), jnp.arange(6) % 3, cross_entropy)
+
+
+def convolutional():
+    keys = jax.random.split(jax.random.key(3), 5)
+    names = (("conv", conv), ("norm", batch_norm), ("conv2", conv), ("flatten", flatten), ("head", linear))
+    blocks = [lh.Block(name, apply) for name, apply in names]
+    params = {
+        "conv": conv_params(keys[0], 1, 2),
+        "norm": {"gamma": jnp.array([1.0, 0.5]), "beta": jnp.array([0.0, 0.2])},
+        "conv2": conv_params(keys[1], 2, 2),
+        "head": dense_params(keys[2], 32, 3),
+    }
+    return Case(lh.Chain(blocks), params, jax.random.normal(keys[3], (4, 4, 4, 1)), jnp.arange(4) % 3, cross_entropy)
+
+
+def transformer():
+    keys = jax.random.split(jax.random.key(4), 6)
+    blocks = [lh.Block("embed", embed), lh.Block("attention", attention), lh.Block("head", linear_tokens)]
+    names = ("query", "key", "value")
+    params = {
+        "embed": {"table": jax.random.normal(keys[0], (7, 4))},
+        "attention": {name: 0.5 * jax.random.normal(k, (4, 4)) for name, k in zip(names, keys[1:4], strict=True)},
+        "head": {"kernel": jax.random.normal(keys[4], (4, 7))},
+    }
+    tokens = jax.random.randint(keys[5], (5, 3), 0, 7)
+    return Case(lh.Chain(blocks), params, tokens, tokens, token_cross_entropy)
+
+
+def linear_tokens(params, z):
+    return z @ params["kernel"]
+
+
+def token_cross_entropy(logits, tokens):
+    return cross_entropy(logits, tokens).mean(axis=1)
+
+
+def with_context():
+    case = mlp(widths=(4, 5, 3))
+    chain = lh.Chain([lh.Block("layer0", masked), lh.Block("head", linear)])
+    return case._replace(chain=chain, context={"mask": jnp.array([1.0, 0.0, 1.0, 1.0, 0.0])})
+
+
+SMALL = (mlp, regression, skip, softmax, tiny_logits, normalized, convolutional, transformer, with_context)
+VANISHING = (vanishing_sigmoid, vanishing_relu)
