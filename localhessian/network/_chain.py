@@ -123,7 +123,6 @@ class Chain:
             activations.append(block(params.get(block.name, ()), activations[-1], context))
         return tuple(activations)
 
-
     def describe(self, params: dict[str, Params], x: Activations, context: Context = None) -> str:
         """A table of the blocks: shapes going in and out, number of parameters, who takes context.
 

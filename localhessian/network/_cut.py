@@ -7,9 +7,8 @@ from typing import NamedTuple
 from localhessian._types import Activations, Context, Params
 from localhessian.network._chain import Block, Chain, _takes_context
 from localhessian.network._describe import table
-from localhessian.network._mark import END
 from localhessian.network._source import Source
-from localhessian.network._submodules import Path, check_called
+from localhessian.network._submodules import Path, Wish, check_called
 
 
 class Cut(NamedTuple):
@@ -147,8 +146,7 @@ def cut_model(
     params: Params,
     x: Activations,
     context: Context,
-    asked: dict[Path, str],
-    kind: str,
+    asked: dict[Path, Wish],
     *,
     carry: bool,
     to_params: Callable,
@@ -163,8 +161,7 @@ def cut_model(
         carry=carry,
         has_aux=has_aux,
         to_params=to_params,
-        first=next(iter(asked.values())) if len(asked) == 1 else "model",
+        first=next(iter(asked.values())).name if len(asked) == 1 else "model",
     )
-    if kind == END:
-        check_called(asked, source.program.marks)
+    check_called(asked, source.program.marks)
     return cut_of(source, params, x, context)

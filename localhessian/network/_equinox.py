@@ -30,7 +30,7 @@ def chain_from_equinox(
         x: Inputs with the samples on the leading axis.
         at: After which submodules a block ends: a path like `"layers.0"`, with `*` for any one word or part of it and
             `**` for any words, a list of these, or `f(path, module) -> bool`. Default: each of the outermost layers
-            begins a block (lists and `eqx.nn.Sequential` count as their items), where that cuts the model.
+            is a block where that cuts the model (lists and `eqx.nn.Sequential` count as their items).
         call: `call(model, x)`, or `call(model, x, context)` if a context is given, says how to run it on a batch.
             Default: `jax.vmap(model)(x)`.
         context: Keys for dropout, an `eqx.nn.State`: what `call` takes besides.
@@ -59,22 +59,23 @@ def chain_from_equinox(
 
     if context is not None and call is None:
         raise ValueError("`context` is given: say by `call(model, x, context)` how the model takes it.")
-    run = call or (lambda model, x: jax.vmap(model)(x))
+    run: Callable = call or (lambda model, x: jax.vmap(model)(x))
     params, static = eqx.partition(model, eqx.is_inexact_array)
     modules = [_submodule(eqx, path, module) for path, module in _walk(eqx, model)]
-    asked, kind = choose(modules, at)
+    asked = choose(modules, at)
 
     def fn(params: Params, x: Activations, context: Context) -> Any:
         copy = eqx.combine(params, static)
         for path, module in list(_walk(eqx, copy)):
             if path in asked:
-                object.__setattr__(module, "__class__", marking_class(type(module), asked[path], kind))
+                cls: Any = type(module)
+                object.__setattr__(module, "__class__", marking_class(cls, asked[path]))
         return run(copy, x) if context is None else run(copy, x, context)
 
     def to_params(params: Any) -> Params:
         return eqx.filter(params, eqx.is_inexact_array)
 
-    return cut_model(fn, params, x, context, asked, kind, carry=carry, to_params=to_params, has_aux=has_aux)
+    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, has_aux=has_aux)
 
 
 def _submodule(eqx: Any, path: Path, module: Any) -> Submodule:

@@ -54,7 +54,9 @@ class Graph:
 
     def __post_init__(self) -> None:
         """Walk the program once."""
-        jaxpr, alias, leaves = self.closed.jaxpr, {}, []
+        jaxpr = self.closed.jaxpr
+        alias: dict[Any, Any] = {}
+        leaves: list[Any] = []
         self.params = jaxpr.invars[: self.n_params]
         self.inputs = jaxpr.invars[self.n_params :][: self.n_inputs]
         self.context = jaxpr.invars[self.n_params + self.n_inputs :]
@@ -83,7 +85,7 @@ class Graph:
 
     def _bound(self, boundary: Boundary) -> None:
         self.boundaries.append(boundary)
-        if boundary.kind == _mark.START:
+        if boundary.kind != _mark.END:
             return
         if not any(self.depends.get(v, 0) & _INPUT for v in _variables(boundary.variables)):
             raise CutError(
@@ -161,16 +163,36 @@ def boundaries_of(graph: Graph, first: str | None) -> list[Boundary]:
     if ends:
         kept = [*ends, Boundary("output", _mark.END, tuple(graph.outputs))]
     else:
-        cutting = [mark for mark in marks if graph.cuts(mark)]
-        names = [marks[0].name if marks else first or "output", *(mark.name for mark in cutting)]
-        places = [*(mark.variables for mark in cutting), tuple(graph.outputs)]
+        starts = _proposed(graph)
+        names = [marks[0].name if marks else first or "output", *(start.name for start in starts)]
+        places = [*(start.variables for start in starts), tuple(graph.outputs)]
         kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
     return _numbered(_without_empty(graph, kept))
 
 
+def _proposed(graph: Graph) -> list[Boundary]:
+    """Where blocks begin, after the first one: where the layer before has returned, else where a layer is entered."""
+    starts: list[Boundary] = []
+    returned: tuple[Any, ...] | None = None
+    for mark in graph.boundaries:
+        if mark.kind == _mark.STOP:
+            returned = mark.variables if graph.cuts(mark) else None
+            continue
+        start = mark if returned is None else Boundary(mark.name, mark.kind, returned)
+        # A layer on a branch that leads nowhere may be entered after one further down the chain.
+        after_last = not starts or graph.back(start.variables, starts[-1].variables).reached
+        if after_last and (returned is not None or graph.cuts(mark)):
+            starts.append(start)
+        returned = None
+    if returned is not None and graph.back(graph.outputs, returned).leaves & set(graph.params):
+        starts.append(Boundary("output", _mark.START, returned))
+    return starts
+
+
 def _without_empty(graph: Graph, boundaries: list[Boundary]) -> list[Boundary]:
     """Leave out the boundaries that lie where the one before (or the input) already is."""
-    kept, at = [], tuple(graph.inputs)
+    kept: list[Boundary] = []
+    at = tuple(graph.inputs)
     for boundary in boundaries:
         if boundary.variables != at or (boundary is boundaries[-1] and not kept):
             kept.append(boundary)
@@ -249,14 +271,15 @@ def _first_needed(
 def _jump(graph: Graph, boundaries: Sequence[Boundary], owner: dict[int, int], b: int, variable: Any) -> CutError:
     maker = graph.made_by[variable]
     a = owner[maker]
+    made = where(graph.equations[maker])
     users = [i for i, eqn in enumerate(graph.equations) if variable in eqn.invars and owner.get(i) == b]
     used = where(graph.equations[users[0]]) if users else "the output"
     over = boundaries[b - 1].name
     return CutError(
         f"the boundary `{over}` does not cut: a value of shape {variable.aval.str_short()}, made in block "
-        f"`{boundaries[a].name}` at {where(graph.equations[maker])} and used in block `{boundaries[b].name}` at {used}, "
-        f"jumps over it. Carry the value inside z (`z, value = lh.mark((z, value), {over!r})`, or pass `carry=True`), "
-        "or move the boundary to where nothing jumps."
+        f"`{boundaries[a].name}` at {made} and used in block `{boundaries[b].name}` at {used}, jumps over it. Carry "
+        f"the value inside z (`z, value = lh.mark((z, value), {over!r})`, or pass `carry=True`), or move the boundary "
+        "to where nothing jumps."
     )
 
 

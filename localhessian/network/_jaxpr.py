@@ -22,23 +22,37 @@ class CutError(ValueError):
 
 
 class Stack:
-    """A parameter that a scan may take apart, one slice for each layer: handed on whole until somebody looks."""
+    """A parameter held as its slices along the leading axis, for a scan over layers to take apart."""
 
-    def __init__(
-        self, whole: jax.Array | None = None, parts: Sequence[jax.Array] = (), seen: set | None = None
-    ) -> None:
-        """Either `whole`, whose use by a scan is noted in `seen`, or its `parts` along the leading axis."""
-        self.whole, self.parts, self.seen = whole, parts, seen
+    def __init__(self, parts: Sequence[jax.Array]) -> None:
+        """One array for each layer."""
+        self.parts = parts
 
     def part(self, i: int) -> jax.Array:
         """Slice i of the leading axis."""
-        if self.seen is not None:
-            self.seen.add(id(self))
-        return self.parts[i] if self.parts else jax.lax.index_in_dim(self.whole, i, keepdims=False)
+        return self.parts[i]
 
     def value(self) -> jax.Array:
         """The whole array."""
-        return jnp.stack(self.parts) if self.parts else self.whole
+        return jnp.stack(self.parts)
+
+
+class Whole(Stack):
+    """A parameter in one piece that notes whether a scan over layers takes it apart."""
+
+    def __init__(self, array: jax.Array) -> None:
+        """Not taken apart so far."""
+        super().__init__(())
+        self.array, self.taken_apart = array, False
+
+    def part(self, i: int) -> jax.Array:
+        """Slice i of the leading axis."""
+        self.taken_apart = True
+        return jax.lax.index_in_dim(self.array, i, keepdims=False)
+
+    def value(self) -> jax.Array:
+        """The whole array."""
+        return self.array
 
 
 def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -56,7 +70,7 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> l
             results = [jnp.transpose(_value(values[0]), aligned)]
             if not isinstance(eqn.invars[0], core.Literal):
                 # Later uses read the marked value back, so that a skip around the mark does not jump over it.
-                env[eqn.invars[0]] = jnp.transpose(results[0], np.argsort(aligned))
+                env[eqn.invars[0]] = jnp.transpose(results[0], np.argsort(aligned).tolist())
         elif _must_open(eqn, values):
             results = _open(eqn, values)
         else:
@@ -133,7 +147,7 @@ def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
     inner = eqn.params["jaxpr"].eqns
     if not any(e.primitive is primitives.name_p and e.params["name"] == _mark.ALIGN for e in inner):
         return None
-    axes = tuple(range(eqn.invars[0].aval.ndim))
+    axes = tuple(range(len(eqn.invars[0].aval.shape)))  # type: ignore[attr-defined]
     for step in inner:
         if "permutation" in step.params:
             axes = tuple(axes[i] for i in step.params["permutation"])

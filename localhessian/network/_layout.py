@@ -1,6 +1,6 @@
 """Two layouts of one model's parameters: the user's pytree, and one dict of readable names for every block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,16 @@ def scatter(
         like: Leaves for what no block uses; None: zeros under `sum`, an error under `owner`.
     """
     found: dict[Slot, Any] = {}
-    combine: Callable = (lambda old, new: old + new) if tied == "sum" else (lambda old, new: old)
     for name, tree in trees.items():
-        slots, treedef = jax.tree.flatten(tree)
-        for slot, array in zip(slots, treedef.flatten_up_to(blocks.get(name, {})), strict=True):
-            found[slot] = combine(found[slot], array) if slot in found else array
+        slots, structure = jax.tree.flatten(tree)
+        arrays, given = jax.tree.flatten(blocks.get(name, {}))
+        if slots or arrays:
+            same_structure(given, structure, f"the parameters of block `{name}`")
+        for slot, array in zip(slots, arrays, strict=True):
+            if slot not in found:
+                found[slot] = array
+            elif tied == "sum":
+                found[slot] = found[slot] + array
     return [_leaf(i, shape, found, tied, like) for i, shape in enumerate(shapes)]
 
 
@@ -111,3 +116,13 @@ def _leaf(i: int, shape: Any, found: dict[Slot, Any], tied: str, like: list[Any]
     for part, (_, array) in own.items():
         rest = rest.at[part].set(array)
     return rest
+
+
+def same_structure(got: Any, expected: Any, what: str) -> None:
+    """Refuse a pytree of another structure than expected."""
+    if got != expected:
+        raise ValueError(f"{what} must have the structure {_readable(expected)}, got {_readable(got)}.")
+
+
+def _readable(structure: Any) -> str:
+    return str(structure).removeprefix("PyTreeDef(").removesuffix(")")

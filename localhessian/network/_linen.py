@@ -31,7 +31,7 @@ def chain_from_linen(
         x: Inputs with the samples on the leading axis.
         at: After which submodules a block ends: a path like `"Dense_0"` or `"encoder.layers_1"`, with `*` for any one
             word or part of it and `**` for any words, a list of these, or `f(path, module) -> bool`. Default: each of
-            the outermost layers begins a block (`nn.Sequential` counts as its items), where that cuts the model.
+            the outermost layers is a block where that cuts the model (`nn.Sequential` counts as its items).
         call: `call(module, x)` says how to run the bound module. Default: `module(x)`.
         rngs: Random keys by name, `{"dropout": key}`.
         carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
@@ -72,17 +72,17 @@ def chain_from_linen(
         return apply(interceptor, params, x, context)
 
     def interceptor(call: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
-        name = asked.get(info.module.path) if info.method_name == "__call__" else None
-        return call(*args, **kwargs) if name is None else call_marked(call, name, kind, args, kwargs)
+        wish = asked.get(info.module.path) if info.method_name == "__call__" else None
+        return call(*args, **kwargs) if wish is None else call_marked(call, wish, args, kwargs)
 
     context = {"variables": rest, "rngs": dict(rngs or {})} if rest or rngs else None
     params = variables.get("params", {})
-    asked, kind = choose(_modules(nn, apply, params, x, context), at)
+    asked = choose(_modules(nn, apply, params, x, context), at)
 
     def to_params(given: Any) -> Params:
         return given["params"] if isinstance(given, Mapping) and "params" in given else given
 
-    return cut_model(fn, params, x, context, asked, kind, carry=carry, to_params=to_params)
+    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params)
 
 
 def _modules(nn: Any, apply: Callable, params: Params, x: Activations, context: Context) -> list[Submodule]:

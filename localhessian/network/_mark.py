@@ -11,14 +11,15 @@ PREFIX = "localhessian:"
 ALIGN = PREFIX + "align"
 END = "end"
 START = "start"
+STOP = "stop"
 
 
 @dataclass(frozen=True)
 class Tag:
     """What the name of one marked leaf says: leaf `leaf` of `leaves`, of the boundary `name`.
 
-    An `end` tag names the block before it and must cut; a `start` tag names the block after it and is dropped when
-    it does not cut (adapters propose more boundaries than a model has).
+    An `end` tag names the block before it and must cut. Adapters propose: a `start` tag where a layer of that name
+    begins, a `stop` tag where it returns. These are dropped where they do not cut.
     """
 
     kind: str
@@ -71,7 +72,7 @@ def mark(z: Activations, name: str) -> Activations:
 
 
 def tagged(z: Activations, name: str, kind: str) -> Activations:
-    """The identity with a tag of either kind on every leaf."""
+    """The identity with a tag on every leaf."""
     if not isinstance(name, str):
         raise TypeError(f"`name` of a mark must be a string, got {type(name).__name__}.")
     leaves, treedef = jax.tree.flatten(z)

@@ -24,7 +24,7 @@ def chain_from_nnx(
         x: Inputs with the samples on the leading axis.
         at: After which submodules a block ends: a path like `"layers.0"`, with `*` for any one word or part of it and
             `**` for any words, a list of these, or `f(path, module) -> bool`. Default: each of the outermost layers
-            begins a block (lists and `nnx.Sequential` count as their items), where that cuts the model.
+            is a block where that cuts the model (lists and `nnx.Sequential` count as their items).
         call: `call(model, x)` says how to run it. Default: `model(x)`.
         carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
 
@@ -48,16 +48,16 @@ def chain_from_nnx(
     """
     from flax import nnx
 
-    graph, params, state = nnx.split(model, nnx.Param, ...)
-    asked, kind = choose(_modules(nnx, model), at)
+    graph, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    asked = choose(_modules(nnx, model), at)
     run = call or (lambda model, x: model(x))
 
     def fn(params: Params, x: Activations, state: Context) -> tuple[Activations, Context]:
         copy = nnx.merge(graph, _fresh(params), nnx.State({}) if state is None else _fresh(state))
         for path, module in list(nnx.iter_modules(copy)):
-            name = asked.get(tuple(map(str, path)))
-            if name is not None:
-                object.__setattr__(module, "__class__", marking_class(type(module), name, kind))
+            wish = asked.get(tuple(map(str, path)))
+            if wish is not None:
+                object.__setattr__(module, "__class__", marking_class(type(module), wish))
         out = run(copy, x)
         return out, None if state is None else _like(nnx, state, nnx.state(copy))
 
@@ -65,7 +65,7 @@ def chain_from_nnx(
         return nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
 
     context = _fresh(state) if len(nnx.to_flat_state(state)) else None
-    return cut_model(fn, params, x, context, asked, kind, carry=carry, to_params=to_params)
+    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params)
 
 
 def _fresh(state: Any) -> Any:

@@ -12,7 +12,7 @@ from jax.extend import core
 from localhessian._tree import pytree
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.network import _graph, _layout
-from localhessian.network._jaxpr import CutError, Stack, evaluate, fingerprint
+from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate, fingerprint
 
 Shapes = tuple[jax.ShapeDtypeStruct, ...]
 
@@ -129,7 +129,8 @@ class Source:
 
     def _flat(self, params: Shapes, inputs: Shapes, context: Shapes) -> Any:
         trees = [
-            tree.unflatten(leaves) for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)
+            jax.tree.unflatten(tree, leaves)
+            for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)
         ]
         result = self.fn(*trees)
         return result[0] if self.has_aux else result
@@ -166,7 +167,9 @@ class Source:
         leaves = self._leaves(2, given, "context")
         p_leaves, p_tree = jax.tree.flatten(params)
         if p_leaves or self.program.pieces[b].params:
-            _same_structure(p_tree, jax.tree.structure(self.program.trees[b]), f"the parameters of block `{name}`")
+            _layout.same_structure(
+                p_tree, jax.tree.structure(self.program.trees[b]), f"the parameters of block `{name}`"
+            )
         z_leaves = jax.tree.leaves(z)
         program = self._program_of(members, shapes(p_leaves), shapes(z_leaves), shapes(leaves), shapes(derived))
         piece = program.pieces[b]
@@ -176,12 +179,12 @@ class Source:
             *(leaves[i] for i in piece.context),
             *(derived[i] for i in piece.derived),
         )
-        return program.returns(b).unflatten(results)
+        return jax.tree.unflatten(program.returns(b), results)
 
     def _program_of(
         self, members: tuple[int, ...], params: Shapes, z: Shapes, context: Shapes, derived: Shapes
     ) -> Program:
-        """The program whose block takes these shapes: one that is there, or a new one for this number of samples."""
+        """The program whose block takes these shapes: one that is there, or a new one for so many samples."""
         b = members[0]
         piece = self.program.pieces[b]
         if piece.derived and not derived:
@@ -200,14 +203,11 @@ class Source:
                 and _key(program.context) == _key(context)
             )
 
-        for program in reversed(self._programs.values()):
-            if fits(program):
-                return program
-        program = self._guess(b, params, z, context)
+        program = next(filter(fits, reversed(self._programs.values())), None) or self._guess(b, params, z, context)
         if not fits(program):
             raise ValueError(
-                f"block `{piece.name}` got parameters {_text(params)} and z {_text(z)}, but for {z[0].shape[0]} samples "
-                f"the model was cut for {_text(program.takes(b)[0])} and {_text(program.takes(b)[1])}. Run "
+                f"block `{piece.name}` got parameters {_text(params)} and z {_text(z)}, but for {z[0].shape[0]} "
+                f"samples the model was cut for {' and '.join(map(_text, program.takes(b)[:2]))}. Run "
                 "`chain.forward` (or `chain.context_for`) on the new `x` first, or cut the model again."
             )
         if len({program.fingerprints[i] for i in members}) > 1:
@@ -220,17 +220,14 @@ class Source:
     def _guess(self, b: int, params: Shapes, z: Shapes, context: Shapes) -> Program:
         """The program for inputs like the first ones, with as many samples as z has and in its precision."""
         old_params, old_z, _ = self.program.takes(b)
-        if b == 0:
-            inputs = z
-        else:
-            inputs = _resized(_cast(self.template[1], old_z, z), old_z, z)
+        inputs = z if b == 0 else _resized(_cast(self.template[1], old_z, z), old_z, z)
         return self.program_for(_cast(self.template[0], old_params + old_z, params + z), inputs, context)
 
     # ---- showing
 
     def example(self) -> tuple[dict[str, Params], Activations, Context]:
         """The shapes of the parameters of the blocks, of x and of the context that the model was cut for."""
-        trees = [tree.unflatten(leaves) for tree, leaves in zip(self.structures, self.template, strict=True)]
+        trees = [jax.tree.unflatten(tree, leaves) for tree, leaves in zip(self.structures, self.template, strict=True)]
         return jax.eval_shape(self.split, trees[0]), trees[1], trees[2]
 
     def uses(self) -> dict[str, str]:
@@ -253,19 +250,21 @@ class Source:
         """Parameters of the blocks to parameters of the model."""
         trees = {piece.name: tree for piece, tree in zip(self.program.pieces, self.program.trees, strict=True)}
         rest = None if like is None else self._leaves(0, self.to_params(like), "like")
-        return self.structures[0].unflatten(_layout.scatter(trees, block_params, self.template[0], tied, rest))
+        return jax.tree.unflatten(
+            self.structures[0], _layout.scatter(trees, block_params, self.template[0], tied, rest)
+        )
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context) -> Context:
         """The context after one more forward pass."""
         given = context.given if isinstance(context, CutContext) else context
         if self.has_aux:
-            zeros = self.structures[0].unflatten([jnp.zeros(s.shape, s.dtype) for s in self.template[0]])
+            zeros = jax.tree.unflatten(self.structures[0], [jnp.zeros(s.shape, s.dtype) for s in self.template[0]])
             given = self.fn(self.merge(params, "owner", zeros), x, given)[1]
         return self.context_for(x, given)
 
     def _leaves(self, i: int, tree: Any, name: str) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)
-        _same_structure(structure, self.structures[i], f"`{name}`")
+        _layout.same_structure(structure, self.structures[i], f"`{name}`")
         return [
             leaf if hasattr(leaf, "dtype") and isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves
         ]
@@ -321,13 +320,12 @@ def _resized(template: Shapes, old: Shapes, new: Shapes) -> Shapes:
 
 def _scanned(closed: core.ClosedJaxpr, params: Shapes) -> dict[int, int]:
     """The parameters that a scan over layers takes apart, with their number of slices."""
-    seen: set[int] = set()
     found: dict[int, int] = {}
 
     def look(*args: Any) -> list[Any]:
-        stacks = [Stack(whole=arg, seen=seen) for arg in args[: len(params)]]
+        stacks = [Whole(arg) for arg in args[: len(params)]]
         results = evaluate(closed.jaxpr, closed.consts, [*stacks, *args[len(params) :]])
-        found.update((i, params[i].shape[0]) for i, stack in enumerate(stacks) if id(stack) in seen)
+        found.update((i, params[i].shape[0]) for i, stack in enumerate(stacks) if stack.taken_apart)
         return results
 
     jax.eval_shape(look, *closed.in_avals)
@@ -343,7 +341,7 @@ def _stacks(arrays: Sequence[Any], count: int, parts: dict[int, int]) -> list[An
     stacks: list[Any] = []
     for i in range(count):
         n = parts.get(i)
-        stacks.append(arrays.pop(0) if n is None else Stack(parts=[arrays.pop(0) for _ in range(n)]))
+        stacks.append(arrays.pop(0) if n is None else Stack([arrays.pop(0) for _ in range(n)]))
     return stacks
 
 
@@ -355,12 +353,3 @@ def _check_floating(params: Params) -> None:
                 f"parameter `{name}` has the type {jnp.result_type(leaf)}, which has no derivative: `params` must hold "
                 "floating-point arrays only. Put it into `context`."
             )
-
-
-def _same_structure(got: Any, expected: Any, what: str) -> None:
-    if got != expected:
-        raise ValueError(f"{what} must have the structure {_readable(expected)}, got {_readable(got)}.")
-
-
-def _readable(structure: Any) -> str:
-    return str(structure).removeprefix("PyTreeDef(").removesuffix(")")

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 
 import jax
 
-from localhessian.network._mark import END, START, tagged
+from localhessian.network._mark import END, START, STOP, tagged
 
 Path: TypeAlias = tuple[str, ...]
+Kinds: TypeAlias = tuple[str, ...]
 At: TypeAlias = str | Iterable[str] | Callable[[str, Any], bool] | None
 
 
@@ -30,8 +31,16 @@ class Submodule:
         return ".".join(self.path)
 
 
-def choose(modules: Sequence[Submodule], at: At) -> tuple[dict[Path, str], str]:
-    """The submodules to mark with their names, and the kind of the marks.
+@dataclass(frozen=True)
+class Wish:
+    """A submodule to mark: by which name, and whether where it is entered, where it returns, or both."""
+
+    name: str
+    kinds: Kinds
+
+
+def choose(modules: Sequence[Submodule], at: At) -> dict[Path, Wish]:
+    """The submodules to mark.
 
     Args:
         modules: Every module of the model, the root (with the empty path) included.
@@ -41,7 +50,9 @@ def choose(modules: Sequence[Submodule], at: At) -> tuple[dict[Path, str], str]:
         ValueError: A pattern matches no submodule; the message suggests the nearest path.
     """
     if at is None:
-        return {unit.path: unit.name for unit in _units(modules)}, START
+        # What follows a layer (its activation function) belongs to its block; a block of layers is complete in itself.
+        kinds = {True: (START, STOP), False: (START,)}
+        return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _units(modules)}
     inner = [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
     if callable(at):
         chosen = [module for module in inner if at(module.name, module.module)]
@@ -50,7 +61,7 @@ def choose(modules: Sequence[Submodule], at: At) -> tuple[dict[Path, str], str]:
     else:
         patterns = [at] if isinstance(at, str) else list(at)
         chosen = [module for pattern in patterns for module in _matching(inner, pattern)]
-    return {module.path: module.name for module in chosen}, END
+    return {module.path: Wish(module.name, (END,)) for module in chosen}
 
 
 def _matching(modules: Sequence[Submodule], pattern: str) -> list[Submodule]:
@@ -99,11 +110,11 @@ def _has_inside(modules: Sequence[Submodule], path: Path) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def marking_class(cls: type, name: str, kind: str) -> type:
-    """A subclass whose `__call__` marks its first argument (kind `start`) or what it returns (kind `end`)."""
+def marking_class(cls: Any, wish: Wish) -> type:
+    """A subclass whose `__call__` marks what goes in or out."""
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        return call_marked(lambda *a, **k: cls.__call__(self, *a, **k), name, kind, args, kwargs)
+        return call_marked(lambda *a, **k: cls.__call__(self, *a, **k), wish, args, kwargs)
 
     body = {
         "__call__": __call__,
@@ -114,14 +125,15 @@ def marking_class(cls: type, name: str, kind: str) -> type:
     return type(cls)(cls.__name__, (cls,), body)
 
 
-def call_marked(call: Callable, name: str, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a submodule with the mark where it belongs."""
-    if kind == START:
-        if args and _is_activations(args[0]):
-            args = (tagged(args[0], name, START), *args[1:])
-        return call(*args, **kwargs)
+def call_marked(call: Callable, wish: Wish, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a submodule with its marks on the first argument and on what it returns."""
+    if START in wish.kinds and args and _is_activations(args[0]):
+        args = (tagged(args[0], wish.name, START), *args[1:])
     out = call(*args, **kwargs)
-    return tagged(out, name, END) if _is_activations(out) else out
+    for kind in (END, STOP):
+        if kind in wish.kinds and _is_activations(out):
+            out = tagged(out, wish.name, kind)
+    return out
 
 
 def _is_activations(value: Any) -> bool:
@@ -129,9 +141,9 @@ def _is_activations(value: Any) -> bool:
     return bool(leaves) and all(isinstance(leaf, jax.Array) for leaf in leaves)
 
 
-def check_called(asked: dict[Path, str], seen: Sequence[str]) -> None:
+def check_called(asked: dict[Path, Wish], seen: Sequence[str]) -> None:
     """Refuse boundaries that were asked for and never reached."""
-    missing = [name for name in asked.values() if name not in seen]
+    missing = [wish.name for wish in asked.values() if END in wish.kinds and wish.name not in seen]
     if missing:
         raise ValueError(
             f"`at`: the submodule `{missing[0]}` was never called, or does not return arrays, so there is nothing to "

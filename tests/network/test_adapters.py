@@ -66,6 +66,13 @@ def of_params(model):
     return run, jax.tree.map(jnp.asarray, params)
 
 
+def assert_same_state(one, two):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_nnx_resnet(mode, check_cut):
     model = made(ResNet)
@@ -77,9 +84,7 @@ def test_nnx_resnet(mode, check_cut):
     check_cut(cut, run, params, IMAGES, cut.context)
     context = cut.chain.next_context(cut.params, IMAGES, cut.context)
     model(IMAGES)
-    for one, two in zip(jax.tree.leaves(context), jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param))), strict=True):
-        np.testing.assert_allclose(jax.random.key_data(one) if one.dtype == jax.random.key(0).dtype else one,
-                                   jax.random.key_data(two) if two.dtype == jax.random.key(0).dtype else two, rtol=1e-5)  # fmt: skip
+    assert_same_state(context, nnx.state(model, nnx.Not(nnx.Param)))
     matching = lh.back_match(
         cut.chain, cut.params, IMAGES, jnp.zeros(4, int), optax.softmax_cross_entropy_with_integer_labels, cut.context
     )
@@ -163,8 +168,8 @@ class Layer(nnx.Module):
 
 class Transformer(nnx.Module):
     def __init__(self, rngs, width=8):
-        self.embed = nnx.Embed(7, width, rngs=rngs)
-        self.position = nnx.Embed(5, width, rngs=rngs)
+        self.embed = nnx.Embed(7, width, dtype=jnp.zeros(()).dtype, rngs=rngs)
+        self.position = nnx.Embed(5, width, dtype=jnp.zeros(()).dtype, rngs=rngs)
         self.layers = nnx.List([Layer(rngs, width) for _ in range(3)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
@@ -226,6 +231,127 @@ def test_nnx_scanned_layers(check_cut):
     assert cut.chain.names == ("layers[0]", "layers[1]", "layers[2]", "layers[3]", "head")
     assert cut.params["layers[2]"]["kernel"].shape == (3, 3)
     check_cut(cut, run, params, ROWS, cut.context)
+
+
+def dense_net(rngs):
+    class DenseNet(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.List([nnx.Linear(3 + 4 * i, 4, rngs=rngs) for i in range(3)])
+            self.out = nnx.Linear(15, 2, rngs=rngs)
+
+        def __call__(self, x):
+            for layer in self.layers:
+                x = jnp.concatenate([x, nnx.relu(layer(x))], axis=-1)
+            return self.out(x)
+
+    return DenseNet()
+
+
+def recurrent(rngs):
+    class Recurrent(nnx.Module):
+        def __init__(self):
+            self.rnn, self.head = (
+                nnx.RNN(nnx.LSTMCell(1, 4, param_dtype=jnp.zeros(()).dtype, rngs=rngs)),
+                nnx.Linear(4, 2, rngs=rngs),
+            )
+
+        def __call__(self, x):
+            return self.head(self.rnn(x[:, :, None])[:, -1])
+
+    return Recurrent()
+
+
+def branching(rngs):
+    """`side` runs beside `main` and is joined after it: no boundary may fall between them."""
+
+    class Branching(nnx.Module):
+        def __init__(self):
+            self.stem, self.main = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+            self.side, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.main(nnx.relu(self.stem(x)))) + self.side(x))
+
+    return Branching()
+
+
+def rematerialized(rngs):
+    class Remat(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(3)])
+
+        def __call__(self, x):
+            for layer in self.layers:
+                x = nnx.relu(nnx.remat(lambda layer, x: layer(x))(layer, x))
+            return x
+
+    return Remat()
+
+
+def own_marks(rngs):
+    class Own(nnx.Module):
+        def __init__(self):
+            self.a, self.b = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.b(lh.mark(nnx.relu(self.a(x)), "mine"))
+
+    return Own()
+
+
+def parameter_after_blocks(rngs):
+    class Tail(nnx.Module):
+        def __init__(self):
+            self.blocks = nnx.List([nnx.Sequential(nnx.Linear(3, 3, rngs=rngs)) for _ in range(2)])
+            self.wrapped = nnx.List([own_marks_free(rngs) for _ in range(2)])
+            self.scale = nnx.Param(jnp.ones(()))
+
+        def __call__(self, x):
+            for block in (*self.blocks, *self.wrapped):
+                x = block(x)
+            return x * self.scale
+
+    return Tail()
+
+
+def own_marks_free(rngs):
+    class Inner(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return x + self.linear(x)
+
+    return Inner()
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (dense_net, ("layers.0", "layers.1", "layers.2", "out")),
+        (recurrent, ("rnn", "head")),
+        (branching, ("stem", "main", "head")),
+        (rematerialized, ("layers.0", "layers.1", "layers.2")),
+        (own_marks, ("mine", "output")),
+        (parameter_after_blocks, ("blocks.0.layers.0", "blocks.1.layers.0", "wrapped.0", "wrapped.1", "output")),
+    ],
+)
+def test_default_boundaries(build, names, check_cut):
+    model = made(build)
+    run, params = of_params(model)
+    cut = lh.chain_from_nnx(model, ROWS)
+    assert cut.chain.names == names
+    check_cut(cut, run, params, ROWS, cut.context)
+
+
+def test_bfloat16_model():
+    rngs = nnx.Rngs(0)
+    layers = [nnx.Linear(3, 4, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs), nnx.relu]
+    model = nnx.Sequential(*layers, nnx.Linear(4, 2, dtype=jnp.bfloat16, rngs=rngs))
+    cut = lh.chain_from_nnx(model, ROWS)
+    z = cut.chain.forward(cut.params, ROWS)
+    assert [leaf.dtype for leaf in z] == [ROWS.dtype, jnp.bfloat16, jnp.bfloat16]
+    np.testing.assert_array_equal(z[-1], model(ROWS))
 
 
 class LinenNet(nn.Module):

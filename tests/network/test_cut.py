@@ -128,7 +128,9 @@ def test_conv_batch_norm_and_residual(check_cut, tolerance):
     check_cut(cut, lambda p, x: conv_bn(p, x, statistics)[0], params, x, cut.context)
     after = cut.chain.next_context(cut.params, x, cut.context)
     np.testing.assert_allclose(after["mean"], conv_bn(params, x, statistics)[1]["mean"], rtol=100 * tolerance)
-    matching = lh.back_match(cut.chain, cut.params, x, jnp.zeros((4, 3)), lambda z, y: ((z - y) ** 2).sum(1), statistics)
+    matching = lh.back_match(
+        cut.chain, cut.params, x, jnp.zeros((4, 3)), lambda z, y: ((z - y) ** 2).sum(1), statistics
+    )
     assert {name: bool(c) for name, c in matching.coupled.items()} == {"stage1": True, "stage2": False, "output": False}
 
 
@@ -261,7 +263,9 @@ def test_new_shape_of_the_sample(check_cut):
     check_cut(cut, transformer, params, TOKENS[:2, :4])
     message = "Run `chain.forward` (or `chain.context_for`) on the new `x` first"
     with pytest.raises(ValueError, match=re.escape(message)):
-        lh.chain_from_function(mlp, mlp_params(), X).chain.blocks[1]({"kernel": X, "bias": X[0]}, jnp.ones((2, 9)), None)
+        lh.chain_from_function(mlp, mlp_params(), X).chain.blocks[1](
+            {"kernel": X, "bias": X[0]}, jnp.ones((2, 9)), None
+        )
 
 
 def test_no_recompilation_for_new_values():
@@ -420,7 +424,10 @@ def test_describe():
     [
         (lambda p, x: x @ p["a"], "`fn` holds no marks"),
         (lambda p, x: x @ (lh.mark(p["a"], "weights") * 1), "marks a value that does not depend on the input"),
-        (lambda p, x: lh.mark(x @ p["a"], "side") * 0 if lh.mark(x @ p["a"], "b") is None else x @ p["a"] * 2, "does not"),
+        (
+            lambda p, x: lh.mark(x @ p["a"], "side") * 0 if lh.mark(x @ p["a"], "b") is None else x @ p["a"] * 2,
+            "does not",
+        ),
         (lambda p, x: jax.lax.map(lambda row: lh.mark(row @ p["a"], "row"), x) @ p["b"], "does not"),
         (lambda p, x: jax.lax.cond(True, lambda: lh.mark(x @ p["a"], "in cond"), lambda: x), "inside `cond`"),
     ],
