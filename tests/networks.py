@@ -1,5 +1,6 @@
 """Small networks of every kind of block, as chains with parameters and data, for the tests."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ def mlp(apply=tanh_dense, widths=(4, 6, 5, 3), n=7, gain=1.0, last_gain=1.0, los
     blocks = [lh.Block(f"layer{i}", apply) for i in range(len(hidden))] + [lh.Block("head", linear)]
     params = {
         f"layer{i}": dense_params(key, *sizes, gain)
-        for i, (key, sizes) in enumerate(zip(hidden, zip(widths, widths[1:], strict=False), strict=False))
+        for i, (key, sizes) in enumerate(zip(hidden, itertools.pairwise(widths), strict=False))
     }
     params["head"] = dense_params(last, *widths[-2:], last_gain)
     x = jax.random.normal(data, (n, widths[0]))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from localhessian._tree import floating, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
-from localhessian.curvature._local_hessian import local_hessian
+from localhessian.curvature._local_hessian import Wrt, local_hessian
 from localhessian.curvature._loss import loss_hessian
 from localhessian.network import BackMatching, Chain, back_match, back_matching_loss
 
@@ -134,14 +134,12 @@ def _back_propagation(chain: Chain, loss: Loss, params, x, y, context):
 
 
 def _first_order(matching: BackMatching, name: str, b: int, gradients, shifts):
-    weights, rebuild = floating(matching.params[name])
+    weights = floating(matching.params[name])[0]
     if weights:
         loss = back_matching_loss(matching, name)
         literal = _gradient(loss, matching.params[name], matching.activations[b - 1])
         truth = floating(gradients[name])[0]
-        yield "dl_b/dW = dJ/dW", max(
-            _distance(literal, truth), _distance(floating(matching.gradients[name])[0], truth)
-        )
+        yield "dl_b/dW = dJ/dW", max(_distance(literal, truth), _distance(floating(matching.gradients[name])[0], truth))
     if b < len(matching.chain):
         truth = [-matching.samples * leaf for leaf in shifts[b]]
         yield "delta_b = -n dJ/dz_b", _distance(floating(matching.displacements[b])[0], truth)
@@ -153,7 +151,7 @@ def _gradient(loss, params, z):
     return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
 
 
-def _second_order(matching: BackMatching, name: str, b: int, wrt: str, key: Key):
+def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, key: Key):
     symbol = "H_W" if wrt == "params" else "H_z"
     full = local_hessian(matching, name, wrt, "full")
     u, v = jax.random.normal(key, (2, full.size), full.dtype)

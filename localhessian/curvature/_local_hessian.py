@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._tree import floating, is_concrete, shapes, size
-from localhessian._types import Array
+from localhessian._types import Array, Loss
 from localhessian.curvature._loss import LossFactor, loss_factor
 from localhessian.curvature._recipe import FactorSetup, OperatorSetup, Point, Recipe, sizes
 from localhessian.linalg import SymmetricOperator, gram, lazy_map, lazy_operator
@@ -97,19 +97,19 @@ def local_hessian(
 def _operator(recipe: Recipe, point: Point, label: str) -> SymmetricOperator:
     d, m, dtype, batch = sizes(recipe, point)
     if recipe.part == "gauss_newton":
-        root = None if recipe.loss is None else _root(recipe, point)
+        root = None if recipe.loss is None else _root(recipe, recipe.loss, point)
         if recipe.loss is None or root is not None:
             setup = Partial(FactorSetup(recipe), point, root)
             return gram(lazy_map(setup, d, m, dtype, batch, label))
     return lazy_operator(Partial(OperatorSetup(recipe), point), d, dtype, batch, label)
 
 
-def _root(recipe: Recipe, point: Point) -> LossFactor | None:
+def _root(recipe: Recipe, loss: Loss, point: Point) -> LossFactor | None:
     """L with S = L L^T at the outputs meant, S the loss Hessian."""
     z, y = _outputs(recipe.block, point), point.y
     if point.index is not None:
         z, y = jax.tree.map(lambda leaf: leaf[point.index], (z, y))
-    return loss_factor(recipe.loss, z, y)
+    return loss_factor(loss, z, y)
 
 
 def _whole(matching: BackMatching, b: int) -> Point:
@@ -180,7 +180,7 @@ def _selected(matching: BackMatching, block: str, select) -> tuple[bool, ...] | 
     places = [jax.tree_util.keystr(path) for path, leaf in paths if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     if not size(floating(params)[0]):
         raise ValueError(
-            f"block `{block}` has no floating-point parameters, so its H_W does not exist: ask for wrt=\"input\"."
+            f'block `{block}` has no floating-point parameters, so its H_W does not exist: ask for wrt="input".'
         )
     if select is None:
         return None

@@ -50,7 +50,7 @@ class LossFactor:
         if self.kind is Kind.DIAGONAL:
             return [root * leaf for root, leaf in zip(self.data, outputs, strict=True)]
         if self.kind is Kind.SOFTMAX:
-            return [_softmax_factor(*self.data, outputs[0], transpose)]
+            return [_softmax_factor(self.data[0], self.data[1], outputs[0], transpose)]
         rows, unravel = ravel_samples(outputs)
         product = "nij,ni->nj" if transpose else "nij,nj->ni"
         return unravel(jnp.einsum(product, self.data[0], rows, precision=jax.lax.Precision.HIGHEST))
@@ -154,7 +154,7 @@ def _numerical_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
         return None
     with jax.enable_x64(True):
         wide, wide_y = jax.tree.map(_widen, (z, y))
-        rows64, unravel = ravel_samples(floating(wide)[0])
+        _, unravel = ravel_samples(floating(wide)[0])
         hessian = jax.jit(lambda u: ravel_samples(loss_hessian(loss, wide, wide_y)(unravel(u)))[0])
         columns = [np.asarray(hessian(jnp.broadcast_to(jnp.eye(c)[j], (n, c)))) for j in range(c)]
     matrices = np.stack(columns, axis=-1)

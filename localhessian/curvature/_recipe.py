@@ -6,7 +6,7 @@ A recipe is hashable and holds no block name, so equal blocks share their compil
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +178,7 @@ class OperatorSetup:
             product = _gauss_newton(self.recipe, point, view)
         else:
             scalar = _residual_form if self.recipe.part == "residual" else _loss_form
-            product = jax.linearize(jax.grad(scalar(self.recipe, point, view)), view.start)[1]
+            product = cast(Partial, jax.linearize(jax.grad(scalar(self.recipe, point, view)), view.start)[1])
         return SymmetricOperator(product, None, None, view.start.shape[-1], view.start.dtype, _batch(view.start))
 
 
@@ -190,8 +190,9 @@ def _residual_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array]
 
 def _loss_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Array]:
     """v -> scale n l_b, whose Hessian is the full one."""
-    if recipe.loss is not None:
-        return lambda v: recipe.scale * recipe.loss(view.run(v), point.y).sum()
+    loss = recipe.loss
+    if loss is not None:
+        return lambda v: recipe.scale * loss(view.run(v), point.y).sum()
     residual = view.meant(point.residual)
 
     def back_matching_loss(v: Array) -> Array:
@@ -204,7 +205,7 @@ def _loss_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Ar
 
 def _gauss_newton(recipe: Recipe, point: Point, view: View) -> Partial:
     _, jvp = jax.linearize(lambda v: floating(view.run(v))[0], view.start)
-    hessian = loss_hessian(recipe.loss, view.run(view.start), point.y)
+    hessian = loss_hessian(cast(Loss, recipe.loss), view.run(view.start), point.y)
     return Partial(_GaussNewtonProduct(recipe.scale), jvp, hessian)
 
 

@@ -110,7 +110,7 @@ def call(function: Partial, *args):
 def unit_products(
     product: Partial, size: int, batch: int | None, dtype: jnp.dtype, start: Any = 0, count: int | None = None
 ) -> Array:
-    """Products with the unit vectors `start .. start + count`, stacked on axis 0; every map of a batch gets the same."""
+    """Products with the unit vectors `start .. start + count`, stacked on axis 0; every map of a batch gets them."""
     return _unit_products(product, start, size, batch, dtype, size if count is None else count)
 
 
@@ -199,9 +199,7 @@ def symmetric_operator(
     return SymmetricOperator(_partial(mv), factor, None, size, _dtype(dtype))
 
 
-def linear_map(
-    mv: Callable, rmv: Callable | None, in_size: int, out_size: int, /, *, dtype: Any = None
-) -> LinearMap:
+def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, /, *, dtype: Any = None) -> LinearMap:
     """A linear map of your own, from its products.
 
     Args:

@@ -32,7 +32,7 @@ class BackMatching:
     displacements: tuple[Activations, ...]
     """delta_b = z_b^{k+1/2} - z_b^k for b = 1..B-1; None for z_0 and z_B, which have no target. Zero for integers."""
     residuals: tuple[Activations, ...]
-    """r_b = n dJ/dz_b for b = 1..B (without coupling: of each sample's own loss); None for z_0. r_b = -delta_b, b < B."""
+    """r_b = n dJ/dz_b for b = 1..B (without coupling: of each sample's own loss); None for z_0. -delta_b for b < B."""
     gradients: dict[str, Params]
     """dl_b/dW_b = dJ/dW_b (Proposition of THEORY section 2); zero for integer leaves."""
     losses: dict[str, Scalar]

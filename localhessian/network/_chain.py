@@ -96,7 +96,7 @@ class Chain:
         """The position (from 0) of a block.
 
         Raises:
-            KeyError: No block has that name; the message suggests the nearest.
+            UnknownBlock: No block has that name (a KeyError); the message suggests the nearest.
         """
         if name in self.names:
             return self.names.index(name)

@@ -11,9 +11,7 @@ from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.network._chain import Block
 
 
-def couples_samples(
-    block: Block, params: Params, z: Activations, context: Context, loss: Loss | None, y: Any
-) -> Array:
+def couples_samples(block: Block, params: Params, z: Activations, context: Context, loss: Loss | None, y: Any) -> Array:
     """Whether any sample's output (or, with a loss, any sample's loss gradient) depends on another sample's input.
 
     A random tangent on the samples whose index has bit j set must leave the others exactly at zero; with every bit

@@ -48,14 +48,15 @@ def validate_values(
 def _batch_size(name: str, tree: Any) -> int:
     leaves = jax.tree.leaves(tree)
     sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
-    if len(sizes) != 1 or None in sizes:
+    n = next(iter(sizes), None)
+    if len(sizes) != 1 or n is None:
         raise ValueError(
             f"`{name}` must hold arrays that share a leading axis of samples, got {shapes(tree)}: add the axis, or put "
             "what is not per sample into `context`."
         )
-    if sizes == {0}:
+    if n == 0:
         raise ValueError(f"`{name}` is an empty batch, got {shapes(tree)}: pass at least one sample.")
-    return sizes.pop()
+    return n
 
 
 def _block_output(block, params, z, context, n: int, given: bool) -> Any:
@@ -156,7 +157,7 @@ def _traces_the_same_for(block, treedef, leaves) -> bool:
 
     def trace():
         # A new function object each time: jax would remember the trace of the old one.
-        return jax.make_jaxpr(lambda *arguments: block(*arguments))(*arguments)
+        return jax.make_jaxpr(lambda *arguments: block(*arguments))(*arguments)  # noqa: PLW0108
 
     one, two = trace(), trace()
     return str(one) == str(two) and all(_same(a, b) for a, b in zip(one.consts, two.consts, strict=True))

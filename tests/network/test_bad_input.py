@@ -98,9 +98,7 @@ def test_overflow_names_the_block():
 
 
 def test_model_that_answers_differently_twice():
-    chain = lh.Chain(
-        [lh.Block("noise", lambda params, z: z * np.random.default_rng().random()), *case().chain.blocks]
-    )
+    chain = lh.Chain([lh.Block("noise", lambda params, z: z * np.random.default_rng().random()), *case().chain.blocks])
     with expect(ValueError, "block `noise` answers differently when called twice with the same input"):
         lh.back_match(*case(chain=chain))
 

@@ -1,0 +1,62 @@
+# `make demo` and `make test` need Python 3.11 or newer, git and make; everything else they install themselves.
+# Every virtual environment is made once and again when pyproject.toml changes; the package is installed
+# editable, so the current source always runs.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+PYTEST = .venv-test/bin/python -m pytest
+EXTRAS_demo = demo
+EXTRAS_test = test
+EXTRAS_lint = lint
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs full clean
+.PRECIOUS: .venv-%/.installed
+
+help:
+	@echo 'make demo    train three small networks, analyze every block; results in runs/demo/'
+	@echo 'make test    the test-suite in float32, then in float64'
+	@echo 'make lint    style and types'
+	@echo 'make format  rewrite the files as `make lint` wants them'
+	@echo 'make docs    run the examples of README.md, docs/ and the docstrings'
+	@echo 'make full    every test, the slow ones and the examples included'
+	@echo 'make clean   remove the virtual environments, caches and results'
+
+demo: .venv-demo/.installed
+	.venv-demo/bin/localhessian analyze --out runs/demo
+
+test: .venv-test/.installed
+	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS)
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS)
+
+lint: .venv-lint/.installed
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/ruff format --check .
+	.venv-lint/bin/mypy
+
+format: .venv-lint/.installed
+	.venv-lint/bin/ruff check --fix .
+	.venv-lint/bin/ruff format .
+
+docs: .venv-test/.installed
+	$(PYTEST) -q -m examples
+
+full: .venv-test/.installed
+	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) -m ''
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) -m 'not examples'
+
+.venv-%/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "localhessian needs Python 3.11 or newer, but \`$(PYTHON)\` is $$($(PYTHON) --version 2>&1)." \
+	       'Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	@echo 'Installing into .venv-$* (once; a minute or two) ...'
+	@$(PYTHON) -m venv --clear .venv-$* || { \
+	  echo 'This Python cannot make virtual environments: install its venv module (on Debian and Ubuntu the' \
+	       'package python3-venv), or name another one: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS_$*)]'
+	@touch $@
+
+clean:
+	rm -rf .venv-demo .venv-test .venv-lint runs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,203 @@
+"""Condition numbers with their interval, by one rank rule for every method and shape."""
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._status import Status
+from localhessian._tree import is_concrete, pytree
+from localhessian._types import Array, Float, Int
+from localhessian.linalg._spectrum import Spectrum
+
+
+@pytree
+class ConditionNumber:
+    """Condition numbers of a local Hessian; every field has the leading axis of a batched spectrum."""
+
+    value: Float[Array, "*s"]
+    """kappa_plus = lambda_max / smallest non-zero eigenvalue; NaN when unknown, refused (indefinite) or undefined (H = 0)."""
+    lower: Float[Array, "*s"]
+    """A lower bound of kappa_plus, from certified non-zero values only."""
+    upper: Float[Array, "*s"]
+    """An upper bound of kappa_plus; infinite unless the spectrum is complete."""
+    whole: Float[Array, "*s"]
+    """kappa over the whole space: infinite when singular; indefinite: max|lambda| / min|lambda|; NaN if unknown."""
+    rank: Int[Array, "*s"]
+    """How many eigenvalues are non-zero, by multiplicity; of an incomplete spectrum, how many are certified."""
+    cutoff: Float[Array, "*s"]
+    """Singular values of the factor at or below it count as zero."""
+    gap: Float[Array, "*s"]
+    """Smallest singular value above the cutoff over the largest below it; infinite if none is below, NaN if unknown."""
+    status: Int[Array, "*s"]
+    """A `localhessian.Status` code."""
+
+
+def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> ConditionNumber:
+    r"""Condition number of a positive semi-definite matrix, with its interval.
+
+    kappa_plus = lambda_max / min{lambda_i : sqrt(lambda_i) > rtol sigma_max}
+
+    Args:
+        spectrum: From `lh.spectrum`.
+        rtol: Relative cutoff for "zero" on singular values of the factor. Default `100 * eps` of the arithmetic that
+            made the spectrum; without a factor the eigenvalues themselves carry rounding of that size, so there the
+            cutoff on sqrt(lambda) is `sqrt(100 * eps)`.
+
+    Returns:
+        `status` is INDEFINITE when an eigenvalue lies below the negative cutoff (then `value` is NaN),
+        RANK_UNCERTAIN when `gap < 10` or a value's error reaches the cutoff, otherwise that of the spectrum. From an incomplete spectrum `upper` is
+        infinite, and `value` and `lower` use those values only whose recomputed residual certifies them as non-zero.
+        Works under `jax.jit` and `jax.vmap`.
+
+    Raises:
+        ValueError: `rtol` is not between 0 and 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> diagonal = jnp.array([0.0, 1.0, 50.0])
+        >>> kappa = lh.condition_number(lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 3)))
+        >>> print(round(float(kappa.value)), int(kappa.rank), float(kappa.whole))
+        50 2 inf
+
+    Source: THEORY section 4; the interval by |lambda - theta| <= ||r||.
+    """
+    if rtol is not None and not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")
+    xp, spectrum = _on_the_host(spectrum)
+    seen = spectrum.multiplicities > 0
+    sigma, rho = _singular_scale(xp, spectrum, seen)
+    largest = xp.max(sigma, axis=-1)
+    cutoff = relative_cutoff(spectrum, rtol) * largest
+    certified = seen & (sigma - rho > cutoff[..., None])
+    above = xp.where(spectrum.complete[..., None], seen & (sigma > cutoff[..., None]), certified)
+
+    smallest = _smallest(xp, sigma, above)
+    rank = xp.sum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
+    # Of an incomplete spectrum, a small value that is not certified leaves kappa_plus unknown.
+    known = (rank > 0) & (spectrum.complete | xp.all(certified | ~seen, axis=-1))
+    value = xp.where(known, _square_ratio(xp, largest, smallest), xp.nan)
+    lower = _square_ratio(xp, largest - _at_largest(xp, sigma, rho), _smallest(xp, sigma + rho, certified))
+    lower = xp.where(xp.any(certified, axis=-1), xp.fmin(xp.maximum(lower, 1), value), xp.nan)
+    sure = spectrum.complete & xp.all(certified | ~above, axis=-1)
+    upper = _square_ratio(xp, largest + _at_largest(xp, sigma, rho), _smallest(xp, sigma - rho, above))
+    upper = xp.where(sure & (rank > 0), xp.maximum(upper, value), xp.inf)
+
+    below = xp.max(xp.where(seen & ~above, sigma, 0), axis=-1)
+    gap = xp.where((rank > 0) & (below > 0), smallest / xp.where(below > 0, below, 1), xp.inf)
+    gap = xp.where(spectrum.complete, gap, xp.nan)
+    indefinite = _indefinite(xp, spectrum, seen, rtol)
+    refused = xp.where(indefinite, xp.nan, 1.0)
+    whole = _whole(xp, spectrum, seen, value, rank, indefinite)
+    status = _status(xp, spectrum, indefinite, spectrum.complete & (rank > 0) & ((gap < 10) | ~sure))
+    return ConditionNumber(value * refused, lower * refused, upper * refused, whole, rank, cutoff, gap, status)
+
+
+def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | None = None) -> Float[Array, "*s"]:
+    """lambda_max / lambda_q, lambda_q the q-quantile of the non-zero eigenvalues by multiplicity.
+
+    Over the non-zero part, by the rank rule: over the whole space it would be infinite for most blocks. A few
+    near-null directions, which decide kappa_plus, leave it alone: the robust figure to compare networks by.
+
+    Args:
+        spectrum: From `lh.spectrum`.
+        q: Between 0 (kappa_plus) and 1 (gives 1).
+        rtol: As in `lh.condition_number`.
+
+    Returns:
+        NaN for an incomplete spectrum (a few Ritz values have no quantiles), or an indefinite one.
+
+    Raises:
+        ValueError: `q` is not between 0 and 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> diagonal = jnp.array([1e-3, 1.0, 2.0, 4.0])
+        >>> spectrum = lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 4))
+        >>> print(round(float(lh.quantile_condition_number(spectrum, 0.5)), 3))
+        4.0
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"`q` must lie between 0 and 1, got {q}.")
+    xp, spectrum = _on_the_host(spectrum)
+    seen = spectrum.multiplicities > 0
+    sigma, _ = _singular_scale(xp, spectrum, seen)
+    largest = xp.max(sigma, axis=-1)
+    above = seen & (sigma > (relative_cutoff(spectrum, rtol) * largest)[..., None])
+    counts = xp.cumsum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
+    reached = above & (counts >= xp.maximum(q * counts[..., -1:], 1))
+    at_q = _smallest(xp, sigma, reached)
+    known = spectrum.complete & ~_indefinite(xp, spectrum, seen, rtol)
+    return xp.where(known & xp.any(above, axis=-1), _square_ratio(xp, largest, at_q), xp.nan)
+
+
+def relative_cutoff(spectrum: Spectrum, rtol: float | None) -> float:
+    """The rank rule's cutoff on singular values, relative to the largest."""
+    if rtol is not None:
+        return rtol
+    rounding = 100 * float(jnp.finfo(spectrum.dtype).eps)
+    return rounding if spectrum.singular_values is not None else rounding**0.5
+
+
+def _on_the_host(spectrum: Spectrum) -> tuple[ModuleType, Spectrum]:
+    """NumPy in float64 where there are numbers (nothing to compile), jax.numpy under transformations."""
+    if not is_concrete(spectrum):
+        return jnp, spectrum
+
+    def widen(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return np, jax.tree.map(widen, spectrum)
+
+
+def _singular_scale(xp, spectrum: Spectrum, seen):
+    """Singular values of the factor (without one, sqrt|lambda|) and their error bounds; 0 in empty slots."""
+    if spectrum.singular_values is not None:
+        return xp.where(seen, spectrum.singular_values, 0), xp.where(seen, spectrum.singular_residual_norms, 0)
+    size = xp.where(seen, xp.abs(spectrum.eigenvalues), 0)
+    residual = xp.where(seen, spectrum.residual_norms, 0)
+    # |sqrt(a) - sqrt(b)| <= |a - b| / sqrt(max(a, b)), and <= sqrt|a - b|
+    sigma = xp.sqrt(size)
+    rho = sigma - xp.sqrt(xp.maximum(size - residual, 0))
+    return sigma, xp.maximum(rho, xp.sqrt(size + residual) - sigma)
+
+
+def _smallest(xp, sigma, mask):
+    return xp.min(xp.where(mask, sigma, xp.inf), axis=-1)
+
+
+def _at_largest(xp, sigma, rho):
+    return xp.max(xp.where(sigma == xp.max(sigma, axis=-1, keepdims=True), rho, 0), axis=-1)
+
+
+def _square_ratio(xp, top, bottom):
+    return (top / xp.where(bottom > 0, bottom, xp.nan)) ** 2
+
+
+def _indefinite(xp, spectrum: Spectrum, seen, rtol: float | None):
+    size = xp.where(seen, spectrum.eigenvalues, 0)
+    if spectrum.singular_values is not None:
+        return xp.zeros(size.shape[:-1], bool)
+    cutoff = relative_cutoff(spectrum, rtol) ** 2 * xp.max(xp.abs(size), axis=-1)
+    return xp.min(size, axis=-1) < -cutoff
+
+
+def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite):
+    size = xp.where(seen, xp.abs(spectrum.eigenvalues), xp.nan)
+    low, high = xp.nanmin(size, axis=-1), xp.nanmax(size, axis=-1)
+    of_indefinite = xp.where(low > 0, high / xp.where(low > 0, low, 1), xp.inf)
+    of_definite = xp.where(rank == spectrum.size, value, xp.inf)
+    known = xp.where(indefinite, of_indefinite, of_definite)
+    return xp.where(spectrum.complete, known, xp.nan)
+
+
+def _status(xp, spectrum: Spectrum, indefinite, uncertain):
+    status = xp.where(uncertain, int(Status.RANK_UNCERTAIN), int(Status.CONVERGED))
+    status = xp.where(spectrum.status == 0, status, spectrum.status)
+    broken = (spectrum.status == int(Status.NON_FINITE)) | (spectrum.status == int(Status.NOT_SYMMETRIC))
+    return xp.where(indefinite & ~broken, int(Status.INDEFINITE), status)

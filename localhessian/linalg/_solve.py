@@ -1,0 +1,79 @@
+"""The verb: eigenvalues of an operator by a method."""
+
+from typing import Protocol
+
+import jax
+
+from localhessian._status import Status
+from localhessian._tree import is_concrete
+from localhessian._types import Key
+from localhessian.linalg._dense import Dense
+from localhessian.linalg._golub_kahan import GolubKahan
+from localhessian.linalg._lanczos import Lanczos
+from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._spectrum import Spectrum
+
+_REFUSED = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_DETERMINISTIC)
+
+
+class Method(Protocol):
+    """How eigenvalues are computed: a frozen dataclass, printable and hashable."""
+
+    def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
+        """Compute."""
+
+
+class SpectrumError(ArithmeticError):
+    """A spectrum that means nothing: non-finite, not symmetric or not deterministic products."""
+
+
+def spectrum(
+    operator: LinearMap | SymmetricOperator,
+    /,
+    method: Method | None = None,
+    *,
+    key: Key | None = None,
+    vectors: int = 0,
+    throw: bool = True,
+) -> Spectrum:
+    """Eigenvalues of a symmetric operator, or of A^T A of a linear map A (with the singular values of A).
+
+    Args:
+        operator: From `lh.local_hessian`, `lh.symmetric_operator` or `lh.linear_map`; a batched operator gives a
+            batched spectrum.
+        method: `lh.Dense`, `lh.GolubKahan` (needs a factor) or `lh.Lanczos`; None takes `Dense()` where it fits,
+            then `GolubKahan()` where there is a factor, then `Lanczos()`.
+        key: Of the random start vectors; default `jax.random.key(0)`.
+        vectors: How many eigenvectors to return, of the largest eigenvalues.
+        throw: Whether to raise where the numbers mean nothing. Under `jax.jit` only `status` tells.
+
+    Returns:
+        Eigenvalues ascending with residual norms, matvecs, status and completeness.
+
+    Raises:
+        SpectrumError: Products are not finite, not symmetric, or differ when repeated.
+        ValueError: The operator does not fit the method.
+
+    Cost: see the method.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> diagonal = jnp.array([3.0, 1.0, 2.0])
+        >>> print(lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 3)).eigenvalues)
+        [1. 2. 3.]
+    """
+    method = _choose(operator) if method is None else method
+    found = method.run(operator, jax.random.key(0) if key is None else key, vectors)
+    if throw and is_concrete(found.status):
+        worst = [status for status in _REFUSED if bool((found.status == int(status)).any())]
+        if worst:
+            raise SpectrumError(f"{operator.label or 'the operator'}: {worst[0].message}")
+    return found
+
+
+def _choose(operator: LinearMap | SymmetricOperator) -> Method:
+    if Dense().fits(operator):
+        return Dense()
+    has_factor = isinstance(operator, LinearMap) or operator.factor is not None
+    return GolubKahan() if has_factor else Lanczos()

@@ -1,0 +1,77 @@
+"""Reports as one page that opens without a network."""
+
+import importlib.resources
+import io
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from localhessian.study._figure import SEPARATOR, figure
+from localhessian.study._optional import optional
+from localhessian.study._row import COLUMNS, Analyzed
+from localhessian.study._table import cell
+
+MEANINGS = {
+    "block": "name of the block",
+    "wrt": "params: H_W, by the parameters; input: H_z, by the activations that enter",
+    "part": "gauss_newton (positive semi-definite), full, or residual",
+    "size": "order of the matrix; of an uncoupled H_z, of each sample's",
+    "samples": "samples that entered; of an uncoupled H_z, those analyzed one by one",
+    "coupled": "whether the block mixes the samples of the batch (batch normalization)",
+    "rank": "eigenvalues above the cutoff of the rank rule, sigma > 100 eps sigma_max",
+    "lambda_max": "largest eigenvalue",
+    "lambda_min_nonzero": "smallest eigenvalue above the cutoff",
+    "kappa_plus": "lambda_max / lambda_min_nonzero; ? where no clear gap separates zero from non-zero",
+    "kappa_lower": "certified lower bound of kappa_plus",
+    "kappa_upper": "upper bound of kappa_plus; inf unless every eigenvalue is known",
+    "kappa_q05": "lambda_max over the 5 % quantile of the non-zero eigenvalues",
+    "kappa_q95": "lambda_max over their 95 % quantile",
+    "method": "how the eigenvalues were computed",
+    "matvecs": "products with the operator",
+    "converged": "whether every value met its tolerance",
+}
+
+
+def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Local Hessians", text: str = "") -> Path:
+    """Write the page: text, figure, tables, what each column means, and where the numbers come from.
+
+    Args:
+        reports: By label.
+        path: The file.
+        title: Of the page.
+        text: A paragraph above the figure.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is not installed.
+    """
+    template = (importlib.resources.files("localhessian.study") / "templates" / "report.html.j2").read_text("utf-8")
+    environment = optional("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template).render(
+        title=title,
+        text=text,
+        svg=_svg(reports),
+        columns=COLUMNS,
+        meanings=MEANINGS,
+        sections=[
+            (label.replace(SEPARATOR, ", "), report.meta, [[cell(row, c) for c in COLUMNS] for row in report.rows])
+            for label, report in reports.items()
+        ],
+        notes=_notes(reports.values()),
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, "utf-8")
+    return path
+
+
+def _svg(reports: Mapping[str, Analyzed]) -> str:
+    out = io.StringIO()
+    figure(reports).savefig(out, format="svg", metadata={"Date": None})
+    return re.sub(r"^.*?(?=<svg)", "", out.getvalue(), flags=re.DOTALL)
+
+
+def _notes(reports: Iterable[Analyzed]) -> list[str]:
+    return list(dict.fromkeys(f"{row.block}: {row.note}" for report in reports for row in report.rows if row.note))

@@ -1,0 +1,93 @@
+"""One local Hessian's row in a report, and the spectrum behind it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+COLUMNS = (
+    "block",
+    "wrt",
+    "part",
+    "size",
+    "samples",
+    "coupled",
+    "rank",
+    "lambda_max",
+    "lambda_min_nonzero",
+    "kappa_plus",
+    "kappa_lower",
+    "kappa_upper",
+    "kappa_q05",
+    "kappa_q95",
+    "method",
+    "matvecs",
+    "converged",
+)
+Key = tuple[str, str, str]
+"""(block, wrt, part)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One local Hessian; of an uncoupled H_z, medians over the samples analyzed."""
+
+    block: str
+    wrt: Literal["params", "input"]
+    part: str
+    size: int
+    """Order of the matrix (of an uncoupled H_z: of each sample's)."""
+    samples: int
+    """Samples that entered: of H_W and a coupled H_z the batch, of an uncoupled H_z those analyzed one by one."""
+    coupled: bool
+    rank: float
+    """By the rank rule; of an incomplete spectrum the certified part; NaN where there is no matrix."""
+    lambda_max: float
+    lambda_min_nonzero: float
+    kappa_plus: float
+    """lambda_max over the smallest non-zero eigenvalue; NaN where unknown, then `kappa_lower` bounds it."""
+    kappa_lower: float
+    kappa_upper: float
+    kappa_q05: float
+    """Quantile condition number: lambda_max over the 5 % quantile of the non-zero eigenvalues."""
+    kappa_q95: float
+    """lambda_max over the 95 % quantile: how far the largest eigenvalues stand out."""
+    method: str
+    matvecs: int
+    converged: bool
+    status: str = "CONVERGED"
+    """Name of the `localhessian.Status` that the condition number ended with; of several samples the worst."""
+    note: str = ""
+    """Why there is no matrix, if there is none."""
+
+    @property
+    def key(self) -> Key:
+        """(block, wrt, part)."""
+        return self.block, self.wrt, self.part
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSpectrum:
+    """The eigenvalues behind a row; with a leading axis of samples for an uncoupled H_z."""
+
+    eigenvalues: np.ndarray
+    multiplicities: np.ndarray
+    kappas: np.ndarray
+    """kappa_plus of each sample, shape `(s,)`; one number otherwise."""
+
+
+class Analyzed(Protocol):
+    """What tables, figures and pages read of a report."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows."""
+
+    @property
+    def spectra(self) -> Mapping[Key, RowSpectrum]:
+        """The eigenvalues behind the rows."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Provenance."""

@@ -1,0 +1,139 @@
+"""The command line: `localhessian --help` is the map."""
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import optax
+from tqdm import tqdm
+
+from localhessian.study._analyze import analyze
+from localhessian.study._data import Images, digits
+from localhessian.study._figure import SEPARATOR, figure
+from localhessian.study._findings import findings
+from localhessian.study._html import html
+from localhessian.study._models import MODELS, digits_network
+from localhessian.study._optional import optional
+from localhessian.study._report import Report
+from localhessian.study._table import table
+from localhessian.study._train import train
+
+typer = optional("typer")
+app = typer.Typer(
+    name="localhessian",
+    help="Condition numbers and spectra of the local Hessians of every block of a network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"localhessian {importlib.metadata.version('localhessian')}, jax {jax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    pass
+
+
+@app.command("analyze")
+def analyze_command(
+    models: Annotated[str, typer.Option(help=f"Networks to compare, of {', '.join(MODELS)}.")] = ",".join(MODELS),
+    out: Annotated[Path, typer.Option(help="Folder for the figure, the page and the data.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps between the two analyses.")] = 400,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of SGD with momentum 0.9.")] = 0.02,
+    batch: Annotated[int, typer.Option(min=1, help="Images analyzed.")] = 16,
+    depth: Annotated[int, typer.Option(min=1, help="Convolutional blocks.")] = 5,
+    width: Annotated[int, typer.Option(min=1, help="Channels.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the initialization and the order of the images.")] = 0,
+) -> None:
+    """Train small convolutional networks on the UCI digits; analyze every block before and after."""
+    data = digits()
+    reports: dict[str, Report] = {}
+    accuracies: dict[str, float] = {}
+    for model in _names(models):
+        chain, params = digits_network(model, jax.random.key(seed), depth=depth, width=width)
+        reports[f"{model}{SEPARATOR}at initialization"] = _analyze(chain, params, data, batch, f"{model}, before")
+        with tqdm(total=steps, desc=f"{model}, training", unit="step") as bar:
+            trained = train(
+                chain,
+                params,
+                data,
+                steps=steps,
+                learning_rate=learning_rate,
+                seed=seed,
+                progress=_follow(bar),
+            )
+        accuracies[model] = trained.accuracy
+        reports[f"{model}{SEPARATOR}after training"] = _analyze(chain, trained.params, data, batch, f"{model}, after")
+    _write(reports, out, findings(reports, accuracies))
+
+
+@app.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="Reports (.npz), or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figure and the page.")] = Path("runs/report"),
+) -> None:
+    """Render table, figure and page again from saved reports."""
+    paths = [path for file in files for path in (sorted(file.glob("*.npz")) if file.is_dir() else [file])]
+    if not paths:
+        raise typer.BadParameter(f"there is no report (.npz) in {', '.join(map(str, files))}.")
+    try:
+        loaded = [(path.stem, Report.load(path)) for path in paths]
+    except (ValueError, FileNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
+    loaded.sort(key=lambda item: item[1].meta.get("place", 0))
+    reports = {report.meta.get("label", stem): report for stem, report in loaded}
+    _write(reports, out, findings(reports))
+
+
+def _follow(bar: tqdm) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+
+    return show
+
+
+def _names(models: str) -> list[str]:
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    unknown = [name for name in names if name not in MODELS]
+    if unknown or not names:
+        raise typer.BadParameter(f"`--models` takes names of {', '.join(MODELS)}, got {models!r}.")
+    return names
+
+
+def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
+    x, y = data.train_x[:batch], data.train_y[:batch]
+    with tqdm(desc=what, unit="spectrum", bar_format="{desc:<22} {n_fmt}/{total_fmt} {elapsed} {postfix}") as bar:
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(name)
+
+        report = analyze(
+            chain, params, x, y, optax.softmax_cross_entropy_with_integer_labels, progress=show, samples=batch
+        )
+    if report.meta["interrupted"]:
+        raise typer.Abort
+    return report
+
+
+def _write(reports: dict[str, Report], out: Path, text: str) -> None:
+    typer.echo(table(reports))
+    out.mkdir(parents=True, exist_ok=True)
+    for place, (label, report) in enumerate(reports.items()):
+        report.meta.update(label=label, place=place)
+        report.save(out / f"{label.replace(SEPARATOR, '-').replace(' ', '-')}.npz")
+    figure(reports, out / "figure.png")
+    page = html(reports, out / "report.html", text=text)
+    typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

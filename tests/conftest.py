@@ -1,0 +1,98 @@
+"""Strict settings and the fixtures that every test may use."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_nans", False)
+
+# Compilation makes the first example slow, so time limits would only be noise.
+hypothesis.settings.register_profile("local", deadline=None, max_examples=10, print_blob=True)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("local"), derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerances:
+    """How far two numbers that are equal in exact arithmetic may differ, relative to the larger scale."""
+
+    identity: float
+    """The identities of the theory: both sides computed in the default dtype."""
+    eigenvalue: float
+    """An exact eigenvalue against float64, relative to lambda_max."""
+    product: float
+    """One matrix-vector product, relative to its norm."""
+
+
+TOLERANCES = {
+    "float32": Tolerances(identity=1e-5, eigenvalue=1e-5, product=2e-6),
+    "float64": Tolerances(identity=1e-12, eigenvalue=1e-12, product=1e-14),
+}
+
+
+@dataclasses.dataclass
+class Compilations:
+    """The programs that XLA compiled while it was watching."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+
+@contextlib.contextmanager
+def _count_compilations() -> Iterator[Compilations]:
+    seen = Compilations()
+
+    def listen(event: str, _: float, **details) -> None:
+        # Recorded once for each program, whether XLA compiles it or the persistent cache has it.
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.names.append(str(details.get("fun_name", "unnamed")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def count_compilations():
+    """A context manager: `with count_compilations() as seen: ...`, then `seen.count` and `seen.names`."""
+    return _count_compilations
+
+
+@pytest.fixture
+def dtype() -> jnp.dtype:
+    """The default float dtype of this run: float32, or float64 with JAX_ENABLE_X64=1."""
+    return jnp.zeros(()).dtype
+
+
+@pytest.fixture
+def tol(dtype) -> Tolerances:
+    """The tolerances of the default float dtype."""
+    return TOLERANCES[dtype.name]
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A random key; split it for more."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _relaxed(request) -> Iterator[None]:
+    if request.node.get_closest_marker("relaxed") is None:
+        yield
+        return
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

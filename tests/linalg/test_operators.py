@@ -1,0 +1,222 @@
+"""Linear maps and symmetric operators against explicit matrices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.tree_util import Partial
+
+import localhessian as lh
+from localhessian.linalg import gram, lazy_map, lazy_operator, matrix_map
+
+SHAPES = [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1), (1, 1)]
+
+
+def times(matrix, v):
+    return jnp.einsum("...md,...d->...m", matrix, v, precision="highest")
+
+
+def transpose_times(matrix, u):
+    return jnp.einsum("...md,...m->...d", matrix, u, precision="highest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """A set-up that counts how often it runs (when traced or called)."""
+
+    calls: list = dataclasses.field(default_factory=list, compare=False)
+
+    def __call__(self, matrix):
+        self.calls.append(matrix.shape)
+        return matrix_map(matrix)
+
+
+def symmetric_set_up(matrix):
+    return gram(matrix_map(matrix))
+
+
+def explicit_map(matrix, rmv=transpose_times):
+    m, d = matrix.shape
+    return lh.linear_map(Partial(times, matrix), rmv and Partial(rmv, matrix), d, m)
+
+
+def close(actual, expected, rtol):
+    """Equal up to `rtol` of the largest entry of the expected value, which is computed in float64."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("rmv", [transpose_times, None], ids=["rmv given", "rmv derived"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_linear_map_is_its_matrix(shape, rmv, key, tol, dtype):
+    matrix = jax.random.normal(key, shape)
+    v, u = jax.random.normal(key, shape[1:]), jax.random.normal(key, shape[:1])
+    wide = np.asarray(matrix, np.float64)
+    A = explicit_map(matrix, rmv)
+    assert (A.out_size, A.in_size, A.dtype, A.batch) == (*shape, dtype, None)
+    close(A.mv(v), wide @ np.asarray(v, np.float64), tol.product)
+    close(A.rmv(u), wide.T @ np.asarray(u, np.float64), tol.product)
+    np.testing.assert_array_equal(A.to_dense(), matrix)
+
+
+@pytest.mark.parametrize("rmv", [transpose_times, None], ids=["rmv given", "rmv derived"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transpose_is_the_transposed_matrix(shape, rmv, key):
+    matrix = jax.random.normal(key, shape)
+    A = explicit_map(matrix, rmv)
+    assert (A.T.out_size, A.T.in_size) == shape[::-1]
+    np.testing.assert_array_equal(A.T.to_dense(), matrix.T)
+    np.testing.assert_array_equal(A.T.T.to_dense(), matrix)
+
+
+@given(m=st.integers(1, 6), d=st.integers(1, 6), seed=st.integers(0, 2**31 - 1))
+def test_adjoint_identity(m, d, seed):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    A = explicit_map(jax.random.normal(keys[0], (m, d)), None)
+    v, u = jax.random.normal(keys[1], (d,)), jax.random.normal(keys[2], (m,))
+    left, right = jnp.vdot(u, A.mv(v)), jnp.vdot(A.rmv(u), v)
+    scale = float(jnp.linalg.norm(u) * jnp.linalg.norm(v) * jnp.linalg.norm(A.to_dense()))
+    assert abs(float(left - right)) <= 10 * float(jnp.finfo(v.dtype).eps) * scale
+
+
+def test_functions_without_data_are_accepted(tol):
+    A = lh.linear_map(lambda v: 2 * v[:2], None, 3, 2)
+    np.testing.assert_array_equal(A.to_dense(), [[2, 0, 0], [0, 2, 0]])
+    H = lh.symmetric_operator(lambda v: v[::-1], 3)
+    np.testing.assert_array_equal(H.to_dense(), np.eye(3)[::-1])
+    close(H.mv(jnp.array([1.0, 2.0, 3.0])), [3, 2, 1], tol.product)
+
+
+def refuse(_):
+    raise AssertionError("the longer side was multiplied")
+
+
+def test_to_dense_multiplies_on_the_shorter_side():
+    np.testing.assert_array_equal(lh.linear_map(lambda v: jnp.tile(v, 2), refuse, 1, 2).to_dense(), [[1], [1]])
+    np.testing.assert_array_equal(lh.linear_map(refuse, lambda u: jnp.tile(u, 2), 2, 1).to_dense(), [[1, 1]])
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_dtype_is_kept(name):
+    A = lh.linear_map(lambda v: v * 3, None, 2, 2, dtype=name)
+    H = lh.symmetric_operator(lambda v: v * 3, 2, dtype=jnp.dtype(name))
+    assert A.dtype == A.to_dense().dtype == A.T.to_dense().dtype == jnp.dtype(name)
+    assert H.dtype == H.to_dense().dtype == jnp.dtype(name)
+
+
+def test_default_dtype_follows_jax(dtype):
+    assert lh.linear_map(lambda v: v, None, 2, 2).dtype == dtype
+    assert lh.symmetric_operator(lambda v: v, 2).dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (3, 2, 4)], ids=["tall", "wide"])
+def test_batch_of_maps(shape, key, tol):
+    matrices = jax.random.normal(key, shape)
+    A = matrix_map(matrices)
+    v = jax.random.normal(key, (3, shape[2]))
+    wide = np.asarray(matrices, np.float64)
+    assert A.batch == A.T.batch == gram(A).batch == 3
+    close(A.mv(v), np.einsum("smd,sd->sm", wide, np.asarray(v, np.float64)), tol.product)
+    np.testing.assert_array_equal(A.to_dense(), matrices)
+    np.testing.assert_array_equal(A.T.to_dense(), jnp.swapaxes(matrices, 1, 2))
+    close(gram(A).to_dense(), np.einsum("smd,sme->sde", wide, wide), tol.product)
+
+
+def test_gram_keeps_its_factor(key, tol):
+    matrix = jax.random.normal(key, (5, 3))
+    H = gram(matrix_map(matrix), label="mine")
+    wide = np.asarray(matrix, np.float64)
+    assert (H.size, H.label) == (3, "mine")
+    close(H.to_dense(), wide.T @ wide, tol.product)
+    np.testing.assert_array_equal(H.factor.to_dense(), matrix)
+
+
+def test_symmetric_operator_keeps_its_factor(key):
+    R = matrix_map(jax.random.normal(key, (5, 3)))
+    assert lh.symmetric_operator(lambda v: v, 3, factor=R).factor is R
+    assert lh.symmetric_operator(lambda v: v, 3).factor is None
+
+
+def test_prepare_without_set_up_is_the_operator_itself(key):
+    A = matrix_map(jax.random.normal(key, (2, 2)))
+    H = gram(A)
+    assert A.prepare() is A
+    assert H.prepare() is H
+
+
+def test_set_up_runs_once_for_a_prepared_map(key, dtype):
+    matrix, set_up = jax.random.normal(key, (4, 3)), Counted()
+    A = lazy_map(Partial(set_up, matrix), 3, 4, dtype, label="lazy")
+    for operator, expected in [(A, matrix), (A.T, matrix.T)]:
+        set_up.calls.clear()
+        prepared = operator.prepare()
+        assert len(set_up.calls) == 1
+        np.testing.assert_array_equal(prepared.to_dense(), expected)
+        prepared.mv(jnp.ones(prepared.in_size))
+        assert len(set_up.calls) == 1
+
+
+def test_unprepared_products_prepare_themselves(key, dtype, tol):
+    matrix = jax.random.normal(key, (4, 3))
+    wide = np.asarray(matrix, np.float64)
+    A = lazy_map(Partial(matrix_map, matrix), 3, 4, dtype)
+    H = lazy_operator(Partial(symmetric_set_up, matrix), 3, dtype)
+    close(A.mv(jnp.ones(3)), wide.sum(1), tol.product)
+    close(A.rmv(jnp.ones(4)), wide.sum(0), tol.product)
+    close(gram(A).mv(jnp.ones(3)), wide.T @ wide.sum(1), tol.product)
+    close(H.mv(jnp.ones(3)), wide.T @ wide.sum(1), tol.product)
+    close(gram(A).prepare().to_dense(), wide.T @ wide, tol.product)
+    close(H.to_dense(), wide.T @ wide, tol.product)
+
+
+def test_new_numbers_do_not_recompile(key, count_compilations):
+    def use(matrix, v, u):
+        A = explicit_map(matrix, None)
+        H = lh.symmetric_operator(Partial(times, matrix), 4)
+        return A.mv(v), A.rmv(u), A.to_dense(), A.T.to_dense(), gram(A).to_dense(), H.mv(v), H.to_dense()
+
+    first, second = jax.random.normal(key, (2, 4, 4))
+    with count_compilations() as warm:
+        use(first, first[0], first[1])
+    assert warm.count > 0
+    with count_compilations() as again:
+        use(second, second[0], second[1])
+    assert again.names == []
+
+
+def test_operators_pass_through_jit_and_vmap(key, tol):
+    matrices = jax.random.normal(key, (3, 5, 2))
+    wide = np.asarray(matrices, np.float64)
+    expected = np.einsum("smd,sme->sde", wide, wide)
+    close(jax.jit(lambda H: H.to_dense())(gram(matrix_map(matrices[0]))), expected[0], tol.product)
+    close(jax.vmap(lambda matrix: gram(matrix_map(matrix)).to_dense())(matrices), expected, tol.product)
+    operators = jax.vmap(lambda matrix: gram(matrix_map(matrix)))(matrices)
+    close(jax.vmap(lambda H: H.mv(jnp.ones(2)))(operators), expected.sum(2), tol.product)
+
+
+def test_operators_are_pytrees_of_their_data(key):
+    matrix = jax.random.normal(key, (3, 2))
+    leaves, treedef = jax.tree.flatten(explicit_map(matrix))
+    assert [leaf.shape for leaf in leaves] == [(3, 2), (3, 2)]
+    doubled = jax.tree.unflatten(treedef, [2 * leaf for leaf in leaves])
+    np.testing.assert_array_equal(doubled.to_dense(), 2 * matrix)
+
+
+def test_operators_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        lh.symmetric_operator(lambda v: v, 2).size = 3
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_must_be_positive(size):
+    with pytest.raises(ValueError, match=f"^`size` must be a positive integer, got {size}\\.$"):
+        lh.symmetric_operator(lambda v: v, size)
+    with pytest.raises(ValueError, match=f"^`in_size` must be a positive integer, got {size}\\.$"):
+        lh.linear_map(lambda v: v, None, size, 2)
+    with pytest.raises(ValueError, match=f"^`out_size` must be a positive integer, got {size}\\.$"):
+        lh.linear_map(lambda v: v, None, 2, size)

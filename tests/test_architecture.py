@@ -1,0 +1,275 @@
+"""The shape of the house: who may import whom, how light the door is, what may not stand in the code."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import localhessian as lh
+
+PACKAGE = "localhessian"
+ROOT = Path(lh.__file__).parent
+# A room may import the rooms before it; the three modules of the ground floor share the first place.
+RANKS = {"_tree": 0, "_status": 0, "_types": 0, "linalg": 1, "network": 2, "curvature": 3, "training": 4, "study": 5}
+TOP = 6
+OPTIONAL = frozenset(
+    {"matplotlib", "pandas", "rich", "jinja2", "typer", "sklearn", "equinox", "flax", "xarray", "PIL", "scipy", "tqdm"}
+)
+HEAVY = ("matplotlib", "pandas", "rich", "typer", "jinja2", "equinox", "sklearn", "PIL", "xarray", "flax")
+MAX_LINES = 400
+FORBIDDEN_CALLS = {"print", "breakpoint", "exec", "eval"}
+
+
+def package_sources() -> dict[str, str]:
+    """Every module of the package by its dotted name; a package by `name.__init__`."""
+    return {
+        ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)): path.read_text(encoding="utf-8")
+        for path in sorted(ROOT.rglob("*.py"))
+    }
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] != "__init__" else ""
+
+
+def rank(module: str) -> int:
+    """The place of a module; the root is above all rooms. An unknown room is a KeyError: give it a place."""
+    return RANKS[room(module)] if room(module) else TOP
+
+
+def imports(module: str, source: str) -> Iterator[tuple[str, bool, int]]:
+    """(absolute dotted name, whether inside a function, line) of every import; `from a import b` gives a.b."""
+    package = module.rsplit(".", 1)[0].split(".")
+
+    def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool, int]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, inside, child.lineno) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = package[: len(package) - child.level + 1] if child.level else []
+                origin = ".".join([*base, *([child.module] if child.module else [])])
+                yield from ((f"{origin}.{alias.name}", inside, child.lineno) for alias in child.names)
+            else:
+                yield from walk(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+    yield from walk(ast.parse(source), False)
+
+
+def owner(name: str, modules: Mapping[str, str]) -> str:
+    """The module that an imported dotted name lies in, a package as `name.__init__`."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:end])
+        if prefix in modules:
+            return prefix
+        if f"{prefix}.__init__" in modules:
+            return f"{prefix}.__init__"
+    return name
+
+
+def import_violations(modules: Mapping[str, str]) -> list[str]:
+    """One sentence for each import that the plan of the house forbids."""
+    found, graph = [], {module: set() for module in modules}
+    for module, source in modules.items():
+        for name, inside, line in imports(module, source):
+            where = f"{module}:{line}"
+            if name.split(".")[0] != PACKAGE:
+                if inside and name.split(".")[0] not in OPTIONAL:
+                    found.append(f"{where} hides the import of {name} in a function")
+                continue
+            target = owner(name, modules)
+            graph[module].add(target)
+            if inside:
+                found.append(f"{where} hides the import of {name} in a function")
+            if rank(target) > rank(module):
+                found.append(f"{where} imports upward: {name}")
+            elif 0 < rank(target) < rank(module) and not target.endswith(".__init__"):
+                found.append(f"{where} climbs past the door of {room(target)}: {name}")
+    return found + [f"cycle: {' -> '.join(cycle)}" for cycle in cycles(graph)]
+
+
+def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Cycles met in a depth-first walk. A room's `__init__` imports its modules, so they may not import it."""
+    done: set[str] = set()
+    found: list[list[str]] = []
+
+    def visit(node: str, path: list[str]) -> None:
+        if node in path:
+            found.append([*path[path.index(node) :], node])
+        elif node not in done:
+            for target in sorted(graph.get(node, ())):
+                visit(target, [*path, node])
+            done.add(node)
+
+    for node in sorted(graph):
+        visit(node, [])
+    return found
+
+
+def code_violations(module: str, source: str) -> list[str]:
+    """One sentence for each thing that no module may hold."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        where = f"{module}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Assert):
+            found.append(f"{where} asserts: raise with a sentence, or return a status")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
+            found.append(f"{where} calls {node.func.id}")
+    if any(name.split(".")[0] == "pickle" for name, _, _ in imports(module, source)):
+        found.append(f"{module} imports pickle")
+    if re.search(r"allow_pickle\s*=\s*True", source):
+        found.append(f"{module} allows pickles")
+    if "jax.config.update" in source:
+        found.append(f"{module} changes jax.config")
+    if source.count("\n") > MAX_LINES:
+        found.append(f"{module} has {source.count(chr(10))} lines, more than {MAX_LINES}")
+    return found
+
+
+def heavy_modules(statement: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
+    """Which heavy packages a fresh interpreter holds after a statement."""
+    program = f"{statement}\nimport sys\nprint(' '.join(m for m in {heavy!r} if m in sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    return ran.stdout.split()
+
+
+def test_imports_flow_downward():
+    modules = package_sources()
+    assert len(modules) > 10
+    assert import_violations(modules) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "sentence"),
+    [
+        ("linalg._a", "from localhessian.network import Chain", "imports upward"),
+        ("linalg._a", "import localhessian.study._b", "imports upward"),
+        ("linalg._a", "from ..network import Chain", "imports upward"),
+        ("linalg._a", "from localhessian import Chain", "imports upward"),
+        ("study._a", "import localhessian as lh", "imports upward"),
+        ("_tree", "from localhessian.linalg import gram", "imports upward"),
+        ("network._a", "from localhessian.linalg._a import f", "climbs past the door of linalg"),
+        ("study._b", "def f():\n    import localhessian.linalg", "hides the import of localhessian.linalg"),
+        ("study._b", "class A:\n    def f(self):\n        import json", "hides the import of json"),
+        ("linalg._a", "from localhessian.linalg._b import f", "cycle: "),
+        ("_status", "from localhessian._types import Array", "cycle: "),
+    ],
+)
+def test_forbidden_imports_are_found(module, source, sentence):
+    rooms = ("linalg", "network", "curvature", "training", "study")
+    modules = {f"{PACKAGE}.{name}.__init__": "" for name in rooms}
+    modules |= {f"{PACKAGE}.{name}": "" for name in ("__init__", "_tree", "_status")}
+    modules |= {f"{PACKAGE}._types": "from localhessian._status import Status"}
+    modules |= {f"{PACKAGE}.linalg._a": "", f"{PACKAGE}.study._b": ""}
+    modules |= {f"{PACKAGE}.linalg._b": "from localhessian.linalg._a import f"}
+    assert import_violations(modules) == []
+    modules[f"{PACKAGE}.{module}"] = source
+    assert [found for found in import_violations(modules) if sentence in found], import_violations(modules)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from localhessian.linalg import gram\nfrom localhessian._tree import ravel",
+        "from localhessian.network._b import f",
+        "def plot():\n    import matplotlib.pyplot as plt\n    from rich.table import Table",
+    ],
+)
+def test_allowed_imports_pass(source):
+    names = ("_tree", "linalg.__init__", "network.__init__", "network._b")
+    modules = {f"{PACKAGE}.{name}": "" for name in names} | {f"{PACKAGE}.network._a": source}
+    assert import_violations(modules) == []
+
+
+def test_a_new_room_needs_a_place():
+    with pytest.raises(KeyError, match="attic"):
+        import_violations({f"{PACKAGE}.attic._a": "from localhessian.attic._b import f", f"{PACKAGE}.attic._b": ""})
+
+
+@pytest.mark.parametrize("module", sorted(package_sources()))
+def test_code_keeps_the_rules(module):
+    assert code_violations(module, package_sources()[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("assert x > 0", "asserts"),
+        ("def f():\n    print('here')", "calls print"),
+        ("breakpoint()", "breakpoint"),
+        ("import pickle", "imports pickle"),
+        ("from pickle import load", "imports pickle"),
+        ("np.load(path, allow_pickle=True)", "allows pickles"),
+        ("jax.config.update('jax_enable_x64', True)", "changes jax.config"),
+        ("x = 1\n" * 401, "has 401 lines"),
+    ],
+)
+def test_broken_rules_are_found(source, sentence):
+    assert [found for found in code_violations("m", source) if sentence in found]
+
+
+def test_import_is_light():
+    assert heavy_modules("import localhessian") == []
+
+
+def test_a_heavy_import_is_seen():
+    assert heavy_modules("import localhessian, colorsys", ("colorsys",)) == ["colorsys"]
+
+
+def public_names() -> list[str]:
+    return [name for name in vars(lh) if not name.startswith("_") and not inspect.ismodule(getattr(lh, name))]
+
+
+def reexport_violations(source: str) -> list[str]:
+    """Sentences about an `__init__` that is more than a docstring and explicit, sorted re-exports."""
+    found, order = [], []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom):
+            order += [(node.module, alias.name) for alias in node.names]
+            found += [f"{a.name} is not re-exported as itself" for a in node.names if a.name != a.asname]
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            found.append(f"line {node.lineno} is neither a docstring nor a re-export")
+    modules = [module for module, _ in order]
+    if modules != sorted(modules):
+        found.append("the re-exports are not grouped by room")
+    if len(set(order)) < len(order):
+        found.append("a name is exported twice")
+    return found
+
+
+@pytest.mark.parametrize("module", [m for m in sorted(package_sources()) if m.endswith(".__init__")])
+def test_doors_only_reexport(module):
+    assert reexport_violations(package_sources()[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("from a import x", "not re-exported as itself"),
+        ("from a import x as y", "not re-exported as itself"),
+        ("from b import x as x\nfrom a import y as y", "not grouped"),
+        ("from a import x as x\nfrom a import x as x", "twice"),
+        ("value = 3", "neither"),
+    ],
+)
+def test_a_crooked_door_is_seen(source, sentence):
+    assert [found for found in reexport_violations(source) if sentence in found]
+
+
+def test_public_names_have_docstrings():
+    names = public_names()
+    assert {"Block", "Chain", "LinearMap", "linear_map"} <= set(names)
+    # A dataclass without a docstring gets its signature as one.
+    bare = [name for name in names if not (doc := inspect.getdoc(getattr(lh, name))) or doc.startswith(f"{name}(")]
+    assert bare == []
+
+
+def test_a_second_name_for_one_thing_is_not_exported():
+    things = [id(getattr(lh, name)) for name in public_names()]
+    assert len(set(things)) == len(things)
