@@ -13,8 +13,7 @@ _HEADS = ("block", "input", "output", "parameters", "context")
 
 def table(chain: Any, params: Mapping[str, Params], x: Activations, context: Context, uses: Mapping[str, str]) -> str:
     """One row for each block: name, shapes of z_{b-1} and z_b, number of parameters, what it takes as context."""
-    arguments = (dict(params), x, context)
-    activations = jax.eval_shape(lambda params, x, context: chain.forward(params, x, context), *arguments)
+    activations = jax.eval_shape(chain.forward, dict(params), x, context)
     sizes = [_tree.size(params.get(name, ())) for name in chain.names]
     rows = [
         (name, _short(before), _short(after), f"{size:,}", uses.get(name, ""))

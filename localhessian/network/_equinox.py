@@ -55,7 +55,7 @@ def chain_from_equinox(
         >>> chain.names
         ('layers.0', 'layers.1')
     """
-    import equinox as eqx
+    import equinox as eqx  # noqa: PLC0415  optional, and only who brings such a model imports it
 
     if context is not None and call is None:
         raise ValueError("`context` is given: say by `call(model, x, context)` how the model takes it.")

@@ -54,7 +54,7 @@ def chain_from_linen(
         >>> chain.names
         ('layers_0', 'layers_2')
     """
-    from flax import linen as nn
+    from flax import linen as nn  # noqa: PLC0415  only who brings such a model imports it
 
     rest = {name: value for name, value in variables.items() if name != "params"}
     run = call or (lambda module, x: module(x))

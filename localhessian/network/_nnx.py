@@ -46,9 +46,9 @@ def chain_from_nnx(
         >>> chain.names
         ('layers.0', 'layers.2')
     """
-    from flax import nnx
+    from flax import nnx  # noqa: PLC0415  only who brings such a model imports it
 
-    graph, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    graph, params, state = nnx.split(model, nnx.Param, ...)
     asked = choose(_modules(nnx, model), at)
     run = call or (lambda model, x: model(x))
 
@@ -57,7 +57,8 @@ def chain_from_nnx(
         for path, module in list(nnx.iter_modules(copy)):
             wish = asked.get(tuple(map(str, path)))
             if wish is not None:
-                object.__setattr__(module, "__class__", marking_class(type(module), wish))
+                cls: Any = type(module)
+                object.__setattr__(module, "__class__", marking_class(cls, wish))
         out = run(copy, x)
         return out, None if state is None else _like(nnx, state, nnx.state(copy))
 

@@ -113,7 +113,7 @@ def _has_inside(modules: Sequence[Submodule], path: Path) -> bool:
 def marking_class(cls: Any, wish: Wish) -> type:
     """A subclass whose `__call__` marks what goes in or out."""
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return call_marked(lambda *a, **k: cls.__call__(self, *a, **k), wish, args, kwargs)
 
     body = {

@@ -18,36 +18,31 @@ def _output_sum(output):
 
 
 @pytest.fixture
-def tolerance():
-    return 1e-12 if jax.config.jax_enable_x64 else 2e-5
-
-
-@pytest.fixture
-def check_cut(tolerance):
+def check_cut(tol):
     """Forward values and gradients of the chain against those of the model, and split and merge."""
 
     def check(cut, model, params, x, context=None):
         """`model(params, x)` is the whole model; `context` is what the chain gets."""
         chain = cut.chain
-        output = jax.jit(chain.forward)(cut.params, x, context)[-1]
-        truth = jax.jit(model)(params, x)
+
+        def of_blocks(p):
+            output = chain.forward(p, x, context)[-1]
+            return _output_sum(output), output
+
+        def of_model(p):
+            output = model(p, x)
+            return _output_sum(output), output
+
+        (_, output), blocks = jax.jit(jax.value_and_grad(of_blocks, has_aux=True))(cut.params)
+        (_, truth), whole = jax.jit(jax.value_and_grad(of_model, has_aux=True))(params)
         assert jax.tree.structure(output) == jax.tree.structure(truth)
-        assert _relative(output, truth) <= tolerance
-        blocks = jax.jit(jax.grad(lambda p: _output_sum(chain.forward(p, x, context)[-1])))(cut.params)
-        whole = jax.jit(jax.grad(lambda p: _output_sum(model(p, x))))(params)
+        assert _relative(output, truth) <= 3 * tol.identity
         merged = chain.merge(blocks, tied="sum")
         assert jax.tree.structure(merged) == jax.tree.structure(whole)
-        assert _relative(merged, whole) <= tolerance
+        assert _relative(merged, whole) <= 3 * tol.identity
         assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(whole)) > 0
         back = chain.merge(chain.split(params), like=params)
         for one, two in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
             np.testing.assert_array_equal(one, two)
 
     return check
-
-
-@pytest.fixture
-def standard_promotion():
-    """Flax and equinox rely on the implicit promotions that the tests of our own code forbid."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
