@@ -1,39 +1,14 @@
 """Functions cut at their marks."""
 
-import itertools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marked import TOKENS, X, affine, dense, mlp, mlp_params, normal, transformer, transformer_params
 
 import localhessian as lh
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def dense(seed, d_in, d_out):
-    return {"kernel": normal(seed, d_in, d_out) / d_in**0.5, "bias": 0.1 * normal(seed + 100, d_out)}
-
-
-def affine(p, z):
-    return z @ p["kernel"] + jnp.broadcast_to(p["bias"], z.shape[:-1] + p["bias"].shape)
-
-
-def mlp_params(widths=(3, 5, 5, 5, 2)):
-    return {"layers": [dense(i, a, b) for i, (a, b) in enumerate(itertools.pairwise(widths))]}
-
-
-def mlp(params, x):
-    for i, layer in enumerate(params["layers"][:-1]):
-        x = lh.mark(jnp.tanh(affine(layer, x)), f"hidden{i}")
-    return affine(params["layers"][-1], x)
-
-
-X = normal(50, 6, 3)
 
 
 def test_mlp(check_cut):
@@ -133,34 +108,6 @@ def test_conv_batch_norm_and_residual(check_cut, tol):
         cut.chain, cut.params, x, jnp.zeros((4, 3)), lambda z, y: ((z - y) ** 2).sum(1), statistics
     )
     assert {name: bool(c) for name, c in matching.coupled.items()} == {"stage1": True, "stage2": False, "output": False}
-
-
-def transformer_params(layers=3, d=4, vocabulary=7):
-    def layer(i):
-        return {name: normal(10 * i + j, d, d) / 2 for j, name in enumerate(("query", "key", "value", "out", "mlp"))}
-
-    return {"embed": normal(0, vocabulary, d), "layers": [layer(i) for i in range(layers)]}
-
-
-def attention_block(p, h, mask):
-    scores = (h @ p["query"]) @ jnp.swapaxes(h @ p["key"], 1, 2)
-    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(h.dtype).min), axis=-1)
-    h = h + weights @ (h @ p["value"]) @ p["out"]
-    return h + jax.nn.gelu(h @ p["mlp"])
-
-
-def transformer(params, tokens):
-    """Padding (token 0) and causal mask, rotary-like table, tied embeddings."""
-    t = tokens.shape[1]
-    mask = (tokens != 0)[:, None, :] & jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (tokens.shape[0], t, t))
-    table = jnp.sin(jnp.arange(t, dtype=params["embed"].dtype))[None, :, None]
-    h = lh.mark(params["embed"][tokens] * jnp.broadcast_to(table, (*tokens.shape, 1)), "embed")
-    for i, p in enumerate(params["layers"]):
-        h = lh.mark(attention_block(p, h, mask), f"layer{i}")
-    return h @ params["embed"].T
-
-
-TOKENS = jax.random.randint(jax.random.key(3), (5, 6), 0, 7)
 
 
 def test_transformer_with_mask_and_tied_embeddings(check_cut):
@@ -323,47 +270,6 @@ def test_derived_parameters_and_dense_connections(check_cut):
     assert [sorted(cut.params[name]) for name in cut.chain.names] == [["w"], ["w"], ["v"]]
 
 
-def jumping(params, x):
-    early = jnp.tanh(x @ params["a"])
-    h = lh.mark(early @ params["b"], "middle")
-    return h @ params["c"] + early
-
-
-JUMPING = {"a": normal(0, 3, 2), "b": normal(1, 2, 4), "c": normal(2, 4, 2)}
-
-
-def test_a_jumping_value_is_named():
-    with pytest.raises(lh.CutError) as caught:
-        lh.chain_from_function(jumping, JUMPING, X)
-    message = str(caught.value)
-    assert "the boundary `middle` does not cut" in message
-    assert re.search(r"float(32|64)\[6,2\], made in block `middle` at .*test_cut.py:\d+ \(`jumping`\)", message)
-    assert re.search(r"used in block `output` at .*test_cut.py:\d+", message)
-    assert "`z, value = lh.mark((z, value), 'middle')`" in message
-    assert "move the boundary" in message
-
-
-def test_a_jumping_value_is_carried_when_asked(check_cut):
-    cut = lh.chain_from_function(jumping, JUMPING, X, carry=True)
-    check_cut(cut, jumping, JUMPING, X)
-    assert [leaf.shape for leaf in cut.chain.forward(cut.params, X)[1]] == [(6, 4), (6, 2)]
-
-
-def test_carried_over_several_boundaries(check_cut):
-    def model(params, x):
-        h = skip = lh.mark(x @ params[0], "l0")
-        for i in (1, 2, 3):
-            h = lh.mark(jnp.tanh(h @ params[i]), f"l{i}")
-        return h + skip
-
-    params = [normal(i, 3, 3) for i in range(4)]
-    with pytest.raises(lh.CutError, match="made in block `l0`"):
-        lh.chain_from_function(model, params, X)
-    cut = lh.chain_from_function(model, params, X, carry=True)
-    check_cut(cut, model, params, X)
-    assert [len(jax.tree.leaves(z)) for z in cut.chain.forward(cut.params, X)] == [1, 1, 2, 2, 2, 1]
-
-
 def test_layers_in_a_scan_are_cut_apart(check_cut):
     def model(params, x):
         def layer(h, p):
@@ -417,40 +323,3 @@ def test_describe():
     lines = by_hand.describe({"a": jnp.ones((3, 2))}, X, jnp.ones((6, 2))).splitlines()
     assert lines[2].split() == ["a", f"{X.dtype}[6,3]", f"{X.dtype}[6,2]", "6"]
     assert lines[3].split()[-1] == "yes"
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (lambda p, x: x @ p["a"], "`fn` holds no marks"),
-        (lambda p, x: x @ (lh.mark(p["a"], "weights") * 1), "marks a value that does not depend on the input"),
-        (
-            lambda p, x: lh.mark(x @ p["a"], "side") * 0 if lh.mark(x @ p["a"], "b") is None else x @ p["a"] * 2,
-            "does not",
-        ),
-        (lambda p, x: jax.lax.map(lambda row: lh.mark(row @ p["a"], "row"), x) @ p["b"], "does not"),
-        (lambda p, x: jax.lax.cond(True, lambda: lh.mark(x @ p["a"], "in cond"), lambda: x), "inside `cond`"),
-    ],
-)
-def test_marks_that_cannot_cut(model, message):
-    with pytest.raises(ValueError, match=message):
-        lh.chain_from_function(model, {"a": normal(0, 3, 3), "b": normal(1, 3, 3)}, X)
-
-
-def test_bad_arguments():
-    params = mlp_params()
-    with pytest.raises(ValueError, match=r"parameter `layers.0.bias` has the type int32.*Put it into `context`"):
-        lh.chain_from_function(mlp, {"layers": [{"kernel": X.T, "bias": jnp.arange(6, dtype=jnp.int32)}]}, X)
-    with pytest.raises(ValueError, match=re.escape("`fn` takes only (params, x)")):
-        lh.chain_from_function(mlp, params, X, jnp.ones(3))
-    with pytest.raises(TypeError, match="`name` of a mark must be a string, got int"):
-        lh.mark(X, 3)
-    with pytest.raises(ValueError, match="`z` holds no array"):
-        lh.mark((), "nothing")
-    cut = lh.chain_from_function(mlp, params, X)
-    with pytest.raises(ValueError, match="the parameters of block `hidden0` must have the structure"):
-        cut.chain.blocks[0]({"weight": X}, X, None)
-    with pytest.raises(ValueError, match="`tied` must be 'owner' or 'sum'"):
-        cut.chain.merge(cut.params, tied="mean")
-    with pytest.raises(ValueError, match="`model_params` must have the structure"):
-        cut.chain.split({"layers": []})
