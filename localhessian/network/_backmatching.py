@@ -96,6 +96,7 @@ def back_match(
 
     Source: Zhang, Chen & Liu (2018), Procedure 1, with gradient steps.
     """
+    context = chain.context_for(x, context)
     validate_shapes(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
     matching = _back_match(chain, loss, params, x, y, context)
