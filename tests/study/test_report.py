@@ -15,6 +15,7 @@ import localhessian as lh
 from localhessian.study import RowSpectrum, findings, table
 from localhessian.study import html as write_html
 from localhessian.study._row import COLUMNS
+from localhessian.study.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +160,7 @@ def test_findings_carry_every_reservation():
     assert "the networks hardly differ (a 5, b 6)" in close
 
 
-@pytest.fixture
-def app():
-    from localhessian.study.cli import app
-
-    return app
-
-
-def test_command_line_analyzes_and_renders_again(app, tmp_path):
+def test_command_line_analyzes_and_renders_again(tmp_path):
     options = ["--models", "skip", "--depth", "1", "--width", "2", "--steps", "3", "--batch", "3"]
     result = CliRunner().invoke(app, ["analyze", *options, "--out", str(tmp_path / "demo")])
     assert result.exit_code == 0, result.output
@@ -178,7 +172,7 @@ def test_command_line_analyzes_and_renders_again(app, tmp_path):
     assert (tmp_path / "again" / "report.html").exists()
 
 
-def test_command_line_says_what_is_wrong(app, tmp_path):
+def test_command_line_says_what_is_wrong(tmp_path):
     unknown = CliRunner().invoke(app, ["analyze", "--models", "resnet"])
     assert unknown.exit_code == 2
     assert "`--models` takes names of plain, batchnorm, skip" in " ".join(unknown.output.split())
