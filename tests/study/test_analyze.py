@@ -108,10 +108,10 @@ def test_messages():
 def test_new_numbers_of_the_same_shapes_do_not_recompile(count_compilations):
     case = networks.convolutional()
     lh.analyze(*case, samples=2)
+    changed = case._replace(params=jax.tree.map(lambda leaf: leaf * 1.25, case.params), x=case.x + 0.5)
     with count_compilations() as seen:
-        changed = jax.tree.map(lambda leaf: leaf * 1.25, case.params)
-        lh.analyze(*case._replace(params=changed, x=case.x + 0.5), samples=2)
-    assert [name for name in seen.names if name not in {"multiply", "add"}] == []
+        lh.analyze(*changed, samples=2)
+    assert seen.names == []
 
 
 def test_equal_blocks_compile_once(count_compilations):
