@@ -18,7 +18,7 @@ class ConditionNumber:
     """Condition numbers of a local Hessian; every field has the leading axis of a batched spectrum."""
 
     value: Float[Array, "*s"]
-    """kappa_plus = lambda_max / smallest non-zero eigenvalue; NaN when unknown, refused (indefinite) or undefined (H = 0)."""
+    """kappa_plus = lambda_max / smallest non-zero eigenvalue; NaN when unknown, refused (indefinite) or H = 0."""
     lower: Float[Array, "*s"]
     """A lower bound of kappa_plus, from certified non-zero values only."""
     upper: Float[Array, "*s"]
@@ -47,10 +47,10 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
             cutoff on sqrt(lambda) is `sqrt(100 * eps)`.
 
     Returns:
-        `status` is INDEFINITE when an eigenvalue lies below the negative cutoff (then `value` is NaN),
-        RANK_UNCERTAIN when `gap < 10` or a value's error reaches the cutoff, otherwise that of the spectrum. From an incomplete spectrum `upper` is
-        infinite, and `value` and `lower` use those values only whose recomputed residual certifies them as non-zero.
-        Works under `jax.jit` and `jax.vmap`.
+        `status` is INDEFINITE when an eigenvalue lies below the negative cutoff (then `value` is NaN), RANK_UNCERTAIN
+        when `gap < 10` or a value's error reaches the cutoff, otherwise that of the spectrum. From an incomplete
+        spectrum `upper` is infinite, and `value` and `lower` use those values only whose recomputed residual
+        certifies them as non-zero. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
         ValueError: `rtol` is not between 0 and 1.

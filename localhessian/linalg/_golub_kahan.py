@@ -93,7 +93,7 @@ class GolubKahan:
         return bool(np.all(~chosen.real | (error <= self._tolerance(value, sigma, count, state, np))))
 
     def _tolerance(self, value, sigma, count, state: "_State", xp) -> Any:
-        slots = xp.arange(sigma.shape[1])[None, :] < count[:, None]
+        slots = xp.arange(sigma.shape[1], dtype=count.dtype)[None, :] < count[:, None]
         largest = xp.max(xp.where(slots, sigma, 0), axis=1, keepdims=True)
         return xp.maximum(self.rtol * value, 10 * state.eps * largest)
 
@@ -182,10 +182,10 @@ def _advance(product: Partial, adjoint: Partial, state: _State, batch: int | Non
     v = jax.lax.dynamic_index_in_dim(state.right, j, keepdims=False)
     w = orthogonalize(state.left, rows(product, batch)(v))
     scale = jnp.maximum(state.scale, jnp.linalg.norm(w, axis=-1))
-    alpha, u = normalize(w, 5 * state.eps * scale)
+    alpha, u = normalize(w, 30 * state.eps * scale)
     left = jax.lax.dynamic_update_index_in_dim(state.left, u, j, 0)
     w = orthogonalize(state.right, rows(adjoint, batch)(u))
-    beta, unit = normalize(w, 5 * state.eps * scale)
+    beta, unit = normalize(w, 30 * state.eps * scale)
     alive = state.alive & (alpha > 0)
     return _State(
         right=jax.lax.dynamic_update_index_in_dim(state.right, unit, j + 1, 0),
@@ -224,7 +224,7 @@ def _ritz(state: _State, xp: Any) -> tuple[Any, Any, Any, Any]:
     """Singular values ascending (s, K), left and right weights (s, K, K), how many are real; empty slots stand last."""
     steps = int(state.made) if xp is np else len(state.alpha)
     alpha, beta = (xp.where(xp.isfinite(part), part, 0)[:steps].T for part in (state.alpha, state.beta))
-    empty = xp.arange(steps)[None, :] >= state.count[:, None]
+    empty = xp.arange(steps, dtype=state.count.dtype)[None, :] >= state.count[:, None]
     beyond = 4 * (xp.max(alpha, axis=1) + xp.max(beta, axis=1) + 1)
     diagonal = xp.where(empty, beyond[:, None], alpha)
     coupling = xp.concatenate([xp.where(empty[:, 1:], 0, beta[:, :-1]), 0 * alpha[:, :1]], axis=1)

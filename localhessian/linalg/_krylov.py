@@ -34,7 +34,7 @@ def orthogonalize(basis: Float[Array, "k s d"], w: Float[Array, "s d"]) -> Float
     return w
 
 
-def normalize(w: Float[Array, "s d"], floor: Float[Array, "s"]) -> tuple[Array, Array]:
+def normalize(w: Float[Array, "s d"], floor: Float[Array, " s"]) -> tuple[Array, Array]:
     """Norms and unit vectors; both zero where the norm is not above the floor (breakdown)."""
     norm = jnp.linalg.norm(w, axis=-1)
     broken = ~(norm > floor)
@@ -85,12 +85,13 @@ class Wanted:
 
 def wanted(which: str, k: int, count: Any, order: int, everything: bool, xp: Any) -> Wanted:
     """Places of the wanted values among `count` ascending ones (those after are empty slots)."""
+    slots = xp.arange(order, dtype=count.dtype)[None, :]
     if everything:
-        places = xp.arange(order)[None, :] + 0 * count[:, None]
+        places = slots + 0 * count[:, None]
         return Wanted(places, places < count[:, None])
     k = min(k, order)
-    low = xp.arange(k)[None, :] + 0 * count[:, None]
-    high = count[:, None] - k + xp.arange(k)[None, :]
+    low = slots[:, :k] + 0 * count[:, None]
+    high = slots[:, :k] + count[:, None] - k
     if which == "smallest":
         places, real = low, low < count[:, None]
     elif which == "largest":

@@ -84,7 +84,7 @@ class Lanczos:
         return bool(np.all(~chosen.real | (error <= self._tolerance(value, theta, count, state, np))))
 
     def _tolerance(self, value, theta, count, state: "_State", xp) -> Any:
-        slots = xp.arange(theta.shape[1])[None, :] < count[:, None]
+        slots = xp.arange(theta.shape[1], dtype=count.dtype)[None, :] < count[:, None]
         largest = xp.max(xp.where(slots, xp.abs(theta), 0), axis=1, keepdims=True)
         return xp.maximum(self.rtol * xp.abs(value), 30 * state.eps * largest)
 
@@ -186,7 +186,7 @@ def _ritz(state: _State, xp: Any) -> tuple[Any, Any, Any]:
     """Ritz values ascending (s, K), their weights (s, K, K), and how many are real; empty slots stand last."""
     steps = int(state.made) if xp is np else len(state.alpha)
     alpha, beta = (xp.where(xp.isfinite(part), part, 0)[:steps].T for part in (state.alpha, state.beta))
-    empty = xp.arange(steps)[None, :] >= state.count[:, None]
+    empty = xp.arange(steps, dtype=state.count.dtype)[None, :] >= state.count[:, None]
     beyond = 4 * (xp.max(xp.abs(alpha), axis=1) + 2 * xp.max(beta, axis=1) + 1)
     diagonal = xp.where(empty, beyond[:, None], alpha)
     coupling = xp.where(empty[:, 1:], 0, beta[:, :-1])
