@@ -1,5 +1,7 @@
 """Operators and their spectra. Knows no networks."""
 
+from localhessian.linalg._audit import Audit as Audit
+from localhessian.linalg._audit import audit as audit
 from localhessian.linalg._condition import ConditionNumber as ConditionNumber
 from localhessian.linalg._condition import condition_number as condition_number
 from localhessian.linalg._condition import quantile_condition_number as quantile_condition_number
@@ -18,3 +20,7 @@ from localhessian.linalg._solve import Method as Method
 from localhessian.linalg._solve import SpectrumError as SpectrumError
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg._spectrum import Spectrum as Spectrum
+from localhessian.linalg._summaries import Summary as Summary
+from localhessian.linalg._summaries import TraceEstimate as TraceEstimate
+from localhessian.linalg._summaries import summarize as summarize
+from localhessian.linalg._summaries import trace as trace

@@ -77,8 +77,9 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
 
     smallest = _smallest(xp, sigma, above)
     rank = xp.sum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
-    # Of an incomplete spectrum, a small value that is not certified leaves kappa_plus unknown.
-    known = (rank > 0) & (spectrum.complete | xp.all(certified | ~seen, axis=-1))
+    # Of an incomplete spectrum, a small value that is not certified, or not sought, leaves kappa_plus unknown.
+    both_ends = xp.all(certified | ~seen, axis=-1) & (spectrum.ends == "both")
+    known = (rank > 0) & (spectrum.complete | both_ends)
     value = xp.where(known, _square_ratio(xp, largest, smallest), xp.nan)
     lower = _square_ratio(xp, largest - _at_largest(xp, sigma, rho), _smallest(xp, sigma + rho, certified))
     lower = xp.where(xp.any(certified, axis=-1), xp.fmin(xp.maximum(lower, 1), value), xp.nan)
@@ -89,7 +90,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     below = xp.max(xp.where(seen & ~above, sigma, 0), axis=-1)
     gap = xp.where((rank > 0) & (below > 0), smallest / xp.where(below > 0, below, 1), xp.inf)
     gap = xp.where(spectrum.complete, gap, xp.nan)
-    indefinite = _indefinite(xp, spectrum, seen, rtol)
+    indefinite = _indefinite(xp, spectrum, seen)
     refused = xp.where(indefinite, xp.nan, 1.0)
     whole = _whole(xp, spectrum, seen, value, rank, indefinite)
     status = _status(xp, spectrum, indefinite, spectrum.complete & (rank > 0) & ((gap < 10) | ~sure))
@@ -131,7 +132,7 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
     counts = xp.cumsum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
     reached = above & (counts >= xp.maximum(q * counts[..., -1:], 1))
     at_q = _smallest(xp, sigma, reached)
-    known = spectrum.complete & ~_indefinite(xp, spectrum, seen, rtol)
+    known = spectrum.complete & ~_indefinite(xp, spectrum, seen)
     return xp.where(known & xp.any(above, axis=-1), _square_ratio(xp, largest, at_q), xp.nan)
 
 
@@ -179,11 +180,12 @@ def _square_ratio(xp, top, bottom):
     return (top / xp.where(bottom > 0, bottom, xp.nan)) ** 2
 
 
-def _indefinite(xp, spectrum: Spectrum, seen, rtol: float | None):
+def _indefinite(xp, spectrum: Spectrum, seen):
     size = xp.where(seen, spectrum.eigenvalues, 0)
     if spectrum.singular_values is not None:
         return xp.zeros(size.shape[:-1], bool)
-    cutoff = relative_cutoff(spectrum, rtol) ** 2 * xp.max(xp.abs(size), axis=-1)
+    # Whatever `rtol`: it neither makes the rounding of products with H significant, nor excuses a negative eigenvalue.
+    cutoff = relative_cutoff(spectrum, None) ** 2 * xp.max(xp.abs(size), axis=-1)
     return xp.min(size, axis=-1) < -cutoff
 
 

@@ -6,10 +6,13 @@ float64 (R in float32), or from the singular values of R (R in float64); under j
 
 import dataclasses
 import math
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from scipy.linalg import blas
 
 from localhessian._status import Status
@@ -20,6 +23,8 @@ from localhessian.linalg._spectrum import Spectrum
 
 ROUNDING = 10
 """Error of a value in units of eps times the largest, for the rounding of the products (heuristic: tests see 3)."""
+CHUNK_BYTES = 2**27
+"""What one call of products with unit vectors may hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,46 +83,76 @@ def _order(operator: LinearMap | SymmetricOperator) -> tuple[int, int]:
 
 def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
     order, d = min(factor.in_size, factor.out_size), factor.in_size
-    on_host = is_concrete(factor)
-    rows, right = (_decompose_on_host if on_host else _decompose_traced)(factor, vectors)
-    xp = np if on_host else jnp
-    sigma = xp.concatenate([xp.zeros((*rows.shape[:-1], d - order), rows.dtype), rows], axis=-1)
-    finite = xp.all(xp.isfinite(sigma), axis=-1)
+    prepared = factor.prepare()
+    if factor.in_size <= factor.out_size:
+        rows = _rows(prepared.forward, order, factor.out_size, factor)
+    else:
+        rows = _rows(prepared.backward, order, d, factor)
+    xp: ModuleType = np if isinstance(rows, np.ndarray) else jnp
+    finite = xp.all(xp.isfinite(rows), axis=(-2, -1))
+    if not (xp is np and finite.all()):
+        rows = xp.where(finite[..., None, None], rows, 0)
+    # A tall R stands transposed: its right vectors are the left ones of the rows.
+    sigma, right = (_decompose_on_host if xp is np else _decompose_traced)(rows, d > order, vectors)
+    sigma = xp.where(finite[..., None], sigma, xp.nan)
+    sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
     rho = ROUNDING * float(jnp.finfo(factor.dtype).eps) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
     values = [sigma**2, (2 * sigma + rho) * rho, sigma, rho]
     eigenvalues, residuals, sigma, rho = (jnp.asarray(value, factor.dtype) for value in values)
+    right = None if right is None else jnp.asarray(right, factor.dtype)
     return _complete(eigenvalues, residuals, sigma, rho, right, finite, d, factor.dtype, order, method)
 
 
-def _decompose_on_host(factor: LinearMap, vectors: int) -> tuple[np.ndarray, Array | None]:
-    """Singular values (s, min(m, d)) ascending in float64, and right singular vectors of the largest if asked."""
-    rows = _explicit(factor)
+def _rows(product: Partial, order: int, long: int, operator: LinearMap | SymmetricOperator) -> Any:
+    """Products with the `order` unit vectors, (s, order, long): on the host in chunks, under tracing at once.
+
+    A chunk is small enough for the product's intermediate results: 8 times what goes in and comes out.
+    """
+    batch, dtype = operator.batch, operator.dtype
+    numbers = 8 * (order + long) * (batch or 1)
+    count = max(1, min(order, CHUNK_BYTES // (numbers * dtype.itemsize)))
+    chunk = unit_products(product, order, batch, dtype, 0, count)
+    # Numbers now? The operator itself may hide traced values in a closure.
+    if not is_concrete(chunk):
+        return jnp.moveaxis(unit_products(product, order, batch, dtype), 0, -2)
+    lead = () if batch is None else (batch,)
+    out = np.empty((*lead, order, long), np.float64 if dtype == np.float64 else np.float32)
+    for begin in range(0, order, count):
+        start = min(begin, order - count)  # the last chunk overlaps, so that one program serves all
+        if start:
+            chunk = unit_products(product, order, batch, dtype, start, count)
+        out[..., start : start + count, :] = np.moveaxis(np.asarray(chunk), 0, -2)
+    return out
+
+
+def _decompose_on_host(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Singular values (s, order) ascending in float64, and right singular vectors of the largest if asked."""
     lead, (order, long) = rows.shape[:-2], rows.shape[-2:]
-    found = [_decompose_rows(matrix, vectors) for matrix in rows.reshape(-1, order, long)]
+    decompose = partial(_decompose_rows, wide=wide, vectors=vectors)
+    found = [decompose(matrix) for matrix in rows.reshape(-1, order, long)]
     sigma = np.stack([values for values, _ in found]).reshape(*lead, order)
     if not vectors:
         return sigma, None
-    left = np.stack([basis for _, basis in found if basis is not None]).reshape(*lead, order, vectors)
-    if order < factor.in_size:  # rows are those of R: v = R^T u / sigma
-        left = np.swapaxes(rows, -1, -2).astype(np.float64) @ left
-        left = left / np.linalg.norm(left, axis=-2, keepdims=True)
-    return sigma, jnp.asarray(left, factor.dtype)
+    right = np.stack([basis for _, basis in found if basis is not None])
+    return sigma, right.reshape(*lead, *right.shape[1:])
 
 
-def _decompose_rows(matrix: np.ndarray, vectors: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Singular values of a wide matrix ascending, and left singular vectors of the largest."""
-    if not np.all(np.isfinite(matrix)):
-        basis = np.full((len(matrix), vectors), np.nan) if vectors else None
-        return np.full(len(matrix), np.nan), basis
-    if matrix.dtype == np.float64:
-        triangle = np.asarray(np.linalg.qr(matrix.T, mode="r")).T
-        left, sigma, _ = np.linalg.svd(triangle)
-        return sigma[::-1], left[:, :vectors][:, ::-1] if vectors else None
-    gram = _float64_gram(matrix)
-    if not vectors:
-        return np.sqrt(np.maximum(np.linalg.eigvalsh(gram, UPLO="U"), 0)), None
-    values, basis = np.linalg.eigh(gram, UPLO="U")
-    return np.sqrt(np.maximum(values, 0)), basis[:, -vectors:]
+def _decompose_rows(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Singular values ascending of R (`wide`) or R^T, and the right singular vectors of R for the largest."""
+    if vectors:
+        return _right_vectors(rows.astype(np.float64), wide, vectors)
+    if rows.dtype == np.float64:
+        return np.linalg.svd(np.linalg.qr(rows.T, mode="r"), compute_uv=False)[::-1], None
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(_float64_gram(rows), UPLO="U"), 0)), None
+
+
+def _right_vectors(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal also where R has no rank left: rows = L Q^T, and the SVD of the small L."""
+    mode: Any = "complete" if wide and vectors > len(rows) else "reduced"
+    basis, triangle = np.linalg.qr(rows.T, mode=mode)
+    left, sigma, right = np.linalg.svd(triangle.T)
+    chosen = basis @ right.T[:, :vectors] if wide else left[:, :vectors]
+    return sigma[::-1], chosen[:, ::-1]
 
 
 def _float64_gram(matrix: np.ndarray, columns: int = 8192) -> np.ndarray:
@@ -129,54 +164,40 @@ def _float64_gram(matrix: np.ndarray, columns: int = 8192) -> np.ndarray:
     return gram
 
 
-def _explicit(factor: LinearMap, chunk_bytes: int = 2**27) -> np.ndarray:
-    """R or R^T, whichever is wide, (s, min, max), by products with unit vectors in chunks of equal shape."""
-    prepared = factor.prepare()
-    tall = factor.in_size <= factor.out_size
-    product = prepared.forward if tall else prepared.backward
-    order, long = (factor.in_size, factor.out_size) if tall else (factor.out_size, factor.in_size)
-    count = max(1, min(order, chunk_bytes // (long * (factor.batch or 1) * factor.dtype.itemsize)))
-    lead = () if factor.batch is None else (factor.batch,)
-    out = np.empty((*lead, order, long), np.float64 if factor.dtype == np.float64 else np.float32)
-    for begin in range(0, order, count):
-        start = min(begin, order - count)  # the last chunk overlaps, so that one program serves all
-        rows = np.asarray(unit_products(product, order, factor.batch, factor.dtype, start, count))
-        out[..., start : start + count, :] = np.moveaxis(rows, 0, -2)
-    return out
-
-
-def _decompose_traced(factor: LinearMap, vectors: int) -> tuple[Array, Array | None]:
-    matrix = factor.to_dense()
+def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Array | None]:
     if not vectors:
-        return jnp.linalg.svd(matrix, compute_uv=False)[..., ::-1], None
-    _, sigma, right = jnp.linalg.svd(matrix, full_matrices=False)
-    return sigma[..., ::-1], jnp.swapaxes(right[..., :vectors, :], -1, -2)[..., ::-1]
+        return jnp.linalg.svd(rows, compute_uv=False)[..., ::-1], None
+    left, sigma, right = jnp.linalg.svd(rows, full_matrices=wide and vectors > rows.shape[-2])
+    chosen = jnp.swapaxes(right, -1, -2) if wide else left
+    return sigma[..., ::-1], chosen[..., :vectors][..., ::-1]
 
 
 def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spectrum:
-    formed = operator.to_dense()
-    on_host = is_concrete(formed)
-    xp: ModuleType = np if on_host else jnp
-    matrix = np.asarray(formed).astype(np.float64) if on_host else formed
+    matrix = _rows(operator.prepare().product, operator.size, operator.size, operator)
+    xp: ModuleType = np if isinstance(matrix, np.ndarray) else jnp
+    matrix = matrix.astype(np.float64) if xp is np else matrix
     eps = float(jnp.finfo(operator.dtype).eps)
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
     matrix = xp.where(finite[..., None, None], matrix, 0)
     transposed = xp.swapaxes(matrix, -1, -2)
-    largest = xp.max(xp.abs(matrix), axis=(-2, -1))
-    skew = xp.max(xp.abs(matrix - transposed), axis=(-2, -1)) > 1e3 * eps * largest
+    norm, asymmetry = (xp.linalg.norm(part, axis=(-2, -1)) for part in (matrix, matrix - transposed))
+    skew = asymmetry > 1e3 * eps * norm
     values, basis = xp.linalg.eigh((matrix + transposed) / 2)
     values = xp.where((finite & ~skew)[..., None], values, xp.nan)
-    residuals = ROUNDING * eps * xp.max(xp.abs(values), axis=-1, keepdims=True) * xp.ones_like(values)
+    # What is not symmetric, within rounding, may move an eigenvalue by its norm.
+    error = ROUNDING * eps * xp.max(xp.abs(values), axis=-1) + asymmetry
+    residuals = error[..., None] * xp.ones_like(values)
     right = jnp.asarray(basis[..., -vectors:], operator.dtype) if vectors else None
     eigenvalues, residuals = jnp.asarray(values, operator.dtype), jnp.asarray(residuals, operator.dtype)
     d = operator.size
     spectrum = _complete(eigenvalues, residuals, None, None, right, finite, d, operator.dtype, d, method)
     status = jnp.where(jnp.asarray(finite & skew), int(Status.NOT_SYMMETRIC), spectrum.status)
-    return dataclasses.replace(spectrum, status=status)
+    known = spectrum.complete & ~jnp.asarray(skew)
+    return dataclasses.replace(spectrum, status=status.astype(jnp.int32), complete=known)
 
 
 def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, matvecs, method) -> Spectrum:
-    status = jnp.where(jnp.asarray(finite), int(Status.CONVERGED), int(Status.NON_FINITE))
+    status = jnp.where(jnp.asarray(finite), int(Status.CONVERGED), int(Status.NON_FINITE)).astype(jnp.int32)
     return Spectrum(
         eigenvalues=eigenvalues,
         multiplicities=jnp.ones(eigenvalues.shape, jnp.int32),
@@ -186,8 +207,9 @@ def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, 
         singular_residual_norms=rho,
         status=status,
         complete=jnp.asarray(finite),
-        matvecs=jnp.asarray(matvecs),
+        matvecs=jnp.asarray(matvecs, jnp.int32),
         size=size,
         dtype=dtype,
         method=method,
+        random_start=False,
     )

@@ -1,0 +1,90 @@
+"""A second opinion on eigenvectors: residuals and orthogonality, recomputed in float64 on the host."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._tree import is_concrete
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
+from localhessian.linalg._spectrum import Spectrum
+
+ROUNDING = 100
+"""Products in the operator's dtype are trusted to ROUNDING * eps * max|lambda|."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What the eigenvectors of a spectrum are worth; arrays of NumPy in float64, with the leading axis of a batch."""
+
+    rayleigh_quotients: np.ndarray
+    """v^T H v of the unit vectors, `(*s, k)`, ascending with the values that they belong to."""
+    residual_norms: np.ndarray
+    """||H v - lambda v|| with the eigenvalue that the spectrum states."""
+    orthogonality: np.ndarray
+    """The largest entry of |V^T V - I|."""
+    tolerance: np.ndarray
+    """The rounding that products in the operator's dtype are allowed."""
+    agrees: np.ndarray
+    """Whether every residual is within what the spectrum states and the tolerance, and the vectors are orthonormal."""
+
+
+def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Audit:
+    """Recompute residuals, Rayleigh quotients and orthogonality of a spectrum's eigenvectors.
+
+    One fresh product for each vector, in the dtype of the operator; everything else in float64 on the host.
+
+    Args:
+        operator: The operator (or linear map) whose spectrum it is.
+        spectrum: With `vectors`: `lh.spectrum(operator, vectors=k)`.
+
+    Returns:
+        The recomputed figures, and whether they agree with what the spectrum states.
+
+    Raises:
+        ValueError: The spectrum has no vectors, or is of another size or batch.
+        TypeError: Called under a transformation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> H = lh.symmetric_operator(lambda v: jnp.array([3.0, 1.0, 2.0]) * v, 3)
+        >>> print(lh.audit(H, lh.spectrum(H, vectors=2)).agrees)
+        True
+    """
+    operator = gram(operator) if isinstance(operator, LinearMap) else operator
+    _check(operator, spectrum)
+    prepared = operator.prepare()
+    columns = jnp.moveaxis(jnp.asarray(spectrum.vectors), -1, 0)
+    V = np.moveaxis(np.asarray(columns, np.float64), 0, -1)
+    HV = np.stack([np.asarray(prepared.mv(column), np.float64) for column in columns], axis=-1)
+    values, stated = _of_the_largest(spectrum, V.shape[-1])
+    norms = np.linalg.norm(V, axis=-2)
+    quotients = np.sum(V * HV, axis=-2) / norms**2
+    residuals = np.linalg.norm(HV - values[..., None, :] * V, axis=-2) / norms
+    gap = np.abs(np.swapaxes(V, -1, -2) @ V - np.eye(V.shape[-1])).max(axis=(-1, -2))
+    eps = float(jnp.finfo(operator.dtype).eps)
+    tolerance = ROUNDING * eps * np.nanmax(np.abs(np.asarray(spectrum.eigenvalues, np.float64)), axis=-1)
+    agrees = np.all(residuals <= stated + tolerance[..., None], axis=-1) & (gap <= ROUNDING * eps)
+    return Audit(quotients, residuals, gap, tolerance, agrees)
+
+
+def _check(operator: SymmetricOperator, spectrum: Spectrum) -> None:
+    if not is_concrete(operator, spectrum):
+        raise TypeError("`audit` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap`.")
+    if spectrum.vectors is None:
+        raise ValueError("`audit` needs eigenvectors, and the spectrum has none: pass `vectors=k` to `lh.spectrum`.")
+    lead = () if operator.batch is None else (operator.batch,)
+    if spectrum.vectors.shape[:-1] != (*lead, operator.size):
+        raise ValueError(
+            f"`spectrum` has vectors of shape {spectrum.vectors.shape[:-1]}, and `operator` takes "
+            f"{(*lead, operator.size)}: pass the operator that the spectrum was computed from."
+        )
+
+
+def _of_the_largest(spectrum: Spectrum, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The values that the vectors belong to, the k largest, ascending; empty slots stand after them."""
+    filled = np.sum(np.asarray(spectrum.multiplicities) > 0, axis=-1)[..., None]
+    places = filled - k + np.arange(k)
+    values, stated = (np.asarray(a, np.float64) for a in (spectrum.eigenvalues, spectrum.residual_norms))
+    return np.take_along_axis(values, places, -1), np.take_along_axis(stated, places, -1)
