@@ -9,6 +9,8 @@ from marked import X, mlp, mlp_params, normal
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 
 def jumping(params, x):
     early = jnp.tanh(x @ params["a"])

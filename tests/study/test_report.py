@@ -17,6 +17,8 @@ from localhessian.study import html as write_html
 from localhessian.study._row import COLUMNS
 from localhessian.study.cli import app
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def report():
