@@ -10,7 +10,7 @@ import pytest
 
 import localhessian as lh
 
-pytestmark = pytest.mark.relaxed
+pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
 ROWS = jax.random.normal(jax.random.key(1), (5, 3))
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 import localhessian as lh
 
-pytestmark = pytest.mark.relaxed
+pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
 IMAGES = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
 ROWS = jax.random.normal(jax.random.key(1), (5, 3))
