@@ -152,7 +152,8 @@ def test_findings_carry_every_reservation():
         "b": made_up(np.nan, lower=5.0, converged=False, q05=np.nan),
         "c": made_up(11.0, q05=6.0, wrt="input", rank=4),
     }
-    text = findings(reports, {"a": 0.5})
+    reports["a"].meta["accuracy"] = 0.5
+    text = findings(reports)
     assert "1 of 3 kappa_plus (marked ?) hang on where the rank rule cuts" in text
     assert "1 are known as lower bounds only" in text
     assert "1 spectra did not converge" in text
