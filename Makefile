@@ -28,7 +28,7 @@ demo: .venv-demo/.installed
 
 test: .venv-test/.installed
 	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS)
-	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS)
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) -m 'not full and not examples and not once'
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check .

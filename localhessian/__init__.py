@@ -27,8 +27,15 @@ from localhessian.linalg import trace as trace
 from localhessian.network import BackMatching as BackMatching
 from localhessian.network import Block as Block
 from localhessian.network import Chain as Chain
+from localhessian.network import Cut as Cut
+from localhessian.network import CutError as CutError
 from localhessian.network import back_match as back_match
 from localhessian.network import back_matching_loss as back_matching_loss
+from localhessian.network import chain_from_equinox as chain_from_equinox
+from localhessian.network import chain_from_function as chain_from_function
+from localhessian.network import chain_from_linen as chain_from_linen
+from localhessian.network import chain_from_nnx as chain_from_nnx
+from localhessian.network import mark as mark
 from localhessian.study import Report as Report
 from localhessian.study import Row as Row
 from localhessian.study import analyze as analyze

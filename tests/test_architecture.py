@@ -12,6 +12,8 @@ import pytest
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 PACKAGE = "localhessian"
 ROOT = Path(lh.__file__).parent
 # A room may import the rooms before it; the three modules of the ground floor share the first place.

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 
 def test_count_compilations_counts_new_programs_only(count_compilations):
     function = jax.jit(lambda x: jnp.sin(x) * 3)

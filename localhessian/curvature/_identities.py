@@ -94,7 +94,7 @@ def check_identities(
     """
     matching = back_match(chain, params, x, y, loss, context)
     key = jax.random.key(0) if key is None else key
-    reference = _back_propagation(chain, loss, matching.params, x, y, context)
+    reference = _back_propagation(chain, loss, matching.params, x, y, matching.context)
     errors: dict[tuple[str, str], float] = {}
     for b, name in enumerate(chain.names, start=1):
         errors |= {(name, identity): error for identity, error in _first_order(matching, name, b, *reference)}

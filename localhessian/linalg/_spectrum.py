@@ -24,9 +24,7 @@ class Spectrum:
     Of a linear map: the bound (2 sigma + rho) rho that the recomputed residual rho of the singular triplet implies.
     """
     vectors: Float[Array, "*s d k"] | None
-    """Unit eigenvectors in columns, of the largest values returned, ascending; None unless asked. NaN where a value is
-    missing.
-    """
+    """Unit eigenvectors in columns, of the largest values returned, ascending; NaN in empty slots; None if unasked."""
     singular_values: Float[Array, "*s k"] | None
     """Of the factor R or the linear map A, ascending; None for an operator without a factor."""
     singular_residual_norms: Float[Array, "*s k"] | None

@@ -5,3 +5,11 @@ from localhessian.network._backmatching import back_match as back_match
 from localhessian.network._backmatching import back_matching_loss as back_matching_loss
 from localhessian.network._chain import Block as Block
 from localhessian.network._chain import Chain as Chain
+from localhessian.network._cut import Cut as Cut
+from localhessian.network._cut import TracedChain as TracedChain
+from localhessian.network._cut import chain_from_function as chain_from_function
+from localhessian.network._equinox import chain_from_equinox as chain_from_equinox
+from localhessian.network._jaxpr import CutError as CutError
+from localhessian.network._linen import chain_from_linen as chain_from_linen
+from localhessian.network._mark import mark as mark
+from localhessian.network._nnx import chain_from_nnx as chain_from_nnx

@@ -96,6 +96,7 @@ def back_match(
 
     Source: Zhang, Chen & Liu (2018), Procedure 1, with gradient steps.
     """
+    context = chain.context_for(x, context)
     validate_shapes(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
     matching = _back_match(chain, loss, params, x, y, context)
@@ -108,15 +109,16 @@ def back_match(
 def _back_match(chain: Chain, loss: Loss, params, x, y, context) -> BackMatching:
     activations = chain.forward(params, x, context)
     n = jax.tree.leaves(x)[0].shape[0]
-    outputs, rebuild = floating(activations[-1])
-    total, gradient = jax.value_and_grad(lambda leaves: loss(rebuild(leaves), y).sum())(outputs)
+    outputs, rebuild_last = floating(activations[-1])
+    total, gradient = jax.value_and_grad(lambda leaves: loss(rebuild_last(leaves), y).sum())(outputs)
     residuals: list[Activations] = [_embed(gradient, activations[-1])]
     gradients, losses, coupled = {}, {}, {}
     for b in range(len(chain), 0, -1):
         block, z = chain.blocks[b - 1], activations[b - 1]
         at_last = b == len(chain)
         for_params, for_input = pull_back(block, params[block.name], z, context, residuals[0])
-        gradients[block.name] = jax.tree.map(lambda leaf: leaf / n, for_params)
+        leaves, rebuild = floating(for_params)
+        gradients[block.name] = rebuild([leaf / n for leaf in leaves])
         losses[block.name] = total / n if at_last else _half_square(residuals[0]) / n
         coupled[block.name] = couples_samples(block, params[block.name], z, context, loss if at_last else None, y)
         residuals.insert(0, for_input if b > 1 else None)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from localhessian._types import Activations, Context, Params
+from localhessian.network._describe import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Chain:
             return self.names.index(name)
         raise UnknownBlock(name, self.names)
 
+    def context_for(self, x: Activations, context: Context = None) -> Context:
+        """What the blocks take as context for the inputs x: of a chain written by hand, the context as it is."""
+        del x
+        return context
+
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B) with z_0 = x.
 
@@ -116,6 +122,19 @@ class Chain:
         for block in self.blocks:
             activations.append(block(params.get(block.name, ()), activations[-1], context))
         return tuple(activations)
+
+    def describe(self, params: dict[str, Params], x: Activations, context: Context = None) -> str:
+        """A table of the blocks: shapes going in and out, number of parameters, who takes context.
+
+        Args:
+            params: The parameters of each block by its name; only shapes are used.
+            x: The inputs; only shapes are used.
+            context: Handed to every block that takes one.
+
+        Returns:
+            Text for `print`. Nothing is computed.
+        """
+        return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
 
 
 class UnknownBlock(KeyError):

@@ -11,12 +11,11 @@ from localhessian.study._table import number
 _SYMBOLS = {"params": "H_W", "input": "H_z"}
 
 
-def findings(reports: Mapping[str, Analyzed], accuracies: Mapping[str, float] | None = None) -> str:
+def findings(reports: Mapping[str, Analyzed]) -> str:
     """What the reports show, and what they do not.
 
     Args:
-        reports: By label `model | stage`.
-        accuracies: Test accuracy of each model after training, if it was trained.
+        reports: By label `model | stage`; `meta["accuracy"]` is told where there is one.
 
     Returns:
         Sentences: medians over the blocks by model, side and stage; how much of the space kappa_plus speaks of; which
@@ -24,7 +23,7 @@ def findings(reports: Mapping[str, Analyzed], accuracies: Mapping[str, float] | 
     """
     sentences = [_medians(reports, wrt) for wrt in ("params", "input")]
     sentences += [_shares(reports), *(_best(reports, wrt) for wrt in ("params", "input"))]
-    sentences += [_reservations(reports), _limits(reports, accuracies or {})]
+    sentences += [_reservations(reports), _limits(reports)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -109,8 +108,13 @@ def _reservations(reports: Mapping[str, Analyzed]) -> str:
     return f"All {len(rows)} spectra are complete, and each has a clear gap at the rank rule's cutoff."
 
 
-def _limits(reports: Mapping[str, Analyzed], accuracies: Mapping[str, float]) -> str:
+def _limits(reports: Mapping[str, Analyzed]) -> str:
     batch = max(int(report.meta["batch"]) for report in reports.values())
+    accuracies = {
+        label.partition(SEPARATOR)[0]: report.meta["accuracy"]
+        for label, report in reports.items()
+        if "accuracy" in report.meta
+    }
     trained = ", ".join(f"{model} {100 * accuracy:.1f} %" for model, accuracy in accuracies.items())
     trained = f" (test accuracy after training: {trained})" if trained else ""
     return (

@@ -92,7 +92,7 @@ class Report:
         """
         path = Path(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 head = json.loads(str(file["head"]))
                 if {key: head.get(key) for key in _FORMAT} != _FORMAT:
                     raise ValueError(f"version {head.get('version')}")

@@ -55,7 +55,6 @@ def analyze_command(
     """Train small convolutional networks on the UCI digits; analyze every block before and after."""
     data = digits()
     reports: dict[str, Report] = {}
-    accuracies: dict[str, float] = {}
     for model in _names(models):
         chain, params = digits_network(model, jax.random.key(seed), depth=depth, width=width)
         reports[f"{model}{SEPARATOR}at initialization"] = _analyze(chain, params, data, batch, f"{model}, before")
@@ -69,9 +68,10 @@ def analyze_command(
                 seed=seed,
                 progress=_follow(bar),
             )
-        accuracies[model] = trained.accuracy
-        reports[f"{model}{SEPARATOR}after training"] = _analyze(chain, trained.params, data, batch, f"{model}, after")
-    _write(reports, out, findings(reports, accuracies))
+        after = _analyze(chain, trained.params, data, batch, f"{model}, after")
+        after.meta["accuracy"] = trained.accuracy
+        reports[f"{model}{SEPARATOR}after training"] = after
+    _write(reports, out)
 
 
 @app.command("report")
@@ -89,7 +89,7 @@ def report_command(
         raise typer.BadParameter(str(error)) from error
     loaded.sort(key=lambda item: item[1].meta.get("place", 0))
     reports = {report.meta.get("label", stem): report for stem, report in loaded}
-    _write(reports, out, findings(reports))
+    _write(reports, out)
 
 
 def _follow(bar: tqdm) -> Callable[[int, int], None]:
@@ -123,7 +123,8 @@ def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
     return report
 
 
-def _write(reports: dict[str, Report], out: Path, text: str) -> None:
+def _write(reports: dict[str, Report], out: Path) -> None:
+    text = findings(reports)
     typer.echo(table(reports))
     out.mkdir(parents=True, exist_ok=True)
     for place, (label, report) in enumerate(reports.items()):

@@ -10,6 +10,8 @@ import pytest
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 
 def case(**changes):
     return networks.mlp()._replace(**changes)

@@ -9,6 +9,8 @@ import pytest
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 
 def affine(params, z):
     return z @ params["kernel"]

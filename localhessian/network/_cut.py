@@ -1,0 +1,167 @@
+"""Cutting any JAX function into a Chain at its marks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from localhessian._types import Activations, Context, Params
+from localhessian.network._chain import Block, Chain, _takes_context
+from localhessian.network._describe import table
+from localhessian.network._source import Source
+from localhessian.network._submodules import Path, Wish, check_called
+
+
+class Cut(NamedTuple):
+    """A model as a chain: `chain, params, context = lh.chain_from_...(...)`.
+
+    Attributes:
+        chain: The blocks.
+        params: The parameters of each block by its name.
+        context: What the blocks take besides: the context given, and what later blocks need of the input.
+    """
+
+    chain: "TracedChain"
+    params: dict[str, Params]
+    context: Context
+
+
+@dataclass(frozen=True, init=False)
+class TracedChain(Chain):
+    """A Chain cut from a function. It keeps the function, and cuts it again for inputs of another shape."""
+
+    source: Source = field(repr=False)
+
+    def __init__(self, source: Source) -> None:
+        """One block for each piece; blocks that compute the same share one `apply`."""
+        super().__init__([Block(name, apply) for name, apply in source.applies().items()])
+        object.__setattr__(self, "source", source)
+
+    def context_for(self, x: Activations, context: Context = None) -> Context:
+        """The context of the blocks for the inputs x: the one given, and what later blocks need of x itself.
+
+        Masks or position tables that a model computes from its input belong to that input; a new batch needs them
+        anew. Applied to its own result it gives it again, computed from the x at hand.
+        """
+        return self.source.context_for(x, context)
+
+    def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
+        """The activations (z_0, .., z_B), as `Chain.forward`; what blocks need of x is computed from this x."""
+        return super().forward(params, x, self.context_for(x, context))
+
+    def describe(self, params: dict[str, Params] | None = None, x: Activations = None, context: Context = None) -> str:
+        """A table of the blocks, as `Chain.describe`; without arguments for the shapes the model was cut for."""
+        if params is None:
+            params, x, context = self.source.example()
+        return table(self, params, x, context, self.source.uses())
+
+    def split(self, model_params: Params) -> dict[str, Params]:
+        """The parameters of each block, out of those of the model; a tied array goes to every block that uses it."""
+        return self.source.split(model_params)
+
+    def merge(self, block_params: dict[str, Params], *, tied: str = "owner", like: Params = None) -> Params:
+        """The parameters of the model, out of those of the blocks.
+
+        Args:
+            block_params: As `split` returns them.
+            tied: Of an array that several blocks use, `"owner"` takes the first block's; `"sum"` adds them all: that
+                is right for gradients and updates.
+            like: Parameters of the model, for arrays that no block uses (under `"sum"` these are zero).
+
+        Raises:
+            ValueError: An array is in no block, and `like` is missing.
+        """
+        if tied not in ("owner", "sum"):
+            raise ValueError(f"`tied` must be 'owner' or 'sum', got {tied!r}.")
+        return self.source.merge(block_params, tied, like)
+
+    def next_context(self, params: dict[str, Params], x: Activations, context: Context = None) -> Context:
+        """The context after a forward pass: running statistics and random counts moved on. Cost: one forward pass."""
+        return self.source.next_context(params, x, context)
+
+
+def chain_from_function(
+    fn: Callable,
+    params: Params,
+    x: Activations,
+    context: Context = None,
+    *,
+    carry: bool = False,
+    has_aux: bool = False,
+) -> Cut:
+    """Cut a function into a chain at its marks.
+
+    The function is traced once for the shapes given, and again by itself when the chain meets new ones. Each block
+    takes the parameters that its own equations use, keyed by their paths without the common prefix; an array used by
+    two blocks is in both. What is computed from the context (keys, position tables) is computed again in each block
+    that uses it; what later blocks compute from `x` alone (masks) is handed to them as context. Marks inside `jit`,
+    `jax.checkpoint` and `lax.scan` over layers are found; such a scan is cut between its iterations.
+
+    Args:
+        fn: `fn(params, x)`, or `fn(params, x, context)`: returns z_B, usually logits.
+        params: Any pytree of floating-point arrays.
+        x: Inputs with the samples on the leading axis. Only the shapes count, besides what goes into `context`.
+        context: Everything else, a pytree of arrays: masks, random keys, running statistics.
+        carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
+        has_aux: Whether `fn` returns `(z_B, next context)`; see `chain.next_context`.
+
+    Returns:
+        `Cut(chain, params, context)`. Cost: one trace, nothing is computed but what goes into the context.
+
+    Raises:
+        CutError: A mark does not cut; the message names the value that jumps over it and where it is made and used.
+        ValueError: No marks, or parameters that are not floating-point.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> def network(params, x):
+        ...     h = lh.mark(jnp.tanh(x @ params["hidden"]["kernel"]), "hidden")
+        ...     return h @ params["head"]["kernel"]
+        >>> params = {"hidden": {"kernel": jnp.ones((2, 3))}, "head": {"kernel": jnp.ones((3, 1))}}
+        >>> chain, block_params, context = lh.chain_from_function(network, params, jnp.ones((5, 2)))
+        >>> {name: sorted(p) for name, p in block_params.items()}
+        {'hidden': ['kernel'], 'output': ['kernel']}
+    """
+    three = _takes_context(fn)
+    if context is not None and not three:
+        raise ValueError("`context` is given, but `fn` takes only (params, x): let it take (params, x, context).")
+    source = Source(
+        fn=fn if three else lambda p, x, _: fn(p, x), params=params, x=x, context=context, carry=carry, has_aux=has_aux
+    )
+    if not source.has_boundaries():
+        raise ValueError(
+            '`fn` holds no marks, so there is nothing to cut at: write `h = lh.mark(h, "name")` where a block ends.'
+        )
+    return cut_of(source, params, x, context)
+
+
+def cut_of(source: Source, params: Params, x: Activations, context: Context) -> Cut:
+    """The chain of a source with the parameters and the context it was made from."""
+    chain = TracedChain(source)
+    return Cut(chain, chain.split(params), chain.context_for(x, context))
+
+
+def cut_model(
+    fn: Callable,
+    params: Params,
+    x: Activations,
+    context: Context,
+    asked: dict[Path, Wish],
+    *,
+    carry: bool,
+    to_params: Callable,
+    has_aux: bool = True,
+) -> Cut:
+    """The chain of a model whose submodules `asked` mark what goes through them."""
+    source = Source(
+        fn=fn,
+        params=params,
+        x=x,
+        context=context,
+        carry=carry,
+        has_aux=has_aux,
+        to_params=to_params,
+        first=next(iter(asked.values())).name if len(asked) == 1 else "model",
+    )
+    check_called(asked, source.program.marks)
+    return cut_of(source, params, x, context)

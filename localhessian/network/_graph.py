@@ -1,0 +1,293 @@
+"""A traced program taken apart at its marks: which equations, parameters and context each block needs.
+
+A value is known by what it depends on. What depends on the input and on parameters is an activation: it is computed in
+the first block that needs it, and may reach a later one inside z only. What depends on the input alone is derived: a
+later block gets it as context. Everything else (from parameters, context or constants) is computed again in every block
+that uses it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jax.extend import core
+
+from localhessian.network import _mark
+from localhessian.network._jaxpr import CutError, assemble, tag_of, where
+
+_PARAMS, _INPUT = 1, 2
+_ACTIVATION = _PARAMS | _INPUT
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a block ends: the variables that make up z there."""
+
+    name: str
+    kind: str
+    variables: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One block of a cut: a program of (parameters, z, context leaves, derived values) and which of them it takes."""
+
+    name: str
+    program: core.ClosedJaxpr
+    params: tuple[int, ...]
+    context: tuple[int, ...]
+    derived: tuple[int, ...]
+    n_z: int
+
+
+@dataclass
+class Graph:
+    """A flat program with its marks taken out, the variables behind them, and what every variable depends on."""
+
+    closed: core.ClosedJaxpr
+    n_params: int
+    n_inputs: int
+    boundaries: list[Boundary] = field(default_factory=list)
+    equations: list[core.JaxprEqn] = field(default_factory=list)
+    made_by: dict[Any, int] = field(default_factory=dict)
+    depends: dict[Any, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Walk the program once."""
+        jaxpr = self.closed.jaxpr
+        alias: dict[Any, Any] = {}
+        leaves: list[Any] = []
+        self.params = jaxpr.invars[: self.n_params]
+        self.inputs = jaxpr.invars[self.n_params :][: self.n_inputs]
+        self.context = jaxpr.invars[self.n_params + self.n_inputs :]
+        self.depends |= dict.fromkeys(self.params, _PARAMS) | dict.fromkeys(self.inputs, _INPUT)
+        for eqn in jaxpr.eqns:
+            sources = [alias.get(atom, atom) if isinstance(atom, core.Var) else atom for atom in eqn.invars]
+            tag = tag_of(eqn)
+            if tag is None:
+                self._keep(eqn.replace(invars=sources))
+                continue
+            alias[eqn.outvars[0]] = sources[0]
+            leaves.extend(_variables(sources))
+            if tag.leaf == tag.leaves - 1:
+                self._bound(Boundary(tag.name, tag.kind, tuple(leaves)))
+                leaves = []
+        self.outputs = [alias.get(atom, atom) if isinstance(atom, core.Var) else atom for atom in jaxpr.outvars]
+
+    def _keep(self, eqn: core.JaxprEqn) -> None:
+        kind = 0
+        for variable in _variables(eqn.invars):
+            kind |= self.depends.get(variable, 0)
+        for variable in eqn.outvars:
+            self.made_by[variable] = len(self.equations)
+            self.depends[variable] = kind
+        self.equations.append(eqn)
+
+    def _bound(self, boundary: Boundary) -> None:
+        self.boundaries.append(boundary)
+        if boundary.kind != _mark.END:
+            return
+        if not any(self.depends.get(v, 0) & _INPUT for v in _variables(boundary.variables)):
+            raise CutError(
+                f"the boundary `{boundary.name}` marks a value that does not depend on the input, so it cannot be the "
+                "output of a block: mark the activations instead."
+            )
+        self.depends |= dict.fromkeys((v for v in _variables(boundary.variables) if v in self.made_by), _ACTIVATION)
+
+    def carries(self, variable: Any) -> bool:
+        """Whether a variable is an activation: it depends on the input and on parameters."""
+        return self.depends.get(variable, 0) == _ACTIVATION
+
+    def back(self, targets: Iterable[Any], stop: Iterable[Any] = (), stop_derived: bool = False) -> "Slice":
+        """Everything that `targets` are computed from, back to the variables in `stop`."""
+        found, stop = Slice(), set(stop)
+        pending = list(_variables(targets))
+        while pending:
+            variable = pending.pop()
+            if variable in found.seen:
+                continue
+            found.seen.add(variable)
+            hoisted = stop_derived and self.depends.get(variable, 0) == _INPUT and not self._reshaped(variable)
+            if variable in stop:
+                found.reached.add(variable)
+            elif hoisted:
+                found.derived.add(variable)
+            elif variable in self.made_by:
+                index = self.made_by[variable]
+                found.equations.add(index)
+                pending.extend(_variables(self.equations[index].invars))
+            else:
+                found.leaves.add(variable)
+        return found
+
+    def _reshaped(self, variable: Any) -> bool:
+        """Whether a value takes one other of x that is no larger: then equal layers share that one (their mask)."""
+        if variable not in self.made_by:
+            return False
+        used = _variables(self.equations[self.made_by[variable]].invars)
+        sources = {v for v in used if self.depends.get(v, 0) & _INPUT}
+        return len(sources) == 1 and sources.pop().aval.size <= variable.aval.size
+
+    def cuts(self, boundary: Boundary) -> bool:
+        """Whether every activation that the outputs need passes through the boundary."""
+        if not all(isinstance(v, core.Var) and self.carries(v) for v in boundary.variables):
+            return False
+        after = self.back(self.outputs, boundary.variables, stop_derived=True)
+        before = self.back(boundary.variables)
+        shared = (self.equations[i] for i in after.equations & before.equations)
+        return bool(after.reached) and not any(self.carries(v) for eqn in shared for v in eqn.outvars)
+
+    def program(self, found: "Slice", inputs: Sequence[Any], outputs: Sequence[Any]) -> core.ClosedJaxpr:
+        """The equations of a slice as a program of their own."""
+        equations = [self.equations[i] for i in sorted(found.equations)]
+        constants = dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
+        used = [v for v in constants if v in found.leaves]
+        return assemble(used, [constants[v] for v in used], inputs, outputs, equations)
+
+
+@dataclass
+class Slice:
+    """What a value is computed from: equations by index, inputs of the program, variables where the walk stopped."""
+
+    seen: set[Any] = field(default_factory=set)
+    equations: set[int] = field(default_factory=set)
+    leaves: set[Any] = field(default_factory=set)
+    reached: set[Any] = field(default_factory=set)
+    derived: set[Any] = field(default_factory=set)
+
+
+def boundaries_of(graph: Graph, first: str | None) -> list[Boundary]:
+    """The boundaries to cut at, each named after the block that ends there; the last one is the output."""
+    marks = graph.boundaries
+    ends = [mark for mark in marks if mark.kind == _mark.END]
+    if ends:
+        kept = [*ends, Boundary("output", _mark.END, tuple(graph.outputs))]
+    else:
+        starts = _proposed(graph)
+        names = [marks[0].name if marks else first or "output", *(start.name for start in starts)]
+        places = [*(start.variables for start in starts), tuple(graph.outputs)]
+        kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
+    return _numbered(_without_empty(graph, kept))
+
+
+def _proposed(graph: Graph) -> list[Boundary]:
+    """Where blocks begin, after the first one: where the layer before has returned, else where a layer is entered."""
+    starts: list[Boundary] = []
+    returned: tuple[Any, ...] | None = None
+    for mark in graph.boundaries:
+        if mark.kind == _mark.STOP:
+            returned = mark.variables if graph.cuts(mark) else None
+            continue
+        start = mark if returned is None else Boundary(mark.name, mark.kind, returned)
+        # A layer on a branch that leads nowhere may be entered after one further down the chain.
+        after_last = not starts or graph.back(start.variables, starts[-1].variables).reached
+        if after_last and (returned is not None or graph.cuts(mark)):
+            starts.append(start)
+        returned = None
+    if returned is not None and graph.back(graph.outputs, returned).leaves & set(graph.params):
+        starts.append(Boundary("output", _mark.START, returned))
+    return starts
+
+
+def _without_empty(graph: Graph, boundaries: list[Boundary]) -> list[Boundary]:
+    """Leave out the boundaries that lie where the one before (or the input) already is."""
+    kept: list[Boundary] = []
+    at = tuple(graph.inputs)
+    for boundary in boundaries:
+        if boundary.variables != at or (boundary is boundaries[-1] and not kept):
+            kept.append(boundary)
+            at = boundary.variables
+    return kept
+
+
+def _numbered(boundaries: list[Boundary]) -> list[Boundary]:
+    names = [boundary.name for boundary in boundaries]
+    seen: dict[str, int] = {}
+    numbered = []
+    for boundary in boundaries:
+        i = seen[boundary.name] = seen.get(boundary.name, -1) + 1
+        name = f"{boundary.name}[{i}]" if names.count(boundary.name) > 1 else boundary.name
+        numbered.append(Boundary(name, boundary.kind, boundary.variables))
+    return numbered
+
+
+def cut(graph: Graph, boundaries: Sequence[Boundary], carry: bool) -> tuple[list[Piece], core.ClosedJaxpr]:
+    """The program of every block, and the one that derives from the input what later blocks take as context.
+
+    Raises:
+        CutError: An activation jumps over a boundary and `carry` is false, or a block does not use its input.
+    """
+    places = [list(graph.inputs), *(list(boundary.variables) for boundary in boundaries)]
+    slices = _slices(graph, boundaries, places, carry)
+    derived = {v: i for i, v in enumerate(dict.fromkeys(v for found in slices for v in _ordered(graph, found.derived)))}
+    pieces = []
+    for boundary, source, target, found in zip(boundaries, places, places[1:], slices, strict=False):
+        params = [i for i, v in enumerate(graph.params) if v in found.leaves]
+        context = [i for i, v in enumerate(graph.context) if v in found.leaves]
+        hoisted = [i for v, i in derived.items() if v in found.derived]
+        names = list(derived)
+        inputs = [
+            *(graph.params[i] for i in params), *source, *(graph.context[i] for i in context),
+            *(names[i] for i in hoisted),
+        ]  # fmt: skip
+        program = graph.program(found, inputs, target)
+        pieces.append(Piece(boundary.name, program, tuple(params), tuple(context), tuple(hoisted), len(source)))
+    hoist = graph.program(graph.back(derived), [*graph.inputs, *graph.context], list(derived))
+    return pieces, hoist
+
+
+def _slices(graph: Graph, boundaries: Sequence[Boundary], places: list[list[Any]], carry: bool) -> list[Slice]:
+    owner: dict[int, int] = {}
+    for b, boundary in enumerate(boundaries):
+        found = graph.back(places[b + 1], places[b], stop_derived=b > 0)
+        for i in found.equations:
+            if any(graph.carries(v) for v in graph.equations[i].outvars):
+                owner.setdefault(i, b)
+        jumping = [v for v in found.seen - found.reached if owner.get(graph.made_by.get(v, -1), b) < b]
+        jumping = _first_needed(graph, jumping, found, owner, b, places[b + 1])
+        if jumping and not carry:
+            raise _jump(graph, boundaries, owner, b, jumping[0])
+        for v in jumping:
+            for k in range(owner[graph.made_by[v]] + 1, b + 1):
+                if v not in places[k]:
+                    places[k].append(v)
+        if b > 0 and not jumping and not found.reached:
+            raise CutError(
+                f"the boundary `{boundaries[b - 1].name}` does not cut: the block `{boundary.name}` after it does not "
+                "use the marked value. Pass on what `mark` returns, or leave the mark out."
+            )
+    return [graph.back(places[b + 1], places[b], stop_derived=b > 0) for b in range(len(boundaries))]
+
+
+def _first_needed(
+    graph: Graph, jumping: list[Any], found: Slice, owner: dict[int, int], b: int, targets: list[Any]
+) -> list[Any]:
+    """Of the values of earlier blocks that block b reaches, those its own equations use or hand on."""
+    own = [graph.equations[i] for i in found.equations if owner.get(i, b) == b]
+    used = {v for eqn in own for v in _variables(eqn.invars)} | set(_variables(targets))
+    return _ordered(graph, [v for v in jumping if v in used])
+
+
+def _jump(graph: Graph, boundaries: Sequence[Boundary], owner: dict[int, int], b: int, variable: Any) -> CutError:
+    maker = graph.made_by[variable]
+    a = owner[maker]
+    made = where(graph.equations[maker])
+    users = [i for i, eqn in enumerate(graph.equations) if variable in eqn.invars and owner.get(i) == b]
+    used = where(graph.equations[users[0]]) if users else "the output"
+    over = boundaries[b - 1].name
+    return CutError(
+        f"the boundary `{over}` does not cut: a value of shape {variable.aval.str_short()}, made in block "
+        f"`{boundaries[a].name}` at {made} and used in block `{boundaries[b].name}` at {used}, jumps over it. Carry "
+        f"the value inside z (`z, value = lh.mark((z, value), {over!r})`, or pass `carry=True`), or move the boundary "
+        "to where nothing jumps."
+    )
+
+
+def _ordered(graph: Graph, variables: Iterable[Any]) -> list[Any]:
+    """In program order: inputs first."""
+    place = {v: i for i, v in enumerate([*graph.inputs, *(v for eqn in graph.equations for v in eqn.outvars)])}
+    return sorted(variables, key=place.__getitem__)
+
+
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+    return [atom for atom in atoms if isinstance(atom, core.Var)]

@@ -1,0 +1,260 @@
+"""Traced programs: opening the calls that hold marks, unrolling scans over layers, comparing, naming source lines."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.extend.core import primitives
+
+from localhessian.network import _mark
+
+_CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
+_LIBRARIES = re.compile(r"[/\\](jax|jaxlib|flax|equinox|localhessian)[/\\]")
+
+
+class CutError(ValueError):
+    """A function cannot be cut where it was asked to; the message says why and what to do."""
+
+
+class Stack:
+    """A parameter held as its slices along the leading axis, for a scan over layers to take apart."""
+
+    def __init__(self, parts: Sequence[jax.Array]) -> None:
+        """One array for each layer."""
+        self.parts = parts
+
+    def part(self, i: int) -> jax.Array:
+        """Slice i of the leading axis."""
+        return self.parts[i]
+
+    def value(self) -> jax.Array:
+        """The whole array."""
+        return jnp.stack(self.parts)
+
+
+class Whole(Stack):
+    """A parameter in one piece that notes whether a scan over layers takes it apart."""
+
+    def __init__(self, array: jax.Array) -> None:
+        """Not taken apart so far."""
+        super().__init__(())
+        self.array, self.taken_apart = array, False
+
+    def part(self, i: int) -> jax.Array:
+        """Slice i of the leading axis."""
+        self.taken_apart = True
+        return jax.lax.index_in_dim(self.array, i, keepdims=False)
+
+    def value(self) -> jax.Array:
+        """The whole array."""
+        return self.array
+
+
+def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Run a program with its marks brought to the top level: calls that hold marks are opened, scans unrolled."""
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        values = [read(atom) for atom in eqn.invars]
+        aligned = _aligned_axes(eqn)
+        if aligned is not None:
+            results = [jnp.transpose(_value(values[0]), aligned)]
+            if not isinstance(eqn.invars[0], core.Literal):
+                # Later uses read the marked value back, so that a skip around the mark does not jump over it.
+                env[eqn.invars[0]] = jnp.transpose(results[0], np.argsort(aligned).tolist())
+        elif _must_open(eqn, values):
+            results = _open(eqn, values)
+        else:
+            results = bind(eqn, [_value(value) for value in values])
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [_value(read(atom)) for atom in jaxpr.outvars]
+
+
+def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """Run one equation as it is, with its own source line."""
+    held = [(atom, value) for atom, value in zip(eqn.invars, values, strict=True) if isinstance(atom, core.Var)]
+    unique = dict(held)
+    one = assemble((), (), list(unique), eqn.outvars, [eqn])
+    return core.jaxpr_as_fun(one)(*unique.values())
+
+
+def assemble(
+    constvars: Sequence[Any],
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    equations: Sequence[core.JaxprEqn],
+) -> core.ClosedJaxpr:
+    """A program of some equations of another."""
+    effects = frozenset().union(*(eqn.effects for eqn in equations))
+    names = core.DebugInfo("localhessian", "block", ("",) * len(inputs), ("",) * len(outputs))
+    jaxpr = core.Jaxpr(list(constvars), list(inputs), list(outputs), list(equations), effects, names)
+    return core.ClosedJaxpr(jaxpr, list(consts))
+
+
+def sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[tuple[core.Jaxpr, Sequence[Any]]]:
+    """The programs inside an equation, with their constants."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr, item.consts
+            elif isinstance(item, core.Jaxpr):
+                yield item, ()
+
+
+def tag_of(eqn: core.JaxprEqn) -> _mark.Tag | None:
+    """The tag of a marked leaf, None for every other equation."""
+    return _mark.parse(eqn.params["name"]) if eqn.primitive is primitives.name_p else None
+
+
+def _value(value: Any) -> Any:
+    return value.value() if isinstance(value, Stack) else value
+
+
+def _must_open(eqn: core.JaxprEqn, values: Sequence[Any]) -> bool:
+    """Whether an equation holds marks to cut at; proposed ones do not take apart what is no list of layers."""
+    if _mark.END in (kinds := set(_mark_kinds(eqn))):
+        return True
+    if eqn.primitive is primitives.scan_p:
+        return bool(kinds) and any(isinstance(value, Stack) for value in values[_first_scanned(eqn) :])
+    return bool(kinds) and eqn.primitive in _CALLS
+
+
+def _mark_kinds(eqn: core.JaxprEqn) -> Iterator[str]:
+    for jaxpr, _ in sub_jaxprs(eqn):
+        for inner in jaxpr.eqns:
+            tag = tag_of(inner)
+            yield from (tag.kind,) if tag else _mark_kinds(inner)
+
+
+def _first_scanned(eqn: core.JaxprEqn) -> int:
+    return eqn.params["num_consts"] + eqn.params["num_carry"]
+
+
+def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
+    """The order of axes in which the first half of a mark hands its value on, None for every other equation."""
+    if eqn.primitive is not primitives.remat_p:
+        return None
+    inner = eqn.params["jaxpr"].eqns
+    if not any(e.primitive is primitives.name_p and e.params["name"] == _mark.ALIGN for e in inner):
+        return None
+    axes = tuple(range(len(eqn.invars[0].aval.shape)))  # type: ignore[attr-defined]
+    for step in inner:
+        if "permutation" in step.params:
+            axes = tuple(axes[i] for i in step.params["permutation"])
+        elif step.primitive is not primitives.name_p:
+            return None
+    return axes
+
+
+def _open(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    if eqn.primitive is primitives.scan_p:
+        return _unroll(eqn, values)
+    if eqn.primitive in _CALLS:
+        jaxpr, consts = next(sub_jaxprs(eqn))
+        return evaluate(jaxpr, consts, values)
+    names = sorted(set(_mark_names(eqn)))
+    raise CutError(
+        f"the mark `{names[0]}` lies inside `{eqn.primitive.name}` (at {where(eqn)}), which cannot be cut: only jit, "
+        "jax.checkpoint and lax.scan over layers can. Move the mark outside it."
+    )
+
+
+def _mark_names(eqn: core.JaxprEqn) -> Iterator[str]:
+    for jaxpr, _ in sub_jaxprs(eqn):
+        for inner in jaxpr.eqns:
+            tag = tag_of(inner)
+            yield from (tag.name,) if tag else _mark_names(inner)
+
+
+def _unroll(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The iterations of a scan one after the other, each with its slice of what is scanned over."""
+    p = eqn.params
+    fixed, carry, scanned = _parts(values, p["num_consts"], p["num_carry"])
+    body = p["jaxpr"]
+    order = range(p["length"])
+    collected: dict[int, list[Any]] = {}
+    for i in reversed(order) if p["reverse"] else order:
+        slices = [x.part(i) if isinstance(x, Stack) else jax.lax.index_in_dim(x, i, keepdims=False) for x in scanned]
+        results = evaluate(body.jaxpr, body.consts, [*fixed, *carry, *slices])
+        carry, collected[i] = results[: len(carry)], results[len(carry) :]
+    stacked = [jnp.stack(column) for column in zip(*(collected[i] for i in order), strict=True)]
+    return [*carry, *stacked]
+
+
+def _parts(values: Sequence[Any], first: int, second: int) -> tuple[list[Any], list[Any], list[Any]]:
+    values = list(values)
+    return values[:first], values[first : first + second], values[first + second :]
+
+
+def where(eqn: core.JaxprEqn) -> str:
+    """The user's source line of an equation, with the name of the function it is in."""
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    own = [frame for frame in frames if not _LIBRARIES.search(frame.file_name)]
+    for frame in own or frames:
+        return f"{frame.file_name}:{frame.line_num} (`{frame.function_name}`)"
+    return "an unknown line"
+
+
+def fingerprint(closed: core.ClosedJaxpr, labels: Any) -> str:
+    """A text that equal programs share: equations with variables renamed in order, and the values of the constants.
+
+    Rules of differentiation that are Python functions (custom_jvp, custom_vjp) do not show in it, so for a program
+    that has some the text of its derivative is added.
+    """
+    texts = [str(labels), _text(closed)]
+    if _has_custom_rule(closed.jaxpr):
+        texts.append(_text(_derivative(closed)))
+    return "\n".join(texts)
+
+
+def _text(closed: core.ClosedJaxpr) -> str:
+    digests = [_digest(const) for const in _all_consts(closed.jaxpr, closed.consts)]
+    return re.sub(rf" at 0x[0-9a-f]+|name={_mark.PREFIX}[^\]]*", "", str(closed.jaxpr)) + " ".join(digests)
+
+
+def _all_consts(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> Iterator[Any]:
+    yield from consts
+    for eqn in jaxpr.eqns:
+        for inner, inner_consts in sub_jaxprs(eqn):
+            yield from _all_consts(inner, inner_consts)
+
+
+def _digest(const: Any) -> str:
+    if isinstance(const, jax.core.Tracer) or jnp.issubdtype(const.dtype, jax.dtypes.extended):
+        return f"id:{id(const)}"
+    return hashlib.sha256(np.ascontiguousarray(const).tobytes()).hexdigest()
+
+
+def _has_custom_rule(jaxpr: core.Jaxpr) -> bool:
+    customs = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
+    return any(
+        eqn.primitive in customs or any(_has_custom_rule(inner) for inner, _ in sub_jaxprs(eqn)) for eqn in jaxpr.eqns
+    )
+
+
+def _derivative(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    run: Callable = core.jaxpr_as_fun(closed)
+
+    def vjp(primals: list[Any], cotangents: list[Any]) -> Any:
+        outputs, pull = jax.vjp(lambda args: run(*args), primals)
+        zeros = [
+            c if jnp.issubdtype(o.dtype, jnp.floating) else _no_tangent(o)
+            for o, c in zip(outputs, cotangents, strict=True)
+        ]
+        return [g for g in pull(zeros)[0] if g.dtype != jax.dtypes.float0]
+
+    return jax.make_jaxpr(vjp)(closed.in_avals, closed.out_avals)
+
+
+def _no_tangent(value: Any) -> np.ndarray:
+    return np.zeros(value.shape, jax.dtypes.float0)

@@ -1,0 +1,101 @@
+"""Flax linen models as chains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from localhessian._types import Activations, Context, Params
+from localhessian.network._cut import Cut, cut_model
+from localhessian.network._submodules import At, Submodule, call_marked, choose
+
+
+def chain_from_linen(
+    module: Any,
+    variables: Mapping[str, Any],
+    x: Activations,
+    *,
+    at: At = None,
+    call: Callable | None = None,
+    rngs: Mapping[str, Any] | None = None,
+    carry: bool = False,
+) -> Cut:
+    """Cut a flax linen model after named submodules; the model is not edited.
+
+    Parameters are `variables["params"]`; the other collections (running statistics) and the random keys are context,
+    and `chain.next_context` returns it with the collections as one forward pass leaves them.
+
+    Args:
+        module: An `nn.Module`.
+        variables: From `module.init`.
+        x: Inputs with the samples on the leading axis.
+        at: After which submodules a block ends: a path like `"Dense_0"` or `"encoder.layers_1"`, with `*` for any one
+            word or part of it and `**` for any words, a list of these, or `f(path, module) -> bool`. Default: each of
+            the outermost layers is a block where that cuts the model (`nn.Sequential` counts as its items).
+        call: `call(module, x)` says how to run the bound module. Default: `module(x)`.
+        rngs: Random keys by name, `{"dropout": key}`.
+        carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
+
+    Returns:
+        `Cut(chain, params, context)`; `chain.split` takes the variables or their `params`, `chain.merge` returns the
+        `params`.
+
+    Raises:
+        CutError: A boundary asked for does not cut.
+        ValueError: `at` matches no submodule.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> from flax import linen as nn
+        >>> model, x = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(2)]), jnp.ones((3, 4))
+        >>> chain, params, context = lh.chain_from_linen(model, model.init(jax.random.key(0), x), x)
+        >>> chain.names
+        ('layers_0', 'layers_2')
+    """
+    from flax import linen as nn  # noqa: PLC0415  only who brings such a model imports it
+
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    run = call or (lambda module, x: module(x))
+
+    def apply(interceptor: Callable, params: Params, x: Activations, context: Context) -> tuple[Activations, Context]:
+        state = context or {"variables": {}, "rngs": {}}
+        with nn.intercept_methods(interceptor):
+            out, after = module.apply(
+                {"params": params, **state["variables"]}, x, method=run, mutable=list(state["variables"]),
+                rngs=dict(state["rngs"]),
+            )  # fmt: skip
+        return out, context and {"variables": {**state["variables"], **after}, "rngs": state["rngs"]}
+
+    def fn(params: Params, x: Activations, context: Context) -> tuple[Activations, Context]:
+        return apply(interceptor, params, x, context)
+
+    def interceptor(call: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
+        wish = asked.get(info.module.path) if info.method_name == "__call__" else None
+        return call(*args, **kwargs) if wish is None else call_marked(call, wish, args, kwargs)
+
+    context = {"variables": rest, "rngs": dict(rngs or {})} if rest or rngs else None
+    params = variables.get("params", {})
+    asked = choose(_modules(nn, apply, params, x, context), at)
+
+    def to_params(given: Any) -> Params:
+        return given["params"] if isinstance(given, Mapping) and "params" in given else given
+
+    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params)
+
+
+def _modules(nn: Any, apply: Callable, params: Params, x: Activations, context: Context) -> list[Submodule]:
+    """The modules that a run of the model calls: linen modules exist only while it runs."""
+    found: dict[tuple[str, ...], Submodule] = {}
+
+    def note(call: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
+        module = info.module
+        if info.method_name == "__call__" and module.path not in found:
+            found[module.path] = Submodule(
+                module.path, module, bool(module.variables.get("params")), isinstance(module, nn.Sequential)
+            )
+        return call(*args, **kwargs)
+
+    jax.eval_shape(lambda *arguments: apply(note, *arguments)[0], params, x, context)
+    return list(found.values())

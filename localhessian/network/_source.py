@@ -1,0 +1,355 @@
+"""What stands behind a traced chain: the function, cut once for every set of shapes it meets."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from localhessian._tree import pytree
+from localhessian._types import Activations, Array, Context, Params
+from localhessian.network import _graph, _layout
+from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate, fingerprint
+
+Shapes = tuple[jax.ShapeDtypeStruct, ...]
+
+
+@pytree
+class CutContext:
+    """The context of a traced chain whose blocks need something of the input besides z."""
+
+    given: Context
+    """What the user gave."""
+    derived: tuple[Array, ...]
+    """What later blocks take of the input: masks, tables, the input itself."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function cut for one set of shapes."""
+
+    params: Shapes
+    inputs: Shapes
+    context: Shapes
+    output: Any
+    slots: tuple[_layout.Slot, ...]
+    pieces: tuple[_graph.Piece, ...]
+    hoist: core.ClosedJaxpr
+    marks: tuple[str, ...]
+
+    @cached_property
+    def trees(self) -> tuple[dict[str, Any], ...]:
+        """The slots of each block in the layout of its parameters."""
+        return tuple(_layout.nested([self.slots[i] for i in piece.params]) for piece in self.pieces)
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """A text for each block that those share that compute the same from parameters of the same structure."""
+        return tuple(
+            fingerprint(
+                piece.program,
+                (jax.tree.structure(tree), self.order(b), piece.context, piece.derived, piece.n_z, self.returns(b)),
+            )
+            for b, (piece, tree) in enumerate(zip(self.pieces, self.trees, strict=True))
+        )
+
+    def returns(self, b: int) -> Any:
+        """The structure of z_b: of the last block the user's, else one array or a flat tuple."""
+        n = len(self.pieces[b].program.out_avals)
+        inner = jax.tree.structure(0 if n == 1 else (0,) * n)
+        return self.output if b == len(self.pieces) - 1 else inner
+
+    def order(self, b: int) -> tuple[int, ...]:
+        """Where each parameter of block b, in the order its program takes them, lies among its leaves."""
+        leaves = jax.tree.leaves(self.trees[b])
+        return tuple(leaves.index(self.slots[i]) for i in self.pieces[b].params)
+
+    def takes(self, b: int) -> tuple[Shapes, Shapes, Shapes]:
+        """The shapes of the parameters, in the order of their leaves, of z and of the derived values of block b."""
+        piece, avals = self.pieces[b], self.pieces[b].program.in_avals
+        n = len(piece.params)
+        params: list[Any] = [None] * n
+        for place, aval in zip(self.order(b), avals, strict=False):
+            params[place] = aval
+        derived = self.hoist.out_avals
+        return shapes(params), shapes(avals[n : n + piece.n_z]), shapes(derived)
+
+
+@dataclass(eq=False)
+class Source:
+    """A function and its programs. Equal only to itself, so a chain hashes by identity."""
+
+    fn: Callable
+    params: Params
+    x: Activations
+    context: Context
+    carry: bool = False
+    has_aux: bool = False
+    to_params: Callable[[Any], Params] = lambda params: params
+    first: str | None = None
+    _programs: dict[Any, Program] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Keep structures and shapes only, and cut the function for them."""
+        _check_floating(self.params)
+        self.structures = tuple(jax.tree.structure(tree) for tree in (self.params, self.x, self.context))
+        self.paths = self.params = jax.tree.map(_shape, self.params)
+        self.template = tuple(shapes(jax.tree.leaves(tree)) for tree in (self.params, self.x, self.context))
+        self.params = self.x = self.context = None
+        self.program = self.program_for(*self.template)
+
+    # ---- cutting
+
+    def program_for(self, params: Shapes, inputs: Shapes, context: Shapes) -> Program:
+        """The function cut for these shapes; the one asked for last comes first in later searches."""
+        key = (_key(params), _key(inputs), _key(context))
+        program = self._programs.pop(key, None) or self._cut(params, inputs, context)
+        self._programs[key] = program
+        return program
+
+    def _cut(self, params: Shapes, inputs: Shapes, context: Shapes) -> Program:
+        closed, output = jax.make_jaxpr(self._flat, return_shape=True)(params, inputs, context)
+        parts = _scanned(closed, params)
+        split_params = [s for i, p in enumerate(params) for s in _split_shape(p, parts.get(i))]
+
+        def opened(params: Sequence[Any], inputs: Sequence[Any], context: Sequence[Any]) -> list[Any]:
+            return evaluate(
+                closed.jaxpr, closed.consts, [*_stacks(params, len(self.template[0]), parts), *inputs, *context]
+            )
+
+        flat = jax.make_jaxpr(opened)(split_params, inputs, context)
+        graph = _graph.Graph(flat, len(split_params), len(inputs))
+        pieces, hoist = _graph.cut(graph, _graph.boundaries_of(graph, self.first), self.carry)
+        slots = tuple(_layout.slots_of(self.paths, parts))
+        marks = tuple(boundary.name for boundary in graph.boundaries)
+        return Program(params, inputs, context, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
+
+    def _flat(self, params: Shapes, inputs: Shapes, context: Shapes) -> Any:
+        trees = [
+            jax.tree.unflatten(tree, leaves)
+            for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)
+        ]
+        result = self.fn(*trees)
+        return result[0] if self.has_aux else result
+
+    def has_boundaries(self) -> bool:
+        """Whether the function is cut at all."""
+        return len(self.program.pieces) > 1 or self.program.pieces[0].name != "output"
+
+    def applies(self) -> dict[str, "Apply"]:
+        """One callable for each block; equal blocks share one."""
+        groups: dict[str, list[int]] = {}
+        for b, text in enumerate(self.program.fingerprints):
+            groups.setdefault(text, []).append(b)
+        shared = {text: Apply(self, tuple(members)) for text, members in groups.items()}
+        names = [piece.name for piece in self.program.pieces]
+        return {name: shared[text] for name, text in zip(names, self.program.fingerprints, strict=True)}
+
+    # ---- running
+
+    def context_for(self, x: Activations, context: Context) -> Context:
+        """The context given, with what the blocks need of x."""
+        given = context.given if isinstance(context, CutContext) else context
+        inputs, leaves = self._leaves(1, x, "x"), self._leaves(2, given, "context")
+        program = self.program_for(_cast(self.template[0], self.template[1], inputs), shapes(inputs), shapes(leaves))
+        if not program.hoist.jaxpr.outvars:
+            return given
+        return CutContext(given, tuple(core.jaxpr_as_fun(program.hoist)(*inputs, *leaves)))
+
+    def run(self, members: tuple[int, ...], params: Params, z: Activations, context: Context) -> Activations:
+        """One block: `members` are the equal blocks it stands for."""
+        b = members[0]
+        name = self.program.pieces[b].name
+        given, derived = (context.given, context.derived) if isinstance(context, CutContext) else (context, ())
+        leaves = self._leaves(2, given, "context")
+        p_leaves, p_tree = jax.tree.flatten(params)
+        if p_leaves or self.program.pieces[b].params:
+            _layout.same_structure(
+                p_tree, jax.tree.structure(self.program.trees[b]), f"the parameters of block `{name}`"
+            )
+        z_leaves = jax.tree.leaves(z)
+        program = self._program_of(members, shapes(p_leaves), shapes(z_leaves), shapes(leaves), shapes(derived))
+        piece = program.pieces[b]
+        results = core.jaxpr_as_fun(piece.program)(
+            *(jnp.asarray(p_leaves[i]) for i in program.order(b)),
+            *(jnp.asarray(leaf) for leaf in z_leaves),
+            *(leaves[i] for i in piece.context),
+            *(derived[i] for i in piece.derived),
+        )
+        return jax.tree.unflatten(program.returns(b), results)
+
+    def _program_of(
+        self, members: tuple[int, ...], params: Shapes, z: Shapes, context: Shapes, derived: Shapes
+    ) -> Program:
+        """The program whose block takes these shapes: one that is there, or a new one for so many samples."""
+        b = members[0]
+        piece = self.program.pieces[b]
+        if piece.derived and not derived:
+            raise ValueError(
+                f"block `{piece.name}` needs values that the model computes from its input: as `context` pass "
+                "`chain.context_for(x, context)`, or what `chain_from_...` returned."
+            )
+
+        def fits(program: Program) -> bool:
+            takes = program.takes(b)
+            right = not program.pieces[b].derived or _key(takes[2]) == _key(derived)
+            return (
+                right
+                and _key(takes[0]) == _key(params)
+                and _key(takes[1]) == _key(z)
+                and _key(program.context) == _key(context)
+            )
+
+        program = next(filter(fits, reversed(self._programs.values())), None) or self._guess(b, params, z, context)
+        if not fits(program):
+            raise ValueError(
+                f"block `{piece.name}` got parameters {_text(params)} and z {_text(z)}, but for {z[0].shape[0]} "
+                f"samples the model was cut for {' and '.join(map(_text, program.takes(b)[:2]))}. Run "
+                "`chain.forward` (or `chain.context_for`) on the new `x` first, or cut the model again."
+            )
+        if len({program.fingerprints[i] for i in members}) > 1:
+            raise CutError(
+                f"blocks that were equal to `{piece.name}` compute something else at z {_text(z)}: cut the model again "
+                "with inputs of this shape."
+            )
+        return program
+
+    def _guess(self, b: int, params: Shapes, z: Shapes, context: Shapes) -> Program:
+        """The program for inputs like the first ones, with as many samples as z has and in its precision."""
+        old_params, old_z, _ = self.program.takes(b)
+        inputs = z if b == 0 else _resized(_cast(self.template[1], old_z, z), old_z, z)
+        return self.program_for(_cast(self.template[0], old_params + old_z, params + z), inputs, context)
+
+    # ---- showing
+
+    def example(self) -> tuple[dict[str, Params], Activations, Context]:
+        """The shapes of the parameters of the blocks, of x and of the context that the model was cut for."""
+        trees = [jax.tree.unflatten(tree, leaves) for tree, leaves in zip(self.structures, self.template, strict=True)]
+        return jax.eval_shape(self.split, trees[0]), trees[1], trees[2]
+
+    def uses(self) -> dict[str, str]:
+        """In words, for each block that takes some: how many arrays of the context, and of what x gives."""
+        words = {}
+        for piece in self.program.pieces:
+            kinds = [(len(piece.context), "given"), (len(piece.derived), "of x")]
+            words[piece.name] = ", ".join(f"{n} {kind}" for n, kind in kinds if n)
+        return words
+
+    # ---- parameters
+
+    def split(self, model_params: Params) -> dict[str, Params]:
+        """Parameters of the model to parameters of the blocks."""
+        leaves = self._leaves(0, self.to_params(model_params), "model_params")
+        pieces = zip(self.program.pieces, self.program.trees, strict=True)
+        return {piece.name: _layout.gather(tree, leaves) for piece, tree in pieces}
+
+    def merge(self, block_params: dict[str, Params], tied: str, like: Params) -> Params:
+        """Parameters of the blocks to parameters of the model."""
+        trees = {piece.name: tree for piece, tree in zip(self.program.pieces, self.program.trees, strict=True)}
+        rest = None if like is None else self._leaves(0, self.to_params(like), "like")
+        return jax.tree.unflatten(
+            self.structures[0], _layout.scatter(trees, block_params, self.template[0], tied, rest)
+        )
+
+    def next_context(self, params: dict[str, Params], x: Activations, context: Context) -> Context:
+        """The context after one more forward pass."""
+        given = context.given if isinstance(context, CutContext) else context
+        if self.has_aux:
+            zeros = jax.tree.unflatten(self.structures[0], [jnp.zeros(s.shape, s.dtype) for s in self.template[0]])
+            given = self.fn(self.merge(params, "owner", zeros), x, given)[1]
+        return self.context_for(x, given)
+
+    def _leaves(self, i: int, tree: Any, name: str) -> list[Any]:
+        leaves, structure = jax.tree.flatten(tree)
+        _layout.same_structure(structure, self.structures[i], f"`{name}`")
+        return [
+            leaf if hasattr(leaf, "dtype") and isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves
+        ]
+
+
+class Apply:
+    """F_b of one block, or of several equal ones: `apply(params, z, context)`."""
+
+    def __init__(self, source: Source, members: tuple[int, ...]) -> None:
+        """The blocks `members` of `source`."""
+        self.source, self.members = source, members
+
+    def __call__(self, params: Params, z: Activations, context: Context) -> Activations:
+        """The activations that leave the block."""
+        return self.source.run(self.members, params, z, context)
+
+    def __repr__(self) -> str:
+        """By the name of the block, or of the first of several."""
+        names = [self.source.program.pieces[b].name for b in self.members]
+        more = f" and {len(names) - 1} equal" if len(names) > 1 else ""
+        return f"<block {names[0]}{more}>"
+
+
+def shapes(leaves: Sequence[Any]) -> Shapes:
+    """Shape and type of every leaf."""
+    return tuple(_shape(leaf) for leaf in leaves)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
+
+
+def _key(found: Shapes) -> tuple[Any, ...]:
+    return tuple((s.shape, s.dtype) for s in found)
+
+
+def _text(found: Shapes) -> str:
+    return "(" + ", ".join(f"{s.dtype}{list(s.shape)}" for s in found) + ")"
+
+
+def _cast(template: Shapes, old: Sequence[Any], new: Sequence[Any]) -> Shapes:
+    """The template with the types changed as they changed from `old` to `new`."""
+    to = {o.dtype: n.dtype for o, n in zip(old, new, strict=False) if o.dtype != n.dtype}
+    return tuple(jax.ShapeDtypeStruct(s.shape, to.get(s.dtype, s.dtype)) for s in template)
+
+
+def _resized(template: Shapes, old: Shapes, new: Shapes) -> Shapes:
+    """The template with as many samples as `new` has, where it had as many as `old`."""
+    n_old, n_new = old[0].shape[:1], new[0].shape[:1]
+    return tuple(jax.ShapeDtypeStruct(n_new + s.shape[1:], s.dtype) if s.shape[:1] == n_old else s for s in template)
+
+
+def _scanned(closed: core.ClosedJaxpr, params: Shapes) -> dict[int, int]:
+    """The parameters that a scan over layers takes apart, with their number of slices."""
+    found: dict[int, int] = {}
+
+    def look(*args: Any) -> list[Any]:
+        stacks = [Whole(arg) for arg in args[: len(params)]]
+        results = evaluate(closed.jaxpr, closed.consts, [*stacks, *args[len(params) :]])
+        found.update((i, params[i].shape[0]) for i, stack in enumerate(stacks) if stack.taken_apart)
+        return results
+
+    jax.eval_shape(look, *closed.in_avals)
+    return found
+
+
+def _split_shape(shape: jax.ShapeDtypeStruct, parts: int | None) -> list[jax.ShapeDtypeStruct]:
+    return [shape] if parts is None else [jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)] * parts
+
+
+def _stacks(arrays: Sequence[Any], count: int, parts: dict[int, int]) -> list[Any]:
+    arrays = list(arrays)
+    stacks: list[Any] = []
+    for i in range(count):
+        n = parts.get(i)
+        stacks.append(arrays.pop(0) if n is None else Stack([arrays.pop(0) for _ in range(n)]))
+    return stacks
+
+
+def _check_floating(params: Params) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = ".".join(_layout.path_names(path)) or "params"
+            raise ValueError(
+                f"parameter `{name}` has the type {jnp.result_type(leaf)}, which has no derivative: `params` must hold "
+                "floating-point arrays only. Put it into `context`."
+            )

@@ -1,0 +1,151 @@
+"""Which submodules of a model to cut after, and marking what goes through them without editing the model."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import jax
+
+from localhessian.network._mark import END, START, STOP, tagged
+
+Path: TypeAlias = tuple[str, ...]
+Kinds: TypeAlias = tuple[str, ...]
+At: TypeAlias = str | Iterable[str] | Callable[[str, Any], bool] | None
+
+
+@dataclass(frozen=True)
+class Submodule:
+    """A module of a model: where it is, and what decides whether it makes a block of its own."""
+
+    path: Path
+    module: Any
+    has_params: bool
+    is_container: bool
+
+    @property
+    def name(self) -> str:
+        """The path with dots."""
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A submodule to mark: by which name, and whether where it is entered, where it returns, or both."""
+
+    name: str
+    kinds: Kinds
+
+
+def choose(modules: Sequence[Submodule], at: At) -> dict[Path, Wish]:
+    """The submodules to mark.
+
+    Args:
+        modules: Every module of the model, the root (with the empty path) included.
+        at: One or more patterns, a function of (path, module), or None for the outermost layers.
+
+    Raises:
+        ValueError: A pattern matches no submodule; the message suggests the nearest path.
+    """
+    if at is None:
+        # What follows a layer (its activation function) belongs to its block; a block of layers is complete in itself.
+        kinds = {True: (START, STOP), False: (START,)}
+        return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _units(modules)}
+    inner = [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
+    if callable(at):
+        chosen = [module for module in inner if at(module.name, module.module)]
+        if not chosen:
+            raise ValueError(f"`at` chooses none of the submodules {_some(inner)}.")
+    else:
+        patterns = [at] if isinstance(at, str) else list(at)
+        chosen = [module for pattern in patterns for module in _matching(inner, pattern)]
+    return {module.path: Wish(module.name, (END,)) for module in chosen}
+
+
+def _matching(modules: Sequence[Submodule], pattern: str) -> list[Submodule]:
+    found = [module for module in modules if _fits(module.path, tuple(pattern.split(".")))]
+    if not found:
+        near = difflib.get_close_matches(pattern, [module.name for module in modules], n=1, cutoff=0.3)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        raise ValueError(f"`at`: no submodule matches `{pattern}`.{hint} The model has {_some(modules)}.")
+    return found
+
+
+def _fits(path: Path, pattern: Path) -> bool:
+    """Word by word: `*` stays within a word, `**` stands for any number of words."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_fits(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+
+
+def _some(modules: Sequence[Submodule], limit: int = 12) -> str:
+    names = [f"`{module.name}`" for module in modules]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _units(modules: Sequence[Submodule]) -> list[Submodule]:
+    """The outermost modules with parameters; lists and Sequentials count as their items, a sole wrapper as its own."""
+    root: Path = ()
+    while True:
+        closed = {module.path for module in modules if not module.is_container and len(module.path) > len(root)}
+        units = [
+            module
+            for module in modules
+            if module.path[: len(root)] == root
+            and module.path in closed
+            and module.has_params
+            and not any(module.path[:i] in closed for i in range(len(root) + 1, len(module.path)))
+        ]
+        if len(units) != 1 or not _has_inside(modules, units[0].path):
+            return units
+        root = units[0].path
+
+
+def _has_inside(modules: Sequence[Submodule], path: Path) -> bool:
+    return any(m.has_params and len(m.path) > len(path) and m.path[: len(path)] == path for m in modules)
+
+
+@lru_cache(maxsize=4096)
+def marking_class(cls: Any, wish: Wish) -> type:
+    """A subclass whose `__call__` marks what goes in or out."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call_marked(lambda *a, **k: cls.__call__(self, *a, **k), wish, args, kwargs)
+
+    body = {
+        "__call__": __call__,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    return type(cls)(cls.__name__, (cls,), body)
+
+
+def call_marked(call: Callable, wish: Wish, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a submodule with its marks on the first argument and on what it returns."""
+    if START in wish.kinds and args and _is_activations(args[0]):
+        args = (tagged(args[0], wish.name, START), *args[1:])
+    out = call(*args, **kwargs)
+    for kind in (END, STOP):
+        if kind in wish.kinds and _is_activations(out):
+            out = tagged(out, wish.name, kind)
+    return out
+
+
+def _is_activations(value: Any) -> bool:
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
+def check_called(asked: dict[Path, Wish], seen: Sequence[str]) -> None:
+    """Refuse boundaries that were asked for and never reached."""
+    missing = [wish.name for wish in asked.values() if END in wish.kinds and wish.name not in seen]
+    if missing:
+        raise ValueError(
+            f"`at`: the submodule `{missing[0]}` was never called, or does not return arrays, so there is nothing to "
+            "cut after it. Name a submodule that runs, or choose another `call`."
+        )

@@ -1,0 +1,61 @@
+"""Functions with marks, that several tests cut."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+import localhessian as lh
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def dense(seed, d_in, d_out):
+    return {"kernel": normal(seed, d_in, d_out) / d_in**0.5, "bias": 0.1 * normal(seed + 100, d_out)}
+
+
+def affine(p, z):
+    return z @ p["kernel"] + jnp.broadcast_to(p["bias"], z.shape[:-1] + p["bias"].shape)
+
+
+def mlp_params(widths=(3, 5, 5, 5, 2)):
+    return {"layers": [dense(i, a, b) for i, (a, b) in enumerate(itertools.pairwise(widths))]}
+
+
+def mlp(params, x):
+    for i, layer in enumerate(params["layers"][:-1]):
+        x = lh.mark(jnp.tanh(affine(layer, x)), f"hidden{i}")
+    return affine(params["layers"][-1], x)
+
+
+X = normal(50, 6, 3)
+
+
+def transformer_params(layers=3, d=4, vocabulary=7):
+    def layer(i):
+        return {name: normal(10 * i + j, d, d) / 2 for j, name in enumerate(("query", "key", "value", "out", "mlp"))}
+
+    return {"embed": normal(0, vocabulary, d), "layers": [layer(i) for i in range(layers)]}
+
+
+def attention_block(p, h, mask):
+    scores = (h @ p["query"]) @ jnp.swapaxes(h @ p["key"], 1, 2)
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(h.dtype).min), axis=-1)
+    h = h + weights @ (h @ p["value"]) @ p["out"]
+    return h + jax.nn.gelu(h @ p["mlp"])
+
+
+def transformer(params, tokens):
+    """Padding (token 0) and causal mask, rotary-like table, tied embeddings."""
+    t = tokens.shape[1]
+    mask = (tokens != 0)[:, None, :] & jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (tokens.shape[0], t, t))
+    table = jnp.sin(jnp.arange(t, dtype=params["embed"].dtype))[None, :, None]
+    h = lh.mark(params["embed"][tokens] * jnp.broadcast_to(table, (*tokens.shape, 1)), "embed")
+    for i, p in enumerate(params["layers"]):
+        h = lh.mark(attention_block(p, h, mask), f"layer{i}")
+    return h @ params["embed"].T
+
+
+TOKENS = jax.random.randint(jax.random.key(3), (5, 6), 0, 7)

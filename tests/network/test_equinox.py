@@ -1,0 +1,105 @@
+"""Equinox models as chains, unedited."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import localhessian as lh
+
+pytestmark = [pytest.mark.relaxed, pytest.mark.once]
+
+ROWS = jax.random.normal(jax.random.key(1), (5, 3))
+
+
+class Block(eqx.Module):
+    linear: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, key):
+        self.linear, self.norm = eqx.nn.Linear(6, 6, key=key), eqx.nn.LayerNorm(6)
+        self.dropout = eqx.nn.Dropout(0.4)
+
+    def __call__(self, x, *, key):
+        return x + self.dropout(jax.nn.gelu(self.linear(self.norm(x))), key=key)
+
+
+class EquinoxNet(eqx.Module):
+    stem: eqx.nn.Linear
+    blocks: list
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 5)
+        self.stem, self.head = eqx.nn.Linear(3, 6, key=keys[0]), eqx.nn.Linear(6, 2, key=keys[1])
+        self.blocks = [Block(k) for k in keys[2:]]
+
+    def __call__(self, x, key=None):
+        x = jnp.tanh(self.stem(x))
+        for i, block in enumerate(self.blocks):
+            x = block(x, key=None if key is None else jax.random.fold_in(key, i))
+        return self.head(x)
+
+
+def test_equinox_per_sample(check_cut):
+    model = eqx.nn.inference_mode(EquinoxNet(jax.random.key(0)))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    for at, names in [(None, ("stem", "blocks.0", "blocks.1", "blocks.2", "head")), ("blocks.*", None)]:
+        cut = lh.chain_from_equinox(model, ROWS, at=at)
+        assert cut.chain.names == (names or ("blocks.0", "blocks.1", "blocks.2", "output"))
+        check_cut(cut, lambda p, x: jax.vmap(eqx.combine(p, static))(x), params, ROWS)
+        assert all(z.shape[0] == 5 for z in cut.chain.forward(cut.params, ROWS))
+    assert type(model.blocks[0]) is Block
+    np.testing.assert_array_equal(cut.chain.split(model)["output"]["weight"], model.head.weight)
+    combined = eqx.combine(cut.chain.merge(cut.params), model)
+    np.testing.assert_array_equal(jax.vmap(combined)(ROWS), jax.vmap(model)(ROWS))
+
+
+def test_equinox_dropout_keys_and_state(check_cut):
+    model = EquinoxNet(jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def call(model, x, context):
+        keys = jax.random.split(context["key"], x.shape[0])
+        return jax.vmap(model)(x, keys), {"key": jax.random.fold_in(context["key"], 1)}
+
+    context = {"key": jax.random.key(7)}
+    cut = lh.chain_from_equinox(model, ROWS, call=call, context=context, has_aux=True)
+    check_cut(cut, lambda p, x: call(eqx.combine(p, static), x, context)[0], params, ROWS, cut.context)
+    after = cut.chain.next_context(cut.params, ROWS, cut.context)
+    assert after["key"] == jax.random.fold_in(context["key"], 1)
+    with pytest.raises(ValueError, match=re.escape("say by `call(model, x, context)`")):
+        lh.chain_from_equinox(model, ROWS, context=context)
+
+
+def test_equinox_batch_norm_state(check_cut):
+    class Net(eqx.Module):
+        layers: list
+        norm: eqx.nn.BatchNorm
+
+        def __init__(self, key):
+            a, b = jax.random.split(key)
+            self.layers = [eqx.nn.Linear(3, 4, key=a), eqx.nn.Linear(4, 2, key=b)]
+            self.norm = eqx.nn.BatchNorm(4, axis_name="batch", mode="batch")
+
+        def __call__(self, x, state):
+            x, state = self.norm(self.layers[0](x), state)
+            return self.layers[1](jnp.tanh(x)), state
+
+    model, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def call(model, x, state):
+        return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+    cut = lh.chain_from_equinox(model, ROWS, call=call, context=state, has_aux=True)
+    assert cut.chain.names == ("layers.0", "norm", "layers.1")
+    check_cut(cut, lambda p, x: call(eqx.combine(p, static), x, state)[0], params, ROWS, cut.context)
+    _, after = call(model, ROWS, state)
+    context = cut.chain.next_context(cut.params, ROWS, cut.context)
+    for one, two in zip(jax.tree.leaves(context), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5)

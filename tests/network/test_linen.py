@@ -1,0 +1,69 @@
+"""Flax linen models as chains, unedited."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import localhessian as lh
+
+pytestmark = [pytest.mark.relaxed, pytest.mark.once]
+
+IMAGES = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
+ROWS = jax.random.normal(jax.random.key(1), (5, 3))
+
+
+def in_precision_of_run(tree):
+    """Flax makes float32 even where the run is in float64."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.zeros(()).dtype), tree)
+
+
+class LinenNet(nn.Module):
+    train: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=not self.train)(nn.Conv(4, (3, 3))(x)))
+        x = x + nn.Conv(4, (3, 3))(x)
+        x = nn.Dropout(0.5, deterministic=not self.train)(x.mean((1, 2)))
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_linen(train, check_cut):
+    model, rngs = LinenNet(train), {"dropout": jax.random.key(5)}
+    variables = in_precision_of_run(model.init({"params": jax.random.key(0), **rngs}, IMAGES))
+    cut = lh.chain_from_linen(model, variables, IMAGES, rngs=rngs)
+    assert cut.chain.names == ("Conv_0", "BatchNorm_0", "Conv_1", "Dense_0")
+
+    def run(params, x):
+        return model.apply({**variables, "params": params}, x, rngs=rngs, mutable=["batch_stats"])[0]
+
+    check_cut(cut, run, variables["params"], IMAGES, cut.context)
+    _, after = model.apply(variables, IMAGES, rngs=rngs, mutable=["batch_stats"])
+    context = cut.chain.next_context(cut.params, IMAGES, cut.context)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), context["variables"], dict(after))
+    by_name = lh.chain_from_linen(model, variables, IMAGES, at="Conv_0", rngs=rngs)
+    assert by_name.chain.names == ("Conv_0", "output")
+    with pytest.raises(ValueError, match="Did you mean `Conv_"):
+        lh.chain_from_linen(model, variables, IMAGES, at="conv_9", rngs=rngs)
+
+
+def test_linen_scanned_layers(check_cut):
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, h, _):
+            return h + nn.tanh(nn.Dense(3)(h)), None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layers = nn.scan(Body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            return nn.Dense(2)(layers(name="layers")(x, None)[0])
+
+    model = Scanned()
+    variables = model.init(jax.random.key(0), ROWS)
+    cut = lh.chain_from_linen(model, variables, ROWS)
+    assert cut.chain.names == ("layers[0]", "layers[1]", "layers[2]", "Dense_0")
+    check_cut(cut, lambda p, x: model.apply({"params": p}, x), variables["params"], ROWS)
