@@ -26,6 +26,7 @@ from localhessian.linalg._krylov import (
     orthogonalize,
     probe_adjoint,
     random_unit,
+    ritz_vectors,
     rows,
     run_compiled,
     run_on_host,
@@ -33,8 +34,7 @@ from localhessian.linalg._krylov import (
     shifted,
     sort_real_first,
     take_weights,
-    unbatched,
-    unit_rows,
+    unbatched_all,
 )
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._spectrum import Spectrum
@@ -118,23 +118,48 @@ class GolubKahan(Krylov):
         _, left, right, count = _ritz(host(small) if concrete else small, row, plan, xp)
         chosen = plan.chosen(count, row, xp)
         u, v = (
-            unit_rows(combine(basis, take_weights(weights, chosen, len(basis), xp)))
+            ritz_vectors(basis, jnp.asarray(take_weights(weights, chosen, len(basis), xp), basis.dtype))
             for basis, weights in ((state.left, left), (state.right, right))
         )
-        real = jnp.asarray(chosen.real) & (refused == 0)[:, None]
-        values, rho = _triplets(narrow, u, v, concrete)
-        allowed = plan.tolerance(values, state.scale, 2 * ROUNDING, jnp)
-        whole = jnp.sum(state.filled, axis=1) == plan.order
-        status = ending(rho, allowed, real, ~state.alive & ~state.settled, whole, refused)
-        largest = largest_vectors(v if narrow.in_size == factor.in_size else u, real, vectors)
-        values, real, rho = sort_real_first(values, real, rho)
+        forward = apply_each(narrow.forward, v, narrow.batch, concrete)
+        backward = apply_each(narrow.backward, u, narrow.batch, concrete)
+        wide = narrow.in_size != factor.in_size
         missing = factor.in_size - plan.order if row == plan.order else 0
-        values, rho, multiplicities = _with_null_space(values, rho, real, missing)
-        complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
-        parts = (values**2, multiplicities, (2 * values + rho) * rho, largest, values, rho, status, complete)
-        parts = tuple(unbatched(part, factor.batch) for part in parts)
-        matvecs = state.made + (1 + len(v))
-        return Spectrum(*parts, matvecs, factor.in_size, factor.dtype, str(self), ends=self.which)
+        products = (u, v, forward, backward)
+        parts = _judge(products, jnp.asarray(chosen.real), small, refused, plan, wide, missing, vectors)
+        sigma, multiplicities, rho, largest, status, complete, made = unbatched_all(parts, factor.batch)
+        return Spectrum(
+            eigenvalues=sigma**2,
+            multiplicities=multiplicities,
+            residual_norms=(2 * sigma + rho) * rho,
+            vectors=largest,
+            singular_values=sigma,
+            singular_residual_norms=rho,
+            status=status,
+            complete=complete,
+            matvecs=made + (1 + len(v)),
+            size=factor.in_size,
+            dtype=factor.dtype,
+            method=str(self),
+            ends=self.which,
+        )
+
+
+@jax.jit(static_argnums=(4, 5, 6, 7))
+def _judge(products, real, state: "_State", refused, plan: Plan, wide: bool, missing: int, vectors: int):
+    """Values u^T A v, sqrt(||A v - sigma u||^2 + ||A^T u - sigma v||^2) recomputed, and what all of it tells."""
+    u, v, forward, backward = products
+    real = real & (refused == 0)[:, None]
+    sigma = jnp.abs(jnp.sum(u * forward, axis=-1))
+    forward, backward = forward - sigma[:, :, None] * u, backward - sigma[:, :, None] * v
+    rho = jnp.hypot(jnp.linalg.norm(forward, axis=-1), jnp.linalg.norm(backward, axis=-1)).T
+    allowed = plan.tolerance(sigma.T, state.scale, 2 * ROUNDING, jnp)
+    whole = jnp.sum(state.filled, axis=1) == plan.order
+    status = ending(rho, allowed, real, ~state.alive & ~state.settled, whole, refused)
+    largest = largest_vectors(u if wide else v, real, vectors)
+    sigma, real, rho = sort_real_first(sigma.T, real, rho)
+    complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
+    return *_with_null_space(sigma, rho, real, missing), largest, status, complete, state.made
 
 
 def _start(narrow: LinearMap, key: Key, shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -147,27 +172,16 @@ def _start(narrow: LinearMap, key: Key, shape: tuple[int, int]) -> tuple[Array, 
     return jnp.where(norm[:, None] > 0, v, random_unit(key, (shape[0], narrow.in_size), narrow.dtype)), refused
 
 
-def _triplets(narrow: LinearMap, u: Array, v: Array, concrete: bool) -> tuple[Array, Array]:
-    """sigma = u^T A v and sqrt(||A v - sigma u||^2 + ||A^T u - sigma v||^2) by fresh products, (s, k)."""
-    forward = apply_each(narrow.forward, v, narrow.batch, concrete)
-    backward = apply_each(narrow.backward, u, narrow.batch, concrete)
-    sigma = jnp.abs(jnp.sum(u * forward, axis=-1))
-    forward, backward = forward - sigma[:, :, None] * u, backward - sigma[:, :, None] * v
-    return sigma.T, jnp.hypot(jnp.linalg.norm(forward, axis=-1), jnp.linalg.norm(backward, axis=-1)).T
-
-
-def _with_null_space(values, rho, real, missing: int):
-    """One more value 0 of the multiplicity d - m that a wide R makes certain."""
+def _with_null_space(sigma, rho, real, missing: int) -> tuple[Array, Array, Array]:
+    """Values, multiplicities, errors; with one more value 0 of the multiplicity d - m that a wide R makes certain."""
     multiplicities = real.astype(jnp.int32)
     if not missing:
-        return values, rho, multiplicities
-    zero = jnp.zeros_like(values[:, :1])
+        return sigma, multiplicities, rho
+    zero = jnp.zeros_like(sigma[:, :1])
     count = jnp.full(zero.shape, missing, jnp.int32)
-    return (
-        jnp.concatenate([zero, values], axis=1),
-        jnp.concatenate([zero, rho], axis=1),
-        jnp.concatenate([count, multiplicities], axis=1),
-    )
+    parts = ((zero, sigma), (count, multiplicities), (zero, rho))
+    sigma, multiplicities, rho = (jnp.concatenate(part, axis=1) for part in parts)
+    return sigma, multiplicities, rho
 
 
 @pytree
@@ -200,6 +214,7 @@ class _State:
     """(s,): the largest ||A v|| seen, for the breakdown test."""
 
     @staticmethod
+    @jax.jit(static_argnums=(1, 2, 3))
     def start(v: Array, long: int, plan: Plan, concrete: bool) -> "_State":
         s, dtype = len(v), v.dtype
         capacity = min(plan.size, BUCKET) if concrete else plan.size

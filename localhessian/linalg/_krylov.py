@@ -19,11 +19,11 @@ from localhessian._types import Array, Float, Int, Key
 
 HIGHEST = jax.lax.Precision.HIGHEST
 BUCKET = 32
-"""Rows by which a basis grows on the host: one small compiled program for each multiple."""
+"""Rows of a basis to begin with on the host; each doubling costs a small compiled program."""
 BASIS_BYTES = 2**26
 """A basis beyond this is restarted: its orthogonalization would outweigh most products (heuristic)."""
 CHECK_EVERY = 8
-"""Steps between two tests of convergence."""
+"""Steps between two tests of convergence, at least; a quarter of the basis where that is more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +149,7 @@ def normalize(w: Float[Array, "s d"], floor: Float[Array, " s"]) -> tuple[Array,
     return jnp.where(broken, 0, norm), jnp.where(broken[:, None], 0, w / safe[:, None])
 
 
+@jax.jit(static_argnums=(1, 2))
 def random_unit(key: Key, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
     """Random directions."""
     v = jax.random.normal(key, shape, dtype)
@@ -156,9 +157,11 @@ def random_unit(key: Key, shape: tuple[int, int], dtype: Any) -> Float[Array, "s
 
 
 def grow(basis: Float[Array, "k s d"], count: int, most: int) -> Float[Array, "k2 s d"]:
-    """The basis with room for `count` rows, in multiples of a bucket, up to `most`."""
-    missing = min(-(-count // BUCKET) * BUCKET, most) - len(basis)
-    return basis if missing <= 0 else jnp.concatenate([basis, jnp.zeros((missing, *basis.shape[1:]), basis.dtype)])
+    """The basis with room for `count` rows: twice as many when it is full, up to `most`."""
+    if count <= len(basis):
+        return basis
+    missing = min(2 * len(basis), most) - len(basis)
+    return jnp.concatenate([basis, jnp.zeros((missing, *basis.shape[1:]), basis.dtype)])
 
 
 def set_row(basis: Array, row: Any, value: Array) -> Array:
@@ -207,15 +210,16 @@ def run_on_host(step: Callable, restart: Callable, settled: Callable, state: Any
     Returns:
         The state, and how many rows of its basis are in use.
     """
-    row = 0
+    row, due = 0, CHECK_EVERY
+    small = plan.size == plan.order <= BUCKET  # worth seeing whole
     for made in range(1, plan.steps + 1):
         if row == plan.size:
             state, row = restart(state), plan.keep
         state, row = step(state, row), row + 1
-        due = made % max(CHECK_EVERY, row // CHECK_EVERY) == 0 or row == plan.size
-        small = plan.size == plan.order <= BUCKET  # worth seeing whole
-        if due and not small and settled(state, row):
-            break
+        if not small and (made >= due or row == plan.size):
+            if settled(state, row):
+                break
+            due = made + max(CHECK_EVERY, row // 4)
     return state, row
 
 
@@ -286,6 +290,12 @@ def take_weights(weights: Any, chosen: Wanted, count: int, xp: Any) -> Any:
     return xp.pad(taken, ((0, 0), (0, count - taken.shape[1]), (0, 0)))
 
 
+@jax.jit
+def ritz_vectors(basis: Float[Array, "K s d"], weights: Float[Array, "s K k"]) -> Float[Array, "k s d"]:
+    """Combinations of the basis at unit length."""
+    return unit_rows(combine(basis, weights))
+
+
 def unit_rows(vectors: Float[Array, "k s d"]) -> Float[Array, "k s d"]:
     """Every vector at unit length; zero stays zero."""
     norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -313,16 +323,22 @@ def probe(product: Callable[[Array], Array], key: Key, shape: tuple[int, int], d
 
     Not finite; not the same twice; <u, Hv> and <v, Hu> apart by more than rounding.
     """
-    u, v = jax.random.normal(key, (2, *shape), dtype)
-    hu, again, hv = product(u), product(u), product(v)
+    keys = jax.random.split(key)
+    u, v = (random_unit(key, shape, dtype) for key in keys)
+    return _judge(u, v, product(u), product(u), product(v))
+
+
+@jax.jit
+def _judge(u: Array, v: Array, hu: Array, again: Array, hv: Array) -> Int[Array, " s"]:
     skew = _apart(jnp.sum(hu * v, axis=-1), jnp.sum(hv * u, axis=-1), _scale(hu, v) + _scale(hv, u))
     status = jnp.where(skew, int(Status.NOT_SYMMETRIC), int(Status.CONVERGED))
-    moved = jnp.linalg.norm(hu - again, axis=-1) > _tolerance(dtype) * jnp.linalg.norm(hu, axis=-1)
+    moved = jnp.linalg.norm(hu - again, axis=-1) > _tolerance(u.dtype) * jnp.linalg.norm(hu, axis=-1)
     status = jnp.where(moved, int(Status.NOT_DETERMINISTIC), status)
     finite = jnp.all(jnp.isfinite(hu) & jnp.isfinite(hv), axis=-1)
     return jnp.where(finite, status, int(Status.NON_FINITE)).astype(jnp.int32)
 
 
+@jax.jit
 def probe_adjoint(u: Array, backward: Array, v: Array, forward: Array) -> Int[Array, " s"]:
     """The status that one pair of products `backward` = A^T u and `forward` = A v tells."""
     scale = _scale(backward, v) + _scale(forward, u)
@@ -348,6 +364,11 @@ def _tolerance(dtype: Any) -> float:
 def unbatched(value: Any, batch: int | None) -> Any:
     """Without the leading axis s where there is a single problem."""
     return value if batch is not None or value is None else value[0]
+
+
+def unbatched_all(values: tuple[Any, ...], batch: int | None) -> tuple[Any, ...]:
+    """The same for several, of which the last has no such axis."""
+    return (*(unbatched(value, batch) for value in values[:-1]), values[-1])
 
 
 def host(state: Any) -> Any:

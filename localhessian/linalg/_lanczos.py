@@ -26,6 +26,7 @@ from localhessian.linalg._krylov import (
     orthogonalize,
     probe,
     random_unit,
+    ritz_vectors,
     rows,
     run_compiled,
     run_on_host,
@@ -33,8 +34,7 @@ from localhessian.linalg._krylov import (
     shifted,
     sort_real_first,
     take_weights,
-    unbatched,
-    unit_rows,
+    unbatched_all,
 )
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._spectrum import Spectrum
@@ -112,21 +112,41 @@ class Lanczos(Krylov):
         small = state.without_vectors()
         _, weights, count = _ritz(host(small) if concrete else small, row, xp)
         chosen = plan.chosen(count, row, xp)
-        ritz = unit_rows(combine(state.basis, take_weights(weights, chosen, len(state.basis), xp)))
-        real = jnp.asarray(chosen.real) & (refused == 0)[:, None]
+        weights = jnp.asarray(take_weights(weights, chosen, len(state.basis), xp), prepared.dtype)
+        ritz = ritz_vectors(state.basis, weights)
         moved = apply_each(prepared.product, ritz, prepared.batch, concrete)
-        values = jnp.sum(ritz * moved, axis=-1).T
-        residual = jnp.linalg.norm(moved - values.T[:, :, None] * ritz, axis=-1).T
-        allowed = plan.tolerance(values, state.scale, 2 * ROUNDING, jnp)
-        whole = jnp.asarray(count) == prepared.size
-        status = ending(residual, allowed, real, ~state.alive & ~state.settled, whole, refused)
-        largest = largest_vectors(ritz, real, vectors)
-        values, real, residual = sort_real_first(values, real, residual)
-        complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
-        parts = (values, real.astype(jnp.int32), residual, largest, None, None, status, complete)
-        parts = tuple(unbatched(part, prepared.batch) for part in parts)
-        matvecs = state.made + (3 + len(ritz))
-        return Spectrum(*parts, matvecs, prepared.size, prepared.dtype, str(self), ends=self.which)
+        parts = _judge(ritz, moved, jnp.asarray(chosen.real), small, refused, plan, vectors)
+        values, multiplicities, residual, largest, status, complete, made = unbatched_all(parts, prepared.batch)
+        return Spectrum(
+            eigenvalues=values,
+            multiplicities=multiplicities,
+            residual_norms=residual,
+            vectors=largest,
+            singular_values=None,
+            singular_residual_norms=None,
+            status=status,
+            complete=complete,
+            matvecs=made + (3 + len(ritz)),
+            size=prepared.size,
+            dtype=prepared.dtype,
+            method=str(self),
+            ends=self.which,
+        )
+
+
+@jax.jit(static_argnums=(5, 6))
+def _judge(ritz, moved, real, state: "_State", refused, plan: Plan, vectors: int) -> tuple[Any, ...]:
+    """Rayleigh quotients, recomputed residuals, and what they and the recurrence tell."""
+    real = real & (refused == 0)[:, None]
+    values = jnp.sum(ritz * moved, axis=-1).T
+    residual = jnp.linalg.norm(moved - values.T[:, :, None] * ritz, axis=-1).T
+    allowed = plan.tolerance(values, state.scale, 2 * ROUNDING, jnp)
+    whole = jnp.sum(state.filled, axis=1) == plan.order
+    status = ending(residual, allowed, real, ~state.alive & ~state.settled, whole, refused)
+    largest = largest_vectors(ritz, real, vectors)
+    values, real, residual = sort_real_first(values, real, residual)
+    complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
+    return values, real.astype(jnp.int32), residual, largest, status, complete, state.made
 
 
 @pytree
@@ -155,6 +175,7 @@ class _State:
     """(s,): the largest ||H q|| seen, for the breakdown test."""
 
     @staticmethod
+    @jax.jit(static_argnums=(1, 2))
     def start(q: Array, plan: Plan, concrete: bool) -> "_State":
         s, dtype = len(q), q.dtype
         return _State(
