@@ -18,6 +18,7 @@ class Status(enum.IntEnum):
     NOT_DETERMINISTIC = 5
     INDEFINITE = 6
     RANK_UNCERTAIN = 7
+    NOT_ADJOINT = 8
 
     @property
     def message(self) -> str:
@@ -49,6 +50,10 @@ _MESSAGES = {
     Status.INDEFINITE: (
         "An eigenvalue lies below the negative cutoff, so the matrix is indefinite and kappa_plus has no meaning; "
         "`whole` is max|lambda| / min|lambda|. Analyze the Gauss-Newton part for a semi-definite matrix."
+    ),
+    Status.NOT_ADJOINT: (
+        "The transposed product does not belong to the product: <u, Av> and <A^T u, v> differ by more than rounding. "
+        "Correct `rmv`, or pass `rmv=None` to derive it."
     ),
     Status.RANK_UNCERTAIN: (
         "No clear gap separates zero from non-zero singular values at the cutoff, so the rank and kappa_plus hang on "

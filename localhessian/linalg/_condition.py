@@ -83,7 +83,8 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     value = xp.where(known, _square_ratio(xp, largest, smallest), xp.nan)
     lower = _square_ratio(xp, largest - _at_largest(xp, sigma, rho), _smallest(xp, sigma + rho, certified))
     lower = xp.where(xp.any(certified, axis=-1), xp.fmin(xp.maximum(lower, 1), value), xp.nan)
-    sure = spectrum.complete & xp.all(certified | ~above, axis=-1)
+    clear = xp.where(above, certified, ~seen | (sigma + rho <= cutoff[..., None]))
+    sure = spectrum.complete & xp.all(clear, axis=-1)
     upper = _square_ratio(xp, largest + _at_largest(xp, sigma, rho), _smallest(xp, sigma - rho, above))
     upper = xp.where(sure & (rank > 0), xp.maximum(upper, value), xp.inf)
 
@@ -201,5 +202,5 @@ def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite):
 def _status(xp, spectrum: Spectrum, indefinite, uncertain):
     status = xp.where(uncertain, int(Status.RANK_UNCERTAIN), int(Status.CONVERGED))
     status = xp.where(spectrum.status == 0, status, spectrum.status)
-    broken = (spectrum.status == int(Status.NON_FINITE)) | (spectrum.status == int(Status.NOT_SYMMETRIC))
-    return xp.where(indefinite & ~broken, int(Status.INDEFINITE), status)
+    # Broken operators have no values, so they are never indefinite here.
+    return xp.where(indefinite, int(Status.INDEFINITE), status)

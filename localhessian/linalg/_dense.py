@@ -184,8 +184,8 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     skew = asymmetry > 1e3 * eps * norm
     values, basis = xp.linalg.eigh((matrix + transposed) / 2)
     values = xp.where((finite & ~skew)[..., None], values, xp.nan)
-    # What is not symmetric, within rounding, may move an eigenvalue by its norm.
-    error = ROUNDING * eps * xp.max(xp.abs(values), axis=-1) + asymmetry
+    # H is within half of its asymmetry of the matrix that is decomposed.
+    error = ROUNDING * eps * xp.max(xp.abs(values), axis=-1) + asymmetry / 2
     residuals = error[..., None] * xp.ones_like(values)
     right = jnp.asarray(basis[..., -vectors:], operator.dtype) if vectors else None
     eigenvalues, residuals = jnp.asarray(values, operator.dtype), jnp.asarray(residuals, operator.dtype)

@@ -1,56 +1,76 @@
-"""Golub-Kahan bidiagonalization of a factor, with recomputed residuals: the small end without squaring."""
+"""Thick-restart Golub-Kahan bidiagonalization of a factor: the small end without squaring, residuals recomputed."""
 
 import dataclasses
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Key
 from localhessian.linalg._krylov import (
+    BUCKET,
+    Krylov,
+    Plan,
+    apply,
+    apply_each,
     combine,
+    ending,
     grow,
     host,
+    largest_vectors,
     normalize,
     orthogonalize,
+    probe_adjoint,
     random_unit,
-    repeat,
+    ritz_vectors,
     rows,
+    run_compiled,
+    run_on_host,
+    set_row,
+    shifted,
     sort_real_first,
-    unbatched,
-    wanted,
+    take_weights,
+    unbatched_all,
 )
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._spectrum import Spectrum
 
+BREAKDOWN = 30
+"""A next basis vector shorter than BREAKDOWN * eps * ||A|| is rounding; below the rank rule's 100 eps."""
+ROUNDING = 10
+"""Residuals of ROUNDING * eps * ||A|| are what rounding leaves."""
+RANK = 100
+"""The rank rule: a singular value below RANK * eps * sigma_max counts as zero."""
+
 
 @dataclasses.dataclass(frozen=True)
-class GolubKahan:
+class GolubKahan(Krylov):
     """The ends of the spectrum of R^T R by products with R and R^T, at the accuracy of R's singular values.
 
     Runs on the smaller side of R and starts in its range, so that null vectors of R^T R are not met; full
-    reorthogonalization in two passes on both sides; stops when every wanted value meets the tolerance, at a breakdown
-    or at the budget. Residual norms of the singular triplets are recomputed with fresh products. Multiplicities are
-    not seen. The small end converges slowly: until it does, the status says so and kappa is a lower bound.
+    reorthogonalization in two passes on both sides; bases that outgrow `basis_size` are restarted with the singular
+    triplets nearest to the wanted ends. Stops when every wanted value meets the tolerance, at a breakdown or at the
+    budget. Residual norms of the triplets are recomputed with fresh products. Multiplicities are not seen. The small
+    end converges slowly, and more slowly yet through restarts: until it does, the status says so and kappa is a lower
+    bound.
 
-    Cost: at most `max_matvecs` pairs of products with R and R^T, and `2 k` for the residuals; memory
-    `max_matvecs * (d + m)` numbers. Under `jax.jit` all `min(max_matvecs, d, m)` steps are made.
+    Cost: at most `max_matvecs` pairs of products with R and R^T, one for the probe, and one for the residual of each
+    value returned; memory `basis_size * (d + m)` numbers. Under `jax.jit` all steps of the budget are made.
 
     Args:
         max_matvecs: Budget of pairs of products in the recurrence.
         rtol: Wanted: residual <= rtol sigma (never below 10 eps sigma_max, which rounding leaves).
-        which: Which end.
-        k: How many values at each end.
-    """
+        which: Which end: `"both"`, `"largest"` or `"smallest"`.
+        k: How many values at each end, at least; as many as eigenvectors are asked for.
+        basis_size: Pairs of vectors in memory; None takes what fits in 64 MiB, at least 32. Bases as large as the
+            smaller side give the whole spectrum.
 
-    max_matvecs: int = 200
-    rtol: float = 1e-3
-    which: Literal["both", "largest", "smallest"] = "both"
-    k: int = 3
+    Source: J. Baglama and L. Reichel, SIAM J. Sci. Comput. 27 (2005) 19.
+    """
 
     def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
         """Compute; right singular vectors of the `vectors` largest values are returned."""
@@ -60,183 +80,262 @@ class GolubKahan:
                 f"`GolubKahan` needs a factor R with H = R^T R, and {operator.label or 'the operator'} has none: use "
                 "`Lanczos(...)` or `Dense(...)`."
             )
-        prepared = factor.prepare()
         # On the smaller side: started on the wide one it finds the null space instead of the smallest value.
-        wide = prepared.out_size < prepared.in_size
-        product, adjoint = (prepared.backward, prepared.forward) if wide else (prepared.forward, prepared.backward)
-        small, long = sorted((prepared.in_size, prepared.out_size))
-        steps, lead = min(self.max_matvecs, small), prepared.batch or 1
-        concrete = is_concrete(operator, key)
-        start = _start(adjoint, key, prepared.batch, (lead, long), prepared.dtype)
-        capacity = min(steps, 31) + 1 if concrete else steps + 1
-        state = _State.start(start, long, capacity, steps)
+        narrow = factor.T.prepare() if factor.out_size < factor.in_size else factor.prepare()
+        s, dtype = narrow.batch or 1, narrow.dtype
+        plan = self.plan(narrow.in_size, s * (narrow.in_size + narrow.out_size), dtype, vectors)
+        v, refused = _start(narrow, key, (s, narrow.out_size))
+        # Numbers now? The operator itself may hide traced values in a closure.
+        concrete = is_concrete(operator, key, refused)
+        state, row = _State.start(v, narrow.out_size, plan, concrete), 1 if concrete else plan.size
+        if not (concrete and np.all(np.asarray(refused) != 0)):
+            state, row = self._iterate(narrow, state, plan, concrete)
+        return self._finish(factor, narrow, state, row, refused, plan, concrete, vectors)
+
+    def _iterate(self, narrow: LinearMap, state: "_State", plan: Plan, concrete: bool) -> tuple["_State", int]:
+        batch = narrow.batch
+        forward, backward = rows(narrow.forward, batch), rows(narrow.backward, batch)
         if concrete:
-            state = self._on_host(product, adjoint, state, steps, prepared.batch)
-        else:
-            state = _compiled(product, adjoint, state, steps, prepared.batch)
-        return self._finish(prepared, product, adjoint, state, concrete, wide, vectors)
+            return run_on_host(
+                lambda state, row: _step_on_host(narrow, state, row, plan),
+                lambda state: _restart(state, plan, np),
+                lambda state, row: bool(np.all(_examine(host(state.without_vectors()), row, plan, np)[0])),
+                state,
+                plan,
+            )
 
-    def _on_host(self, product, adjoint, state: "_State", steps: int, batch: int | None) -> "_State":
-        for j in range(steps):
-            state = dataclasses.replace(state, right=grow(state.right, j + 2), left=grow(state.left, j + 1))
-            state = _step(product, adjoint, state, batch)
-            if (j + 1) % 8 == 0 and self._settled(host(_without_bases(state))):
-                break
-        return state
+        def step(state):
+            state = _left(state, forward(state.current))
+            return _right(state, backward(state.current_left))
 
-    def _settled(self, state: "_State") -> bool:
-        sigma, left, _, count = _ritz(state, np)
-        last = np.take_along_axis(left, count[:, None, None] - 1, 1)[:, 0]
-        estimates = np.abs(state.last_beta[:, None] * last)
-        chosen = wanted(self.which, self.k, count, sigma.shape[1], False, np)
-        value, error = (np.take_along_axis(array, chosen.places, 1) for array in (sigma, estimates))
-        return bool(np.all(~chosen.real | (error <= self._tolerance(value, sigma, count, state, np))))
+        restart = partial(_restart, plan=plan, xp=jnp)
+        state = run_compiled(step, restart, state, plan, lambda: backward(forward(state.current)))
+        return state, plan.size
 
-    def _tolerance(self, value, sigma, count, state: "_State", xp) -> Any:
-        slots = xp.arange(sigma.shape[1], dtype=count.dtype)[None, :] < count[:, None]
-        largest = xp.max(xp.where(slots, sigma, 0), axis=1, keepdims=True)
-        return xp.maximum(self.rtol * value, 10 * state.eps * largest)
-
-    def _finish(self, factor, product, adjoint, state: "_State", concrete, wide, vectors) -> Spectrum:
-        xp = np if concrete else jnp
-        small_state = _without_bases(state)
-        sigma, left, right, count = _ritz(host(small_state) if concrete else small_state, xp)
-        order, d = min(factor.in_size, factor.out_size), factor.in_size
-        everything = bool(np.all(count == order)) if concrete else sigma.shape[1] == order
-        chosen = wanted(self.which, self.k, count, sigma.shape[1], everything, xp)
-        sides = [
-            combine(basis, xp.take_along_axis(weights, chosen.places[:, None, :], 2))
+    def _finish(self, factor, narrow, state: "_State", row, refused, plan, concrete, vectors) -> Spectrum:
+        xp: Any = np if concrete else jnp
+        small = state.without_vectors()
+        _, left, right, count = _ritz(host(small) if concrete else small, row, plan, xp)
+        chosen = plan.chosen(count, row, xp)
+        u, v = (
+            ritz_vectors(basis, jnp.asarray(take_weights(weights, chosen, len(basis), xp), basis.dtype))
             for basis, weights in ((state.left, left), (state.right, right))
-        ]
-        values = jnp.asarray(xp.take_along_axis(sigma, chosen.places, 1), factor.dtype)
-        real, counted = jnp.asarray(chosen.real), jnp.asarray(count)
-        rho = _residual_norms(product, adjoint, *sides, values, factor.batch)
-        allowed = self._tolerance(values, jnp.asarray(sigma, values.dtype), counted, state, jnp)
-        met = jnp.all(~real | (rho <= allowed), axis=1)
-        finite = jnp.all(~real | jnp.isfinite(rho), axis=1)
-        whole = counted == order
-        status = jnp.where(~state.alive & ~whole, int(Status.INVARIANT_SUBSPACE), int(Status.CONVERGED))
-        status = jnp.where(met, status, int(Status.BUDGET_SPENT))
-        status = jnp.where(finite, status, int(Status.NON_FINITE))
-        ritz = sides[0] if wide else sides[1]
-        largest = jnp.moveaxis(ritz[len(ritz) - min(vectors, len(ritz)) :], 0, -1) if vectors else None
-        values, real, rho = sort_real_first(values, real, rho)
-        values, rho, multiplicities = _with_null_space(values, rho, real, d - order, everything)
-        parts = (values**2, multiplicities, (2 * values + rho) * rho, largest, values, rho, status, whole)
-        parts = tuple(unbatched(part, factor.batch) for part in parts)
-        return Spectrum(*parts, state.made + 1 + len(ritz), d, factor.dtype, str(self))
+        )
+        forward = apply_each(narrow.forward, v, narrow.batch, concrete)
+        backward = apply_each(narrow.backward, u, narrow.batch, concrete)
+        wide = narrow.in_size != factor.in_size
+        missing = factor.in_size - plan.order if row == plan.order else 0
+        products = (u, v, forward, backward)
+        parts = _judge(products, jnp.asarray(chosen.real), small, refused, plan, wide, missing, vectors)
+        sigma, multiplicities, rho, largest, status, complete, made = unbatched_all(parts, factor.batch)
+        return Spectrum(
+            eigenvalues=sigma**2,
+            multiplicities=multiplicities,
+            residual_norms=(2 * sigma + rho) * rho,
+            vectors=largest,
+            singular_values=sigma,
+            singular_residual_norms=rho,
+            status=status,
+            complete=complete,
+            matvecs=made + (1 + len(v)),
+            size=factor.in_size,
+            dtype=factor.dtype,
+            method=str(self),
+            ends=self.which,
+        )
 
 
-def _with_null_space(values, rho, real, missing: int, everything: bool):
-    """One more value 0 of multiplicity d - m where a wide R makes it certain and the rest is complete."""
+@jax.jit(static_argnums=(4, 5, 6, 7))
+def _judge(products, real, state: "_State", refused, plan: Plan, wide: bool, missing: int, vectors: int):
+    """Values u^T A v, sqrt(||A v - sigma u||^2 + ||A^T u - sigma v||^2) recomputed, and what all of it tells."""
+    u, v, forward, backward = products
+    real = real & (refused == 0)[:, None]
+    sigma = jnp.abs(jnp.sum(u * forward, axis=-1))
+    forward, backward = forward - sigma[:, :, None] * u, backward - sigma[:, :, None] * v
+    rho = jnp.hypot(jnp.linalg.norm(forward, axis=-1), jnp.linalg.norm(backward, axis=-1)).T
+    allowed = plan.tolerance(sigma.T, state.scale, 2 * ROUNDING, jnp)
+    whole = jnp.sum(state.filled, axis=1) == plan.order
+    status = ending(rho, allowed, real, ~state.alive & ~state.settled, whole, refused)
+    largest = largest_vectors(u if wide else v, real, vectors)
+    sigma, real, rho = sort_real_first(sigma.T, real, rho)
+    complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
+    return *_with_null_space(sigma, rho, real, missing), largest, status, complete, state.made
+
+
+def _start(narrow: LinearMap, key: Key, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """A unit vector in the range of A^T, and what the pair of products that it took tells."""
+    u = random_unit(key, shape, narrow.dtype)
+    backward = apply(narrow.backward, u, narrow.batch)
+    norm, v = normalize(backward, jnp.zeros(shape[0], narrow.dtype))
+    refused = probe_adjoint(u, backward, v, apply(narrow.forward, v, narrow.batch))
+    # A = 0 has no range: any vector shows that.
+    return jnp.where(norm[:, None] > 0, v, random_unit(key, (shape[0], narrow.in_size), narrow.dtype)), refused
+
+
+def _with_null_space(sigma, rho, real, missing: int) -> tuple[Array, Array, Array]:
+    """Values, multiplicities, errors; with one more value 0 of the multiplicity d - m that a wide R makes certain."""
     multiplicities = real.astype(jnp.int32)
-    if not (missing and everything):
-        return values, rho, multiplicities
-    zero = jnp.zeros_like(values[:, :1])
+    if not missing:
+        return sigma, multiplicities, rho
+    zero = jnp.zeros_like(sigma[:, :1])
     count = jnp.full(zero.shape, missing, jnp.int32)
-    return (
-        jnp.concatenate([zero, values], axis=1),
-        jnp.concatenate([zero, rho], axis=1),
-        jnp.concatenate([count, multiplicities], axis=1),
-    )
+    parts = ((zero, sigma), (count, multiplicities), (zero, rho))
+    sigma, multiplicities, rho = (jnp.concatenate(part, axis=1) for part in parts)
+    return sigma, multiplicities, rho
 
 
 @pytree
 class _State:
-    """A partial bidiagonalization A V = U B, A^T U = V B^T + beta v e^T of s problems; B upper bidiagonal."""
+    """A partial decomposition A V = U B, A^T U = V B^T + beta v e^T of s problems; zero rows where there is none."""
 
     right: Array
+    """V, `(rows, s, d)`; zero beyond the rows in use."""
     left: Array
-    alpha: Array
-    beta: Array
+    """U, `(rows, s, m)`."""
+    current: Array
+    """(s, d): the next vector of V; zero after a breakdown."""
+    current_left: Array
+    """(s, m): the last vector of U."""
+    matrix: Array
+    """B = U^T A V, (s, size, size)."""
+    filled: Array
+    """(s, size): which rows of B hold something."""
+    row: Array
+    """Rows in use."""
     made: Array
-    count: Array
+    """Steps made."""
     alive: Array
+    """(s,): neither a breakdown yet, nor settled."""
+    settled: Array
+    """(s,): every wanted value was there at a restart, so that the problem was retired."""
+    beta: Array
+    """(s,): the length of the rest after the last step; 0 after a breakdown."""
     scale: Array
-    last_beta: Array
-    eps: Array
+    """(s,): the largest ||A v|| seen, for the breakdown test."""
 
     @staticmethod
-    def start(v: Array, long: int, capacity: int, steps: int) -> "_State":
+    @jax.jit(static_argnums=(1, 2, 3))
+    def start(v: Array, long: int, plan: Plan, concrete: bool) -> "_State":
         s, dtype = len(v), v.dtype
+        capacity = min(plan.size, BUCKET) if concrete else plan.size
         return _State(
-            right=jnp.zeros((capacity, *v.shape), dtype).at[0].set(v),
+            right=jnp.zeros((capacity, *v.shape), dtype),
             left=jnp.zeros((capacity, s, long), dtype),
-            alpha=jnp.zeros((steps, s), dtype),
-            beta=jnp.zeros((steps, s), dtype),
+            current=v,
+            current_left=jnp.zeros((s, long), dtype),
+            matrix=jnp.zeros((s, plan.size, plan.size), dtype),
+            filled=jnp.zeros((s, plan.size), bool),
+            row=jnp.zeros((), jnp.int32),
             made=jnp.zeros((), jnp.int32),
-            count=jnp.zeros(s, jnp.int32),
             alive=jnp.ones(s, bool),
+            settled=jnp.zeros(s, bool),
+            beta=jnp.zeros(s, dtype),
             scale=jnp.zeros(s, dtype),
-            last_beta=jnp.zeros(s, dtype),
-            eps=jnp.asarray(jnp.finfo(dtype).eps, dtype),
         )
 
-
-def _without_bases(state: _State) -> _State:
-    return dataclasses.replace(state, right=state.alpha, left=state.alpha)
-
-
-def _advance(product: Partial, adjoint: Partial, state: _State, batch: int | None) -> _State:
-    j = state.made
-    v = jax.lax.dynamic_index_in_dim(state.right, j, keepdims=False)
-    w = orthogonalize(state.left, rows(product, batch)(v))
-    scale = jnp.maximum(state.scale, jnp.linalg.norm(w, axis=-1))
-    alpha, u = normalize(w, 30 * state.eps * scale)
-    left = jax.lax.dynamic_update_index_in_dim(state.left, u, j, 0)
-    w = orthogonalize(state.right, rows(adjoint, batch)(u))
-    beta, unit = normalize(w, 30 * state.eps * scale)
-    alive = state.alive & (alpha > 0)
-    return _State(
-        right=jax.lax.dynamic_update_index_in_dim(state.right, unit, j + 1, 0),
-        left=left,
-        alpha=state.alpha.at[j].set(alpha),
-        beta=state.beta.at[j].set(beta),
-        made=j + 1,
-        count=state.count + alive.astype(jnp.int32),
-        alive=alive & (beta > 0),
-        scale=scale,
-        last_beta=jnp.where(alive, beta, state.last_beta),
-        eps=state.eps,
-    )
+    def without_vectors(self) -> "_State":
+        """The small numbers only."""
+        return dataclasses.replace(self, right=self.beta, left=self.beta, current=self.beta, current_left=self.beta)
 
 
-_step = jax.jit(_advance, static_argnums=3, donate_argnums=2)
-
-
-def _compiled(product, adjoint, state: _State, steps: int, batch: int | None) -> _State:
-    start = state.right[0]
-    return repeat(
-        lambda state: _advance(product, adjoint, state, batch),
+def _left(state: _State, moved: Array) -> _State:
+    """The first half of a step, given `moved` = A times the current vector."""
+    scale = jnp.maximum(state.scale, jnp.linalg.norm(moved, axis=-1))
+    rest, components = orthogonalize(state.left, moved)
+    alpha, unit = normalize(rest, BREAKDOWN * jnp.finfo(rest.dtype).eps * scale)
+    # The components along all of U, so that the column that follows a restart needs no formula of its own.
+    components = jnp.pad(components, ((0, 0), (0, state.matrix.shape[1] - components.shape[1])))
+    components = components.at[:, state.row].set(alpha)
+    # A first vector with A v = 0 is the answer for A = 0; a later one is rounding.
+    alive = state.alive & ((alpha > 0) | (state.made == 0))
+    return dataclasses.replace(
         state,
-        steps,
-        lambda: rows(adjoint, batch)(rows(product, batch)(start)),
+        right=set_row(state.right, state.row, state.current),
+        left=set_row(state.left, state.row, unit),
+        current_left=unit,
+        matrix=state.matrix.at[:, :, state.row].set(components),
+        filled=state.filled.at[:, state.row].set(alive),
+        alive=alive,
+        scale=scale,
     )
 
 
-@jax.jit(static_argnums=(2, 3, 4))
-def _start(adjoint: Partial, key: Key, batch: int | None, shape: tuple[int, int], dtype: Any) -> Array:
-    v = rows(adjoint, batch)(random_unit(key, shape, dtype))
-    return normalize(v, jnp.zeros(len(v), dtype))[1]
+def _right(state: _State, moved: Array) -> _State:
+    """The second half of a step, given `moved` = A^T times the last left vector."""
+    rest, _ = orthogonalize(state.right, moved)
+    beta, unit = normalize(rest, BREAKDOWN * jnp.finfo(rest.dtype).eps * state.scale)
+    beta = jnp.where(state.alive, beta, 0)
+    return dataclasses.replace(
+        state,
+        current=jnp.where(beta[:, None] > 0, unit, 0),
+        row=state.row + 1,
+        made=state.made + 1,
+        alive=state.alive & (beta > 0),
+        beta=beta,
+    )
 
 
-def _ritz(state: _State, xp: Any) -> tuple[Any, Any, Any, Any]:
-    """Singular values ascending (s, K), left and right weights (s, K, K), how many are real; empty slots stand last."""
-    steps = int(state.made) if xp is np else len(state.alpha)
-    alpha, beta = (xp.where(xp.isfinite(part), part, 0)[:steps].T for part in (state.alpha, state.beta))
-    empty = xp.arange(steps, dtype=state.count.dtype)[None, :] >= state.count[:, None]
-    beyond = 4 * (xp.max(alpha, axis=1) + xp.max(beta, axis=1) + 1)
-    diagonal = xp.where(empty, beyond[:, None], alpha)
-    coupling = xp.concatenate([xp.where(empty[:, 1:], 0, beta[:, :-1]), 0 * alpha[:, :1]], axis=1)
-    matrix = diagonal[:, :, None] * xp.eye(steps, dtype=alpha.dtype)[None]
-    matrix = matrix + coupling[:, :, None] * xp.eye(steps, k=1, dtype=alpha.dtype)[None]
-    left, sigma, right = xp.linalg.svd(matrix)
-    return sigma[:, ::-1], left[:, :, ::-1], xp.swapaxes(right, 1, 2)[:, :, ::-1], state.count
+_left_on_host = jax.jit(_left, donate_argnums=0)
+_right_on_host = jax.jit(_right, donate_argnums=0)
 
 
-@jax.jit(static_argnums=5)
-def _residual_norms(product: Partial, adjoint: Partial, left: Array, right: Array, sigma: Array, batch: int | None):
-    """sqrt(||A v - sigma u||^2 + ||A^T u - sigma v||^2) by fresh products, (s, k)."""
-    forward = jax.vmap(rows(product, batch))(right) - sigma.T[:, :, None] * left
-    backward = jax.vmap(rows(adjoint, batch))(left) - sigma.T[:, :, None] * right
-    return jnp.hypot(jnp.linalg.norm(forward, axis=-1), jnp.linalg.norm(backward, axis=-1)).T
+def _step_on_host(narrow: LinearMap, state: _State, row: int, plan: Plan) -> _State:
+    moved = apply(narrow.forward, state.current, narrow.batch)
+    right, left = (grow(basis, row + 1, plan.size) for basis in (state.right, state.left))
+    state = _left_on_host(dataclasses.replace(state, right=right, left=left), moved)
+    return _right_on_host(state, apply(narrow.backward, state.current_left, narrow.batch))
+
+
+def _restart(state: _State, plan: Plan, xp: Any) -> _State:
+    """The kept triplets become the bases."""
+    small = state.without_vectors()
+    settled, (sigma, left, right, count) = _examine(host(small) if xp is np else small, plan.size, plan, xp)
+    chosen = plan.kept(count, xp)
+    values = xp.where(chosen.real, xp.take_along_axis(sigma, chosen.places, 1), 0)
+    parts = (take_weights(left, chosen, plan.size, xp), take_weights(right, chosen, plan.size, xp), values)
+    left, right, values = (jnp.asarray(part, state.right.dtype) for part in parts)
+    return _compress(state, left, right, values, jnp.asarray(chosen.real), jnp.asarray(settled))
+
+
+@jax.jit(donate_argnums=0)
+def _compress(state: _State, left, right, values, real, settled) -> _State:
+    count = real.shape[1]
+    places = jnp.arange(count)
+    return dataclasses.replace(
+        state,
+        right=jnp.zeros_like(state.right).at[:count].set(combine(state.right, right)),
+        left=jnp.zeros_like(state.left).at[:count].set(combine(state.left, left)),
+        matrix=jnp.zeros_like(state.matrix).at[:, places, places].set(values),
+        filled=jnp.zeros_like(state.filled).at[:, :count].set(real),
+        row=jnp.asarray(count, jnp.int32),
+        # A settled problem of a batch, or of a fixed number of steps, makes no further steps.
+        current=jnp.where(settled[:, None], 0, state.current),
+        beta=jnp.where(settled, 0, state.beta),
+        settled=state.settled | (state.alive & settled),
+        alive=state.alive & ~settled,
+    )
+
+
+def _examine(state: _State, row: int, plan: Plan, xp: Any) -> tuple[Any, tuple[Any, Any, Any, Any]]:
+    """Which problems have every wanted value, and the decomposition that tells."""
+    sigma, left, right, count = _ritz(state, row, plan, xp)
+    errors = state.beta[:, None] * xp.abs(left[:, row - 1])
+    return plan.settled(sigma, errors, count, state.scale, ROUNDING, xp), (sigma, left, right, count)
+
+
+def _ritz(state: _State, row: int, plan: Plan, xp: Any) -> tuple[Any, Any, Any, Any]:
+    """Singular values ascending (s, row), left and right weights (s, row, row), how many are real; empty slots last.
+
+    A start in the range of A^T meets null vectors only by rounding, which grows as the range is exhausted: values that
+    the rank rule counts as zero are no news then, and are dropped, unless the space is whole.
+    """
+    matrix, filled = state.matrix[:, :row, :row], state.filled[:, :row]
+    left, sigma, right = xp.linalg.svd(shifted(matrix, filled, xp))
+    left, sigma, right = left[:, :, ::-1], sigma[:, ::-1], xp.swapaxes(right, 1, 2)[:, :, ::-1]
+    count = xp.sum(filled, axis=1, dtype=np.int32, keepdims=True)
+    real = xp.arange(row, dtype=np.int32)[None, :] < count
+    top = xp.max(xp.where(real, sigma, 0), axis=1, keepdims=True)
+    real = real & ((sigma >= RANK * plan.eps * top) | (count == plan.order))
+    order = xp.argsort(xp.where(real, sigma, xp.inf), axis=1)
+    left, right = (xp.take_along_axis(part, order[:, None, :], 2) for part in (left, right))
+    return xp.take_along_axis(sigma, order, 1), left, right, xp.sum(real, axis=1, dtype=np.int32)

@@ -1,7 +1,7 @@
-"""Lanczos for symmetric operators, with recomputed residuals."""
+"""Thick-restart Lanczos for symmetric operators, with recomputed residuals."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,46 +12,62 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Key
 from localhessian.linalg._krylov import (
+    BUCKET,
+    Krylov,
+    Plan,
+    apply,
+    apply_each,
     combine,
+    ending,
     grow,
     host,
+    largest_vectors,
     normalize,
     orthogonalize,
     probe,
     random_unit,
-    repeat,
+    ritz_vectors,
     rows,
+    run_compiled,
+    run_on_host,
+    set_row,
+    shifted,
     sort_real_first,
-    unbatched,
-    wanted,
+    take_weights,
+    unbatched_all,
 )
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._spectrum import Spectrum
 
+BREAKDOWN = 50
+"""A next basis vector shorter than BREAKDOWN * eps * ||H|| is rounding: the space is invariant."""
+ROUNDING = 30
+"""Residuals of ROUNDING * eps * ||H|| are what rounding leaves."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Lanczos:
+class Lanczos(Krylov):
     """The ends of the spectrum of a symmetric operator, also indefinite, by its products alone.
 
-    Full reorthogonalization in two passes; stops when every wanted value meets the tolerance, at a breakdown (the
-    space is invariant) or at the budget. Residual norms are recomputed with fresh products of the Ritz vectors. One
-    start vector sees each distinct eigenvalue once: multiplicities are not seen, and H = R^T R in float32 resolves
-    the small end to eps lambda_max only (use `GolubKahan` where there is a factor).
+    Full reorthogonalization in two passes; a basis that outgrows `basis_size` is restarted with the Ritz vectors
+    nearest to the wanted ends. Stops when every wanted value meets the tolerance, at a breakdown (the space is
+    invariant) or at the budget. Residual norms are recomputed with fresh products of the Ritz vectors. One start
+    vector sees each distinct eigenvalue once: multiplicities are not seen, and H = R^T R in float32 resolves the small
+    end to eps lambda_max only (use `GolubKahan` where there is a factor).
 
-    Cost: at most `max_matvecs` products, and `2 k` for the residuals; memory `max_matvecs * d` numbers.
-    Under `jax.jit` all `min(max_matvecs, d)` steps are made.
+    Cost: at most `max_matvecs` products, three for the probe, and one for the residual of each value returned; memory
+    `basis_size * d` numbers. Under `jax.jit` all steps of the budget are made.
 
     Args:
         max_matvecs: Budget of products in the recurrence.
         rtol: Wanted: residual <= rtol |lambda| (never below 30 eps lambda_max, which rounding leaves).
-        which: Which end.
-        k: How many values at each end.
-    """
+        which: Which end: `"both"`, `"largest"` or `"smallest"`.
+        k: How many values at each end, at least; as many as eigenvectors are asked for.
+        basis_size: Vectors in memory; None takes what fits in 64 MiB, at least 32. A basis as large as the operator
+            gives the whole spectrum.
 
-    max_matvecs: int = 200
-    rtol: float = 1e-3
-    which: Literal["both", "largest", "smallest"] = "both"
-    k: int = 3
+    Source: K. Wu and H. Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602.
+    """
 
     def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
         """Compute; `vectors` of the largest values are returned."""
@@ -59,152 +75,196 @@ class Lanczos:
             raise TypeError("`Lanczos` takes a symmetric operator: use `GolubKahan` for a linear map.")
         prepared = operator.prepare()
         lead, d, dtype = operator.batch or 1, operator.size, operator.dtype
-        steps = min(self.max_matvecs, d)
-        concrete = is_concrete(operator, key)
+        plan = self.plan(d, lead * d, dtype, vectors)
         start_key, probe_key = jax.random.split(key)
-        refused, _ = _probe(prepared.product, probe_key, operator.batch, (lead, d), dtype)
-        start = random_unit(start_key, (lead, d), dtype)
-        state = _State.start(start, min(steps, 31) + 1 if concrete else steps + 1, steps)
-        state = self._on_host(prepared, state, steps) if concrete else _compiled(prepared, state, steps)
-        return self._finish(prepared, state, refused, concrete, vectors)
+        refused = probe(lambda v: apply(prepared.product, v, prepared.batch), probe_key, (lead, d), dtype)
+        # Numbers now? The operator itself may hide traced values in a closure.
+        concrete = is_concrete(operator, key, refused)
+        state = _State.start(random_unit(start_key, (lead, d), dtype), plan, concrete)
+        row = 1 if concrete else plan.size
+        if not (concrete and np.all(np.asarray(refused) != 0)):
+            state, row = self._iterate(prepared, state, plan, concrete)
+        return self._finish(prepared, state, row, refused, plan, concrete, vectors)
 
-    def _on_host(self, prepared: SymmetricOperator, state: "_State", steps: int) -> "_State":
-        for j in range(steps):
-            state = dataclasses.replace(state, basis=grow(state.basis, j + 2))
-            state = _step(prepared.product, state, prepared.batch)
-            if (j + 1) % 8 == 0 and self._settled(host(dataclasses.replace(state, basis=state.alpha))):
-                break
-        return state
+    def _iterate(
+        self, prepared: SymmetricOperator, state: "_State", plan: Plan, concrete: bool
+    ) -> tuple["_State", int]:
+        product, batch = prepared.product, prepared.batch
+        if concrete:
+            return run_on_host(
+                lambda state, row: _step_on_host(product, state, row, plan, batch),
+                lambda state: _restart(state, plan, np),
+                lambda state, row: bool(np.all(_examine(host(state.without_vectors()), row, plan, np)[0])),
+                state,
+                plan,
+            )
+        state = run_compiled(
+            lambda state: _advance(state, rows(product, batch)(state.current)),
+            lambda state: _restart(state, plan, jnp),
+            state,
+            plan,
+            lambda: rows(product, batch)(state.current),
+        )
+        return state, plan.size
 
-    def _settled(self, state: "_State") -> bool:
-        theta, weights, count = _ritz(state, np)
-        estimates = np.abs(state.last_beta[:, None] * np.take_along_axis(weights, count[:, None, None] - 1, 1)[:, 0])
-        chosen = wanted(self.which, self.k, count, theta.shape[1], False, np)
-        value, error = (np.take_along_axis(array, chosen.places, 1) for array in (theta, estimates))
-        return bool(np.all(~chosen.real | (error <= self._tolerance(value, theta, count, state, np))))
+    def _finish(self, prepared, state: "_State", row, refused, plan: Plan, concrete: bool, vectors: int) -> Spectrum:
+        xp: Any = np if concrete else jnp
+        small = state.without_vectors()
+        _, weights, count = _ritz(host(small) if concrete else small, row, xp)
+        chosen = plan.chosen(count, row, xp)
+        weights = jnp.asarray(take_weights(weights, chosen, len(state.basis), xp), prepared.dtype)
+        ritz = ritz_vectors(state.basis, weights)
+        moved = apply_each(prepared.product, ritz, prepared.batch, concrete)
+        parts = _judge(ritz, moved, jnp.asarray(chosen.real), small, refused, plan, vectors)
+        values, multiplicities, residual, largest, status, complete, made = unbatched_all(parts, prepared.batch)
+        return Spectrum(
+            eigenvalues=values,
+            multiplicities=multiplicities,
+            residual_norms=residual,
+            vectors=largest,
+            singular_values=None,
+            singular_residual_norms=None,
+            status=status,
+            complete=complete,
+            matvecs=made + (3 + len(ritz)),
+            size=prepared.size,
+            dtype=prepared.dtype,
+            method=str(self),
+            ends=self.which,
+        )
 
-    def _tolerance(self, value, theta, count, state: "_State", xp) -> Any:
-        slots = xp.arange(theta.shape[1], dtype=count.dtype)[None, :] < count[:, None]
-        largest = xp.max(xp.where(slots, xp.abs(theta), 0), axis=1, keepdims=True)
-        return xp.maximum(self.rtol * xp.abs(value), 30 * state.eps * largest)
 
-    def _finish(self, prepared, state: "_State", refused, concrete: bool, vectors: int) -> Spectrum:
-        xp = np if concrete else jnp
-        small = dataclasses.replace(state, basis=state.alpha)
-        theta, weights, count = _ritz(host(small) if concrete else small, xp)
-        d = prepared.size
-        everything = bool(np.all(count == d)) if concrete else theta.shape[1] == d
-        chosen = wanted(self.which, self.k, count, theta.shape[1], everything, xp)
-        values = xp.take_along_axis(theta, chosen.places, 1)
-        weights = xp.take_along_axis(weights, chosen.places[:, None, :], 2)
-        ritz = combine(state.basis, weights)
-        values, real = jnp.asarray(values, prepared.dtype), jnp.asarray(chosen.real)
-        residual = _residual_norms(prepared.product, ritz, values, prepared.batch)
-        allowed = self._tolerance(values, jnp.asarray(theta, values.dtype), jnp.asarray(count), state, jnp)
-        met = jnp.all(~real | (residual <= allowed), axis=1)
-        counted = jnp.asarray(count)
-        status = jnp.where(counted < d, int(Status.INVARIANT_SUBSPACE), int(Status.CONVERGED))
-        status = jnp.where(state.alive & (counted < d), int(Status.CONVERGED), status)
-        status = jnp.where(met, status, int(Status.BUDGET_SPENT))
-        status = jnp.where(refused == 0, status, refused)
-        largest = jnp.moveaxis(ritz[len(ritz) - min(vectors, len(ritz)) :], 0, -1) if vectors else None
-        values, real, residual = sort_real_first(values, real, residual)
-        parts = (values, real.astype(jnp.int32), residual, largest, None, None, status, counted == d)
-        parts = tuple(unbatched(part, prepared.batch) for part in parts)
-        return Spectrum(*parts, state.made + 3 + len(ritz), d, prepared.dtype, str(self))
+@jax.jit(static_argnums=(5, 6))
+def _judge(ritz, moved, real, state: "_State", refused, plan: Plan, vectors: int) -> tuple[Any, ...]:
+    """Rayleigh quotients, recomputed residuals, and what they and the recurrence tell."""
+    real = real & (refused == 0)[:, None]
+    values = jnp.sum(ritz * moved, axis=-1).T
+    residual = jnp.linalg.norm(moved - values.T[:, :, None] * ritz, axis=-1).T
+    allowed = plan.tolerance(values, state.scale, 2 * ROUNDING, jnp)
+    whole = jnp.sum(state.filled, axis=1) == plan.order
+    status = ending(residual, allowed, real, ~state.alive & ~state.settled, whole, refused)
+    largest = largest_vectors(ritz, real, vectors)
+    values, real, residual = sort_real_first(values, real, residual)
+    complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
+    return values, real.astype(jnp.int32), residual, largest, status, complete, state.made
 
 
 @pytree
 class _State:
-    """A partial Lanczos decomposition H Q = Q T + beta q e^T of s problems."""
+    """A partial decomposition H Q = Q T + beta q e^T of s problems, T = Q^T H Q; zero rows where there is none."""
 
     basis: Array
-    alpha: Array
-    """(steps, s); zero after a breakdown."""
-    beta: Array
+    """Q, `(rows, s, d)`; zero beyond the rows in use."""
+    current: Array
+    """(s, d): the next basis vector; zero after a breakdown."""
+    matrix: Array
+    """T, (s, size, size)."""
+    filled: Array
+    """(s, size): which rows of T hold something."""
+    row: Array
+    """Rows in use."""
     made: Array
     """Steps made."""
-    count: Array
-    """(s,): basis vectors before the breakdown."""
     alive: Array
+    """(s,): neither a breakdown yet, nor settled."""
+    settled: Array
+    """(s,): every wanted value was there at a restart, so that the problem was retired."""
+    beta: Array
+    """(s,): the length of the rest after the last step; 0 after a breakdown."""
     scale: Array
-    """(s,): a running estimate of ||H||, for the breakdown test."""
-    last_beta: Array
-    eps: Array
+    """(s,): the largest ||H q|| seen, for the breakdown test."""
 
     @staticmethod
-    def start(q: Array, capacity: int, steps: int) -> "_State":
+    @jax.jit(static_argnums=(1, 2))
+    def start(q: Array, plan: Plan, concrete: bool) -> "_State":
         s, dtype = len(q), q.dtype
         return _State(
-            basis=jnp.zeros((capacity, *q.shape), dtype).at[0].set(q),
-            alpha=jnp.zeros((steps, s), dtype),
-            beta=jnp.zeros((steps, s), dtype),
+            basis=jnp.zeros((min(plan.size, BUCKET) if concrete else plan.size, *q.shape), dtype),
+            current=q,
+            matrix=jnp.zeros((s, plan.size, plan.size), dtype),
+            filled=jnp.zeros((s, plan.size), bool),
+            row=jnp.zeros((), jnp.int32),
             made=jnp.zeros((), jnp.int32),
-            count=jnp.zeros(s, jnp.int32),
             alive=jnp.ones(s, bool),
+            settled=jnp.zeros(s, bool),
+            beta=jnp.zeros(s, dtype),
             scale=jnp.zeros(s, dtype),
-            last_beta=jnp.zeros(s, dtype),
-            eps=jnp.asarray(jnp.finfo(dtype).eps, dtype),
         )
 
+    def without_vectors(self) -> "_State":
+        """The small numbers only."""
+        return dataclasses.replace(self, basis=self.beta, current=self.beta)
 
-def _advance(product: Partial, state: _State, batch: int | None) -> _State:
-    j = state.made
-    q = jax.lax.dynamic_index_in_dim(state.basis, j, keepdims=False)
-    w = rows(product, batch)(q)
-    alpha = jnp.sum(q * w, axis=-1)
-    w = orthogonalize(state.basis, w)
-    scale = jnp.maximum(state.scale, jnp.abs(alpha) + jnp.linalg.norm(w, axis=-1))
-    beta, unit = normalize(w, 50 * state.eps * scale)
+
+def _advance(state: _State, moved: Array) -> _State:
+    """One step, given `moved` = H times the current vector."""
+    basis = set_row(state.basis, state.row, state.current)
+    scale = jnp.maximum(state.scale, jnp.linalg.norm(moved, axis=-1))
+    rest, components = orthogonalize(basis, moved)
+    beta, unit = normalize(rest, BREAKDOWN * jnp.finfo(rest.dtype).eps * scale)
+    missing = state.matrix.shape[1] - components.shape[1]
+    components = jnp.pad(components, ((0, 0), (0, missing)))
     return _State(
-        basis=jax.lax.dynamic_update_index_in_dim(state.basis, unit, j + 1, 0),
-        alpha=state.alpha.at[j].set(alpha),
-        beta=state.beta.at[j].set(beta),
-        made=j + 1,
-        count=state.count + state.alive.astype(jnp.int32),
+        basis=basis,
+        current=unit,
+        # The components along all of the basis, so that the row that follows a restart needs no formula of its own.
+        matrix=state.matrix.at[:, state.row].set(components).at[:, :, state.row].set(components),
+        filled=state.filled.at[:, state.row].set(state.alive),
+        row=state.row + 1,
+        made=state.made + 1,
         alive=state.alive & (beta > 0),
+        settled=state.settled,
+        beta=beta,
         scale=scale,
-        last_beta=jnp.where(state.alive, beta, state.last_beta),
-        eps=state.eps,
     )
 
 
-_step = jax.jit(_advance, static_argnums=2, donate_argnums=1)
+_advance_on_host = jax.jit(_advance, donate_argnums=0)
 
 
-def _compiled(prepared: SymmetricOperator, state: _State, steps: int) -> _State:
-    start = state.basis[0]
-    return repeat(
-        lambda state: _advance(prepared.product, state, prepared.batch),
+def _step_on_host(product: Partial, state: _State, row: int, plan: Plan, batch: int | None) -> _State:
+    moved = apply(product, state.current, batch)
+    return _advance_on_host(dataclasses.replace(state, basis=grow(state.basis, row + 1, plan.size)), moved)
+
+
+def _restart(state: _State, plan: Plan, xp: Any) -> _State:
+    """The kept Ritz vectors become the basis."""
+    small = state.without_vectors()
+    settled, (theta, weights, count) = _examine(host(small) if xp is np else small, plan.size, plan, xp)
+    chosen = plan.kept(count, xp)
+    values = xp.where(chosen.real, xp.take_along_axis(theta, chosen.places, 1), 0)
+    weights = take_weights(weights, chosen, plan.size, xp)
+    weights, values = (jnp.asarray(part, state.basis.dtype) for part in (weights, values))
+    return _compress(state, weights, values, jnp.asarray(chosen.real), jnp.asarray(settled))
+
+
+@jax.jit(donate_argnums=0)
+def _compress(state: _State, weights: Array, values: Array, real: Array, settled: Array) -> _State:
+    kept = combine(state.basis, weights)
+    places = jnp.arange(len(kept))
+    return dataclasses.replace(
         state,
-        steps,
-        lambda: rows(prepared.product, prepared.batch)(start),
+        basis=jnp.zeros_like(state.basis).at[: len(kept)].set(kept),
+        matrix=jnp.zeros_like(state.matrix).at[:, places, places].set(values),
+        filled=jnp.zeros_like(state.filled).at[:, : len(kept)].set(real),
+        row=jnp.asarray(len(kept), jnp.int32),
+        # A settled problem of a batch, or of a fixed number of steps, makes no further steps.
+        current=jnp.where(settled[:, None], 0, state.current),
+        beta=jnp.where(settled, 0, state.beta),
+        settled=state.settled | (state.alive & settled),
+        alive=state.alive & ~settled,
     )
 
 
-def _ritz(state: _State, xp: Any) -> tuple[Any, Any, Any]:
-    """Ritz values ascending (s, K), their weights (s, K, K), and how many are real; empty slots stand last."""
-    steps = int(state.made) if xp is np else len(state.alpha)
-    alpha, beta = (xp.where(xp.isfinite(part), part, 0)[:steps].T for part in (state.alpha, state.beta))
-    empty = xp.arange(steps, dtype=state.count.dtype)[None, :] >= state.count[:, None]
-    beyond = 4 * (xp.max(xp.abs(alpha), axis=1) + 2 * xp.max(beta, axis=1) + 1)
-    diagonal = xp.where(empty, beyond[:, None], alpha)
-    coupling = xp.where(empty[:, 1:], 0, beta[:, :-1])
-    coupling = xp.concatenate([coupling, 0 * alpha[:, :1]], axis=1)
-    upper = coupling[:, :, None] * xp.eye(steps, k=1, dtype=alpha.dtype)[None]
-    matrix = diagonal[:, :, None] * xp.eye(steps, dtype=alpha.dtype)[None] + upper + xp.swapaxes(upper, 1, 2)
-    theta, weights = xp.linalg.eigh(matrix)
-    return theta, weights, state.count
+def _examine(state: _State, row: int, plan: Plan, xp: Any) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Which problems have every wanted value, and the decomposition that tells."""
+    theta, weights, count = _ritz(state, row, xp)
+    errors = state.beta[:, None] * xp.abs(weights[:, row - 1])
+    return plan.settled(theta, errors, count, state.scale, ROUNDING, xp), (theta, weights, count)
 
 
-@jax.jit(static_argnums=3)
-def _residual_norms(product: Partial, ritz: Array, values: Array, batch: int | None) -> Array:
-    """||H v - theta v|| / ||v|| by fresh products, (s, k)."""
-    moved = jax.vmap(rows(product, batch))(ritz)
-    residual = jnp.linalg.norm(moved - values.T[:, :, None] * ritz, axis=-1)
-    return (residual / jnp.maximum(jnp.linalg.norm(ritz, axis=-1), 0.5)).T
-
-
-_probe = jax.jit(
-    lambda product, key, batch, shape, dtype: probe(rows(product, batch), key, shape, dtype), static_argnums=(2, 3, 4)
-)
+def _ritz(state: _State, row: int, xp: Any) -> tuple[Any, Any, Any]:
+    """Ritz values ascending (s, row), their weights (s, row, row), and how many are real; empty slots stand last."""
+    matrix, filled = state.matrix[:, :row, :row], state.filled[:, :row]
+    theta, weights = xp.linalg.eigh(shifted(matrix, filled, xp))
+    return theta, weights, xp.sum(filled, axis=1, dtype=np.int32)

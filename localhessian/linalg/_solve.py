@@ -13,7 +13,7 @@ from localhessian.linalg._lanczos import Lanczos
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._spectrum import Spectrum
 
-_REFUSED = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_DETERMINISTIC)
+_REFUSED = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC)
 
 
 class Method(Protocol):
@@ -51,8 +51,9 @@ def spectrum(
         Eigenvalues ascending with residual norms, matvecs, status and completeness.
 
     Raises:
-        SpectrumError: Products are not finite, not symmetric, or differ when repeated.
-        ValueError: The operator does not fit the method.
+        SpectrumError: Products are not finite, not symmetric (of a linear map: not each other's transpose), or differ
+            when repeated.
+        ValueError: The operator does not fit the method, or has fewer than `vectors` eigenvectors.
 
     Cost: see the method.
 
@@ -63,6 +64,9 @@ def spectrum(
         >>> print(lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 3)).eigenvalues)
         [1. 2. 3.]
     """
+    size = operator.in_size if isinstance(operator, LinearMap) else operator.size
+    if not 0 <= vectors <= size:
+        raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {vectors}.")
     method = _choose(operator) if method is None else method
     found = method.run(operator, jax.random.key(0) if key is None else key, vectors)
     if throw and is_concrete(found.status):
