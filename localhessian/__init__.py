@@ -1,6 +1,7 @@
 """Local Hessians of back-propagation: how well conditioned is each part of a network?"""
 
 from localhessian._status import Status as Status
+from localhessian._version import __version__ as __version__
 from localhessian.curvature import IdentityCheck as IdentityCheck
 from localhessian.curvature import IdentityError as IdentityError
 from localhessian.curvature import check_identities as check_identities

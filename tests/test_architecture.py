@@ -17,7 +17,17 @@ pytestmark = pytest.mark.once
 PACKAGE = "localhessian"
 ROOT = Path(lh.__file__).parent
 # A room may import the rooms before it; the three modules of the ground floor share the first place.
-RANKS = {"_tree": 0, "_status": 0, "_types": 0, "linalg": 1, "network": 2, "curvature": 3, "training": 4, "study": 5}
+RANKS = {
+    "_tree": 0,
+    "_status": 0,
+    "_types": 0,
+    "_version": 0,
+    "linalg": 1,
+    "network": 2,
+    "curvature": 3,
+    "training": 4,
+    "study": 5,
+}
 TOP = 6
 OPTIONAL = frozenset(
     {"matplotlib", "pandas", "rich", "jinja2", "typer", "sklearn", "equinox", "flax", "xarray", "PIL", "scipy", "tqdm"}

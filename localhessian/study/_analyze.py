@@ -1,7 +1,6 @@
 """The main job: every local Hessian of a network, with progress, interruption and resumption."""
 
 import hashlib
-import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from localhessian._status import Status
 from localhessian._tree import floating, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
+from localhessian._version import __version__
 from localhessian.curvature import local_hessian
 from localhessian.linalg import Method, condition_number, quantile_condition_number, spectrum
 from localhessian.network import BackMatching, Chain, back_match
@@ -202,7 +202,7 @@ def _meta(matching: BackMatching, samples: Any, method: Method | None, key: Key)
         "method": "chosen for each operator" if method is None else str(method),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "localhessian": importlib.metadata.version("localhessian"),
+        "localhessian": __version__,
     }
 
 

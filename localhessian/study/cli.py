@@ -1,6 +1,5 @@
 """The command line: `localhessian --help` is the map."""
 
-import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import jax
 import optax
 from tqdm import tqdm
 
+from localhessian._version import __version__
 from localhessian.study._analyze import analyze
 from localhessian.study._data import Images, digits
 from localhessian.study._figure import SEPARATOR, figure
@@ -32,7 +32,7 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        typer.echo(f"localhessian {importlib.metadata.version('localhessian')}, jax {jax.__version__}")
+        typer.echo(f"localhessian {__version__}, jax {jax.__version__}")
         raise typer.Exit
 
 
@@ -109,7 +109,7 @@ def _names(models: str) -> list[str]:
 
 def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
     x, y = data.train_x[:batch], data.train_y[:batch]
-    with tqdm(desc=what, unit="spectrum", bar_format="{desc:<22} {n_fmt}/{total_fmt} {elapsed} {postfix}") as bar:
+    with tqdm(desc=what, unit="spectrum", bar_format="{desc:<22} {n_fmt}/{total_fmt} {elapsed}{postfix}") as bar:
 
         def show(done: int, total: int, name: str) -> None:
             bar.total, bar.n = total, done

