@@ -59,7 +59,8 @@ class GolubKahan(Krylov):
     bound.
 
     Cost: at most `max_matvecs` pairs of products with R and R^T, one for the probe, and one for the residual of each
-    value returned; memory `basis_size * (d + m)` numbers. Under `jax.jit` all steps of the budget are made.
+    value returned; memory `basis_size * (d + m)` numbers. Under `jax.jit` convergence is tested at restarts
+    only.
 
     Args:
         max_matvecs: Budget of pairs of products in the recurrence.

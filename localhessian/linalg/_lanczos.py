@@ -56,7 +56,8 @@ class Lanczos(Krylov):
     end to eps lambda_max only (use `GolubKahan` where there is a factor).
 
     Cost: at most `max_matvecs` products, three for the probe, and one for the residual of each value returned; memory
-    `basis_size * d` numbers. Under `jax.jit` all steps of the budget are made.
+    `basis_size * d` numbers. Under `jax.jit` convergence is tested at restarts
+    only.
 
     Args:
         max_matvecs: Budget of products in the recurrence.
