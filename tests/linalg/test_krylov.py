@@ -14,6 +14,8 @@ import localhessian as lh
 from localhessian.linalg import gram, matrix_map
 from localhessian.linalg._krylov import contains_convolution
 
+pytestmark = pytest.mark.once
+
 RESTARTED = {
     "Lanczos": lh.Lanczos(basis_size=20, which="largest"),
     "GolubKahan": lh.GolubKahan(basis_size=20, which="largest"),

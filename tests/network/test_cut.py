@@ -10,6 +10,8 @@ from marked import TOKENS, X, affine, dense, mlp, mlp_params, normal, transforme
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 
 def test_mlp(check_cut):
     params = mlp_params()

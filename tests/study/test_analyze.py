@@ -11,6 +11,8 @@ import pytest
 import localhessian as lh
 from localhessian.study import MODELS, digits, digits_network, train
 
+pytestmark = pytest.mark.once
+
 
 def dense_kappa(case, block):
     """kappa_plus of H_W by float64 SVD of the Jacobian, assembled here."""
