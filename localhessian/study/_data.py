@@ -3,11 +3,12 @@
 import importlib.resources
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 
 class Images(NamedTuple):
-    """Images in NHWC, float32, with mean 0 and standard deviation 1 over the training part; labels int32."""
+    """Images in NHWC, JAX's default float dtype, mean 0 and standard deviation 1 over the training part; labels int32."""
 
     train_x: np.ndarray
     train_y: np.ndarray
@@ -24,7 +25,7 @@ def digits(test: int = 360) -> Images:
         packed = np.load(file, allow_pickle=False)
         images, labels = packed["images"], packed["labels"].astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
-    x, y = images[order, :, :, None].astype(np.float32), labels[order]
+    x, y = images[order, :, :, None].astype(jnp.zeros(()).dtype), labels[order]
     train = x[:-test]
     x = (x - train.mean()) / train.std()
     return Images(x[:-test], y[:-test], x[-test:], y[-test:])

@@ -130,7 +130,7 @@ def test_the_networks_of_the_demonstration(kind, tol):
     chain, params = digits_network(kind, jax.random.key(0), depth=2, width=3)
     trained = train(chain, params, data, steps=30, learning_rate=0.1)
     assert trained.losses[-5:].mean() < trained.losses[:5].mean()
-    x, y = data.train_x[:4].astype(jnp.zeros(()).dtype), data.train_y[:4]
+    x, y = data.train_x[:4], data.train_y[:4]
     check = lh.check_identities(chain, params, x, y, networks.cross_entropy)
     assert not check.failures
     coupled = lh.back_match(chain, params, x, y, networks.cross_entropy).coupled
