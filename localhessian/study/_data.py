@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Images(NamedTuple):
-    """Images in NHWC, JAX's default float dtype, mean 0 and standard deviation 1 over the training part; labels int32."""
+    """Images in NHWC in the default float dtype, mean 0 and deviation 1 over the training part; labels int32."""
 
     train_x: np.ndarray
     train_y: np.ndarray

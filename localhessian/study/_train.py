@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -64,7 +63,7 @@ def train(
         losses.append(loss)
         progress(done + 1, steps)
     logits = jax.jit(chain.forward)(params, data.test_x)[-1]
-    accuracy = float(jnp.mean(jnp.argmax(logits, axis=1) == data.test_y))
+    accuracy = float(np.mean(np.argmax(np.asarray(logits), axis=1) == data.test_y))
     return Trained(params, np.asarray(losses, np.float64), accuracy)
 
 
