@@ -46,9 +46,11 @@ class Dense:
         order, numbers = _order(operator)
         return order <= self.max_size and numbers * operator.dtype.itemsize <= self.max_bytes
 
-    def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
-        """The whole spectrum; `key` is not used."""
-        del key
+    def run(
+        self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int, start: Array | None = None
+    ) -> Spectrum:
+        """The whole spectrum; `key` and `start` are not used."""
+        del key, start
         self._check(operator)
         if isinstance(operator, LinearMap):
             return _from_factor(operator, vectors, str(self))
