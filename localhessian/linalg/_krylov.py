@@ -334,9 +334,10 @@ def multiply(a: Any, b: Any, xp: Any) -> Any:
 
 
 def unit_rows(vectors: Any, xp: Any) -> Any:
-    """Every vector at unit length; zero stays zero."""
+    """Every vector at unit length; one that is nothing but rounding becomes zero."""
     norms = xp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / xp.where(norms > 0, norms, 1)
+    there = norms > float(jnp.finfo(vectors.dtype).eps) ** 0.5
+    return xp.where(there, vectors / xp.where(there, norms, 1), 0)
 
 
 def largest_vectors(ritz: Any, real: Any, vectors: int, xp: Any) -> Any:
