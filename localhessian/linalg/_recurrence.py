@@ -287,7 +287,7 @@ def drive(step: Callable, restart: Callable, settled: Callable, state: State, pl
         if not worth_seeing_whole and made >= due:
             if np.all(settled(state) | ~np.any(state.live, axis=1)):
                 break
-            due = made + max(1, state.row // (8 * plan.block))
+            due = made + max(1, min(state.row // (8 * plan.block), 4))
     return state
 
 
