@@ -149,7 +149,9 @@ class GolubKahan(Krylov):
             size=factor.in_size,
             dtype=narrow.dtype,
             method=str(self),
-            random_start=start is None,
+            missing=jnp.where(complete, 0, jnp.inf).astype(sigma.dtype),
+            krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
+            start_size=m if start is None else 0,
             ends=self.which,
         )
 

@@ -132,7 +132,9 @@ class Lanczos(Krylov):
             size=d,
             dtype=prepared.dtype,
             method=str(self),
-            random_start=start is None,
+            missing=jnp.where(complete, 0, jnp.inf).astype(values.dtype),
+            krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
+            start_size=d if start is None else 0,
             ends=self.which,
         )
 
