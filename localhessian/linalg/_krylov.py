@@ -133,7 +133,8 @@ class Plan:
 
     def chosen(self, count: Any, rows: int, xp: Any) -> "Wanted":
         """Which of `rows` ascending Ritz values are returned, `count` of which are real: all, of the whole space."""
-        return wanted(self.which, self.k, count, rows, rows >= self.order, xp)
+        whole = rows >= self.order
+        return wanted(self.which, self.order if whole else self.k, count, rows, whole, xp)
 
     def kept(self, count: Any, xp: Any) -> "Wanted":
         """Which Ritz values of a full basis survive a restart."""
@@ -166,7 +167,7 @@ class Wanted:
 def wanted(which: str, k: int, count: Any, rows: int, everything: bool, xp: Any) -> Wanted:
     """Places of the wanted values among `count` ascending ones (those after are empty slots)."""
     slots = xp.arange(rows, dtype=count.dtype)[None, :]
-    k = rows if everything else min(k, rows)
+    k = min(k, rows)
     low = slots[:, :k] + 0 * count[:, None]
     high = slots[:, :k] + count[:, None] - k
     if which == "largest" or everything:
