@@ -123,9 +123,7 @@ def test_order_one_and_as_many_values_as_there_are():
         assert found.vectors.shape == (7, 7)
 
 
-@pytest.mark.parametrize(
-    "method", [kind(which="largest", k=4, block_size=4, basis_size=24) for kind in (lh.Lanczos, lh.GolubKahan)], ids=str
-)
+@pytest.mark.parametrize("kind", [lh.Lanczos, lh.GolubKahan])
 def test_a_block_sees_copies(kind):
     """The largest value four times, in a space too large to be seen whole."""
     sigma = np.concatenate([np.full(4, 2.0), np.geomspace(0.1, 1, 296)])
