@@ -127,7 +127,9 @@ class Plan:
         chosen = self.chosen(count, values.shape[1], xp)
         value, error = (xp.take_along_axis(array, chosen.places, 1) for array in (values, errors))
         # The recomputed residual, which judges, differs by rounding.
-        ready = xp.all(~chosen.real | (error <= 0.9 * self.tolerance(value, scale, floor, xp)), axis=1)
+        rounding = floor * self.eps * scale[:, None]
+        allowed = xp.maximum(self.rtol * xp.abs(value) - rounding, 0.9 * rounding)
+        ready = xp.all(~chosen.real | (error <= allowed), axis=1)
         ends = 2 * self.k if self.which == "both" else self.k
         return ready & (xp.sum(chosen.real, axis=1) >= min(ends, self.order))
 

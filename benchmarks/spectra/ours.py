@@ -1,0 +1,68 @@
+"""localhessian's part; also exports the weights and the data of a case for the others."""
+
+import json
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+import localhessian as lh
+from localhessian.study import zoo
+
+
+def export(name: str, path: str) -> None:
+    case = zoo.case(name)
+    arrays = {"x": case.x, "y": case.y}
+    for block in case.cut.chain.names:
+        for place, leaf in jax.tree_util.tree_flatten_with_path(case.cut.params[block])[0]:
+            arrays[f"{block}|{jax.tree_util.keystr(place)}"] = leaf
+    np.savez(path, **{key: np.asarray(value) for key, value in arrays.items()})
+
+
+def megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(name: str) -> dict:
+    method = lh.Lanczos(which="largest", k=1)
+    case = zoo.case(name)
+    imported = megabytes()
+    begin = time.perf_counter()
+    chain, params, context = case.cut
+    matching = jax.block_until_ready(lh.back_match(chain, params, case.x, case.y, case.loss, context))
+    setup = time.perf_counter() - begin
+    tops, residuals, products = {}, [], {}
+
+    def run() -> dict[str, float]:
+        seconds = {}
+        for side, wrt in (("W", "params"), ("z", "input")):
+            begin, products[side] = time.perf_counter(), 0
+            for block in chain.names:
+                if wrt == "input" and chain.index(block) == 0 and not np.issubdtype(case.x.dtype, np.floating):
+                    continue
+                found = lh.spectrum(lh.local_hessian(matching, block, wrt), method)
+                tops[f"{block} {side}"] = float(found.lambda_max)
+                residuals.append(float(found.residual_norms[-1] / found.lambda_max))
+                products[side] += int(found.matvecs)
+            seconds[side] = time.perf_counter() - begin
+        return seconds
+
+    first, warm = run(), run()
+    return {
+        "setup": setup,
+        "first": first,
+        "warm": warm,
+        "top": tops,
+        "residual": max(residuals),
+        "products": products,
+        "megabytes": megabytes() - imported,
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "export":
+        export(sys.argv[2], sys.argv[3])
+    else:
+        print(json.dumps(measure(sys.argv[2])))
