@@ -7,6 +7,10 @@ from localhessian.linalg._condition import ConditionNumber as ConditionNumber
 from localhessian.linalg._condition import condition_number as condition_number
 from localhessian.linalg._condition import quantile_condition_number as quantile_condition_number
 from localhessian.linalg._dense import Dense as Dense
+from localhessian.linalg._density import Density as Density
+from localhessian.linalg._density import Interval as Interval
+from localhessian.linalg._density import QuadratureEstimate as QuadratureEstimate
+from localhessian.linalg._density import spectral_density as spectral_density
 from localhessian.linalg._golub_kahan import GolubKahan as GolubKahan
 from localhessian.linalg._lanczos import Lanczos as Lanczos
 from localhessian.linalg._operators import LinearMap as LinearMap

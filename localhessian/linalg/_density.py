@@ -1,0 +1,413 @@
+"""Spectral densities by stochastic quadrature, with the error of the probes and that of the quadrature apart."""
+
+import dataclasses
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._status import Status
+from localhessian._tree import is_concrete, pytree, static
+from localhessian._types import Array, Float, Int, Key
+from localhessian.linalg._jacobi import Jacobi, of_factor, of_symmetric
+from localhessian.linalg._krylov import unbatched
+from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._quadrature import bracket, ends
+from localhessian.linalg._solve import SpectrumError
+from localhessian.linalg._spectrum import Spectrum
+
+MARGIN = 0.02
+"""The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""
+
+
+@pytree
+class QuadratureEstimate:
+    """Numbers with two kinds of error; all fields have the same shape."""
+
+    value: Array
+    """The mean over the probes of the middle of the bounds."""
+    probe_error: Array
+    """Standard error over the probes: how much another set of start vectors would change the value."""
+    quadrature_error: Array
+    """Half the distance of the bounds: no spectrum with the computed moments is farther off (not a standard error)."""
+
+    def interval(self, sigmas: float = 3.0) -> tuple[Array, Array]:
+        """Value -+ (`sigmas` times the probe error, plus the quadrature error)."""
+        error = sigmas * self.probe_error + self.quadrature_error
+        return self.value - error, self.value + error
+
+
+@pytree
+class Interval:
+    """A number and the interval that it lies in; of a batched operator, arrays `(s,)`."""
+
+    value: Float[Array, "*s"]
+    """The estimate."""
+    lower: Float[Array, "*s"]
+    """Lower end."""
+    upper: Float[Array, "*s"]
+    """Upper end; infinite where the data tell nothing."""
+
+
+@pytree
+class Density:
+    """How the eigenvalues of an operator are distributed; a batched operator gives every array a leading axis `s`.
+
+    Shares count eigenvalues by multiplicity and are relative to `size`.
+    """
+
+    edges: Float[Array, "*s e"]
+    """Of the bins, ascending, as eigenvalues (on the log axis too)."""
+    density: QuadratureEstimate
+    """Of each bin, `(*s, e - 1)`: share of the eigenvalues per unit lambda, or per unit log10(lambda)."""
+    cumulative: QuadratureEstimate
+    """At each edge, `(*s, e)`: share of all eigenvalues at or below it, zero and negative ones included."""
+    negative: QuadratureEstimate
+    """`(*s,)`: share of the eigenvalues below -cutoff."""
+    zero: QuadratureEstimate
+    """`(*s,)`: share of the eigenvalues within the cutoff: the null space, by the rank rule."""
+    cutoff: Float[Array, "*s"]
+    """Eigenvalues of at most this size count as zero."""
+    largest: Float[Array, "*s"]
+    """The largest Ritz value: a lower bound of lambda_max up to rounding."""
+    largest_error: Float[Array, "*s"]
+    """Some eigenvalue lies that near to `largest`."""
+    status: Int[Array, "*s"]
+    """A `localhessian.Status` code: CONVERGED, or why the numbers mean nothing (they are NaN then)."""
+    matvecs: Int[Array, ""]
+    """Products with H, or pairs of products with R and R^T (batched products count once for each probe)."""
+    axis: str = static()
+    """`linear` or `log`."""
+    size: int = static()
+    """The order of the operator."""
+    probes: int = static()
+    """How many start vectors; 0 of an exact density."""
+    steps: int = static()
+    """Of each recurrence."""
+    exact: bool = static()
+    """Whether it was counted from a complete spectrum."""
+
+    def quantile(self, q: float, /, *, sigmas: float = 3.0) -> Interval:
+        """The value that a share q of all eigenvalues lies at or below, zero and negative ones included.
+
+        Args:
+            q: Between 0 and 1.
+            sigmas: How many probe errors the interval takes in, beside the quadrature error and the width of a bin.
+
+        Returns:
+            `lower` is -infinity where the quantile may lie below the first edge, `upper` infinite above the last.
+
+        Raises:
+            ValueError: `q` is not between 0 and 1.
+        """
+        _check_quantile(q)
+        target = jnp.full_like(self.largest, q)
+        return self._crossing(target, target, target, sigmas)
+
+    def quantile_condition_number(self, q: float, /, *, sigmas: float = 3.0) -> Interval:
+        """lambda_max / lambda_q, lambda_q the q-quantile of the eigenvalues above the cutoff.
+
+        Args:
+            q: Between 0 and 1; 0.05 sets the smallest 5 % of the non-zero eigenvalues aside.
+            sigmas: As in `quantile`.
+
+        Returns:
+            NaN where a share of the eigenvalues is certainly negative, or all are zero; `upper` is infinite where the
+            quantile may lie below the first edge.
+
+        Raises:
+            ValueError: `q` is not between 0 and 1.
+        """
+        _check_quantile(q)
+        none = self.zero.value + self.negative.value
+        error = sigmas * (self.zero.probe_error + self.negative.probe_error)
+        error = error + self.zero.quadrature_error + self.negative.quadrature_error
+        low, high = jnp.clip(none - error, 0, 1), jnp.clip(none + error, 0, 1)
+        at = self._crossing(*(share + q * (1 - share) for share in (low, none, high)), sigmas)
+        refused = (self.negative.interval(sigmas)[0] > 0) | ~(self.largest > self.cutoff)
+        known = jnp.where(refused, jnp.nan, 1.0)
+        bottom = jnp.maximum(at.value, self.cutoff)
+        top = self.largest + self.largest_error
+        upper = jnp.where(at.lower > 0, top / jnp.where(at.lower > 0, at.lower, 1), jnp.inf)
+        return Interval(self.largest / bottom * known, jnp.maximum(self.largest / at.upper, 1) * known, upper * known)
+
+    def _crossing(self, low: Array, target: Array, high: Array, sigmas: float) -> Interval:
+        """Where the cumulative distribution reaches the targets."""
+        below, above = self.cumulative.interval(sigmas)
+        value = jax.lax.cummax(self.cumulative.value, self.cumulative.value.ndim - 1)
+        after = jnp.argmax(value >= target[..., None], axis=-1)
+        reached = value[..., -1] >= target
+        after = jnp.where(reached, after, len(self.edges[..., :].T) - 1)
+        before = jnp.maximum(after - 1, 0)
+        left, right = (_at(self.edges, place) for place in (before, after))
+        start, end = (_at(value, place) for place in (before, after))
+        share = jnp.clip((target - start) / jnp.where(end > start, end - start, 1), 0, 1)
+        share = jnp.where(end > start, share, 1)
+        if self.axis == "log":
+            middle = left * (right / left) ** share
+        else:
+            middle = left + (right - left) * share
+        lower = jnp.max(jnp.where(above < low[..., None], self.edges, -jnp.inf), axis=-1)
+        upper = jnp.min(jnp.where(below >= high[..., None], self.edges, jnp.inf), axis=-1)
+        return Interval(middle, jnp.minimum(lower, middle), jnp.maximum(upper, middle))
+
+
+def _at(array: Array, place: Array) -> Array:
+    return jnp.take_along_axis(array, place[..., None], axis=-1)[..., 0]
+
+
+def _check_quantile(q: float) -> None:
+    if not 0 <= q <= 1:
+        raise ValueError(f"`q` must lie between 0 and 1, got {q}.")
+
+
+def spectral_density(
+    operator: LinearMap | SymmetricOperator | Spectrum,
+    /,
+    *,
+    axis: Literal["linear", "log"] = "linear",
+    bins: int = 64,
+    limits: tuple[float, float] | None = None,
+    probes: int = 16,
+    steps: int = 48,
+    rtol: float | None = None,
+    key: Key | None = None,
+    throw: bool = True,
+) -> Density:
+    r"""How eigenvalues are distributed, by stochastic quadrature, without computing them.
+
+    $F(x) = \frac1d \#\{\lambda_i \le x\} = E\, v^T 1[H \le x]\, v$ for random unit vectors v
+
+    Of each of `probes` random v, `steps` steps of Lanczos (where there is a factor R: of Golub-Kahan on its smaller
+    side, so that nothing is squared and the small end stands on its own) know the first moments of v's spectral
+    measure. Gauss-Radau rules with these moments bound the cumulative distribution of v from both sides at every
+    point; the estimate is the middle of the bounds, averaged over the probes. It has two errors, reported apart:
+
+    - *quadrature*: half the distance of the bounds, which shrinks as 1/steps inside a dense bulk and much faster
+      around isolated eigenvalues; a bound, up to rounding, not a standard error;
+    - *probe*: the standard error over the random start vectors, which shrinks as 1/sqrt(probes * d).
+
+    Eigenvalues count by multiplicity, though each start sees every distinct one once. A start whose space becomes
+    invariant has an exact rule. Full reorthogonalization. A complete `Spectrum` gives the exact density instead.
+
+    Args:
+        operator: Any operator; of a linear map A the density of A^T A; or a complete spectrum.
+        axis: `"linear"`: density per unit lambda. `"log"`: per unit log10(lambda), of the eigenvalues above the cutoff;
+            zero and negative ones are counted apart on both.
+        bins: How many of equal width (on the axis).
+        limits: Eigenvalues that the axis begins and ends with; default: the extreme Ritz values with a margin (on the
+            log axis, the extreme ones above the cutoff).
+        probes: Random start vectors, at least 2 for an error bar.
+        steps: Of each recurrence, at most (the operator's smaller side ends it).
+        rtol: Relative cutoff for "zero" on singular values, as in `lh.condition_number`.
+        key: Of the start vectors; default `jax.random.key(0)`.
+        throw: Whether to raise where the numbers mean nothing. Under `jax.jit` only `status` tells.
+
+    Returns:
+        The density in bins with its cumulative distribution, quantiles and errors. Works under `jax.jit` and
+        `jax.vmap`.
+
+    Raises:
+        SpectrumError: Products are not finite, not symmetric (of a linear map: not each other's transpose), or differ
+            when repeated.
+        ValueError: a setting has no meaning, or the spectrum is not complete.
+
+    Cost: `probes * steps` products, up to 8 in one batched call, and 3 for the probe; memory `steps * (d + m)` numbers
+    for each start that runs at once.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> diagonal = jnp.array([0.0, 0.0, 1.0, 10.0])
+        >>> spectrum = lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 4))
+        >>> found = lh.spectral_density(spectrum, axis="log", bins=2, limits=(0.5, 50.0))
+        >>> print(found.zero.value, found.density.value, found.cumulative.value)
+        0.5 [0.25 0.25] [0.5  0.75 1.  ]
+
+    Source: S. Ubaru, J. Chen and Y. Saad, SIAM J. Matrix Anal. Appl. 38 (2017) 1075; the bounds: T. Chen, T. Trogdon
+    and S. Ubaru, ICML (2021).
+    """
+    _check(axis, bins, limits, probes, steps, rtol)
+    scale = _Axis(axis, bins, limits, rtol)
+    if isinstance(operator, Spectrum):
+        return _exact(operator, scale)
+    found = _run(operator, jax.random.key(0) if key is None else key, probes, steps, scale)
+    if throw and is_concrete(found.status):
+        codes = np.ravel(found.status)
+        if codes.any():
+            worst = Status(int(codes[codes != 0][0]))
+            raise SpectrumError(f"{operator.label or 'the operator'}: {worst.message}")
+    return found
+
+
+def _check(axis: str, bins: int, limits: tuple[float, float] | None, probes: int, steps: int, rtol: float | None):
+    if axis not in {"linear", "log"}:
+        raise ValueError(f"`axis` must be 'linear' or 'log', got {axis!r}.")
+    for name, value, least in (("bins", bins, 1), ("probes", probes, 2), ("steps", steps, 1)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if limits is not None and not limits[0] < limits[1]:
+        raise ValueError(f"`limits` must ascend, got {limits}.")
+    if limits is not None and axis == "log" and limits[0] <= 0:
+        raise ValueError(
+            f"`limits` must be positive on the log axis, got {limits}: zero eigenvalues are counted apart."
+        )
+    if rtol is not None and not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """The settings of the result."""
+
+    axis: str
+    bins: int
+    limits: tuple[float, float] | None
+    rtol: float | None
+
+    def relative_cutoff(self, dtype: Any, has_factor: bool) -> float:
+        """The rank rule's cutoff on eigenvalues, relative to the largest."""
+        if self.rtol is not None:
+            return self.rtol**2
+        rounding = 100 * float(jnp.finfo(dtype).eps)
+        return rounding**2 if has_factor else rounding
+
+    def edges(self, low: Any, high: Any, cutoff: Any, xp: ModuleType) -> Any:
+        """Edges of the bins, `(s, bins + 1)`, for spectra that reach from `low` to `high`, `(s,)`."""
+        places = xp.asarray(np.linspace(0, 1, self.bins + 1), dtype=cutoff.dtype)[None, :]
+        if self.limits is not None:
+            low, high = (xp.full_like(cutoff, limit) for limit in self.limits)
+        elif self.axis == "log":
+            # What is at the cutoff is uncertain; a spectrum without a positive value gets an axis all the same.
+            high = xp.where(high > cutoff, high, 10 * cutoff)
+            low = xp.maximum(xp.where(xp.isfinite(low), low, high / 10), cutoff)
+            ratio = xp.maximum((high / low) ** MARGIN, 1 + 2 * MARGIN)
+            low, high = xp.maximum(low / ratio, cutoff), high * ratio
+        else:
+            margin = xp.maximum(MARGIN * (high - low), 2 * MARGIN * xp.maximum(xp.abs(low), xp.abs(high)))
+            margin = xp.where(margin > 0, margin, 1)
+            low, high = low - margin, high + margin
+        low, high = low[:, None], high[:, None]
+        return low * (high / low) ** places if self.axis == "log" else low + (high - low) * places
+
+
+def _run(operator: LinearMap | SymmetricOperator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
+    """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
+    if not is_concrete(operator, key):
+        return _compute(operator, key, probes, steps, scale, jnp)
+    if jax.default_backend() != "cpu":
+        return _compiled(operator, key, probes, steps, scale)
+    try:
+        return _compute(operator, key, probes, steps, scale, np)
+    except jax.errors.TracerArrayConversionError:
+        # The operator closes over traced values, which shows when it multiplies.
+        return _compute(operator, key, probes, steps, scale, jnp)
+
+
+def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: ModuleType) -> Density:
+    factor = operator if isinstance(operator, LinearMap) else operator.factor
+    size = operator.in_size if isinstance(operator, LinearMap) else operator.size
+    if factor is None:
+        order, steps = size, min(steps, size)
+        jacobi = of_symmetric(operator, key, probes, steps, xp)
+    else:
+        # On the smaller side: the null space that the shape makes certain is not left to chance.
+        narrow = factor.T if factor.out_size < factor.in_size else factor
+        order, steps = narrow.in_size, min(steps, narrow.in_size)
+        jacobi = of_factor(narrow, key, probes, steps, xp)
+    status = jacobi.status
+    usable = (status == 0)[None, :, None]
+    jacobi = Jacobi(*(xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off)), status)
+    nodes, errors = ends(jacobi.diagonal, jacobi.off, xp)
+    if factor is not None:
+        nodes, errors = xp.maximum(nodes, 0) ** 2, (2 * xp.abs(nodes) + errors) * errors
+    first = xp.argmax(nodes[..., -1], axis=0)[None]
+    largest, error = (xp.take_along_axis(part[..., -1], first, 0)[0] for part in (nodes, errors))
+    tiny = float(jnp.finfo(nodes.dtype).tiny)
+    cutoff = scale.relative_cutoff(operator.dtype, factor is not None) * xp.max(xp.abs(nodes), axis=(0, 2)) + tiny
+    above = xp.where(nodes > cutoff[None, :, None], nodes, xp.inf) if scale.axis == "log" else nodes
+    edges = scale.edges(xp.min(above, axis=(0, 2)), largest, cutoff, xp)
+    points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
+    if factor is None:
+        lower, upper = bracket(jacobi.diagonal, jacobi.off, points, xp)
+    else:
+        bounds = bracket(jacobi.diagonal, jacobi.off, xp.sqrt(xp.maximum(points, 0)), xp)
+        lower, upper = (_folded(bound, points, order / size, xp) for bound in bounds)
+    parts = lower, upper, edges, cutoff, largest, error, status
+    return _density(parts, operator.batch, operator.dtype, scale, size, (probes, steps, probes * steps), xp)
+
+
+_compiled = jax.jit(partial(_compute, xp=jnp), static_argnums=(2, 3, 4))
+
+
+def _folded(bound: Any, points: Any, share: float, xp: ModuleType) -> Any:
+    """The distribution of sigma^2 from that of plus and minus sigma, with the null space of the larger side."""
+    folded = (1 - share) + share * xp.clip(2 * bound - 1, 0, 1)
+    return xp.where(points[None] >= 0, folded, 0)
+
+
+def _density(parts, batch: int | None, dtype: Any, scale: _Axis, size: int, run: tuple[int, int, int], xp) -> Density:
+    """The result from bounds `(p, s, 2 + edges)` at minus the cutoff, the cutoff and the edges."""
+    lower, upper, edges, cutoff, largest, error, status = parts
+    known = xp.where(status == 0, 1, xp.nan).astype(edges.dtype)
+    width = xp.diff(xp.log10(edges) if scale.axis == "log" else edges, axis=1)
+
+    def arrays(value: Any) -> Array:
+        return jnp.asarray(unbatched(value, batch), dtype)
+
+    def estimate(low: Any, high: Any, unit: Any = 1) -> QuadratureEstimate:
+        middle, count = (low + high) / 2 / unit, len(low)
+        spread = xp.std(middle, axis=0, ddof=1) / count**0.5 if count > 1 else xp.zeros_like(middle[0])
+        numbers = xp.mean(middle, axis=0), spread, xp.mean((high - low) / 2 / unit, axis=0)
+        finite = known.reshape(-1, *(1,) * (middle.ndim - 2))
+        return QuadratureEstimate(*(arrays(number * finite) for number in numbers))
+
+    low, high = lower[:, :, 2:], upper[:, :, 2:]
+    probes, steps, matvecs = run
+    return Density(
+        edges=arrays(edges),
+        density=estimate(low[..., 1:] - high[..., :-1], high[..., 1:] - low[..., :-1], width[None]),
+        cumulative=estimate(low, high),
+        negative=estimate(lower[..., 0], upper[..., 0]),
+        zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0]),
+        cutoff=arrays(cutoff),
+        largest=arrays(largest * known),
+        largest_error=arrays(error * known),
+        status=jnp.asarray(unbatched(status, batch), np.int32),
+        matvecs=jnp.asarray(matvecs),
+        axis=scale.axis,
+        size=size,
+        probes=probes,
+        steps=steps,
+        exact=probes == 0,
+    )
+
+
+def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
+    """The density of a complete spectrum."""
+    if is_concrete(spectrum.complete) and not np.all(spectrum.complete):
+        raise ValueError("the spectrum is not complete, so its values have no shares: pass the operator instead.")
+    batch = None if spectrum.eigenvalues.ndim == 1 else len(spectrum.eigenvalues)
+    xp: Any = np if is_concrete(spectrum) else jnp
+    values, counts, status, complete = (
+        xp.asarray(part)[None] if batch is None else xp.asarray(part)
+        for part in (spectrum.eigenvalues, spectrum.multiplicities, spectrum.status, spectrum.complete)
+    )
+    values = xp.where(counts > 0, values, 0)
+    scale_of = xp.max(xp.abs(values), axis=1)
+    relative = scale.relative_cutoff(spectrum.dtype, spectrum.singular_values is not None)
+    cutoff = relative * scale_of + float(jnp.finfo(values.dtype).tiny)
+    low = xp.where(counts > 0, values, xp.inf)
+    low = xp.where(values > cutoff[:, None], low, xp.inf) if scale.axis == "log" else low
+    largest = xp.max(xp.where(counts > 0, values, -xp.inf), axis=1)
+    edges = scale.edges(xp.min(low, axis=1), largest, cutoff, xp)
+    points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
+    below = values[:, None, :] <= points[:, :, None]
+    shares = xp.sum(xp.where(below, counts[:, None, :], 0), axis=2)[None].astype(values.dtype) / spectrum.size
+    status = xp.where(complete, 0, status).astype(np.int32)
+    shares = xp.where(complete[None, :, None], shares, xp.nan)
+    parts = shares, shares, edges, cutoff, largest, xp.zeros_like(largest), status
+    return _density(parts, batch, spectrum.dtype, scale, spectrum.size, (0, 0, 0), xp)
