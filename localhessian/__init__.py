@@ -23,8 +23,11 @@ from localhessian.linalg import TraceEstimate as TraceEstimate
 from localhessian.linalg import audit as audit
 from localhessian.linalg import certify as certify
 from localhessian.linalg import condition_number as condition_number
+from localhessian.linalg import diagonal as diagonal
+from localhessian.linalg import frobenius_norm as frobenius_norm
 from localhessian.linalg import linear_map as linear_map
 from localhessian.linalg import quantile_condition_number as quantile_condition_number
+from localhessian.linalg import range_mean as range_mean
 from localhessian.linalg import spectral_density as spectral_density
 from localhessian.linalg import spectrum as spectrum
 from localhessian.linalg import summarize as summarize

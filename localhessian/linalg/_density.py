@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._status import Status
-from localhessian._tree import is_concrete, pytree, static
-from localhessian._types import Array, Float, Int, Key
-from localhessian.linalg._jacobi import Jacobi, of_factor, of_symmetric
+from localhessian._tree import is_concrete
+from localhessian._types import Array, Key
+from localhessian.linalg._distribution import Density, QuadratureEstimate
+from localhessian.linalg._jacobi import of_factor, of_symmetric
 from localhessian.linalg._krylov import unbatched
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._quadrature import bracket, ends
@@ -21,147 +22,6 @@ from localhessian.linalg._spectrum import Spectrum
 
 MARGIN = 0.02
 """The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""
-
-
-@pytree
-class QuadratureEstimate:
-    """Numbers with two kinds of error; all fields have the same shape."""
-
-    value: Array
-    """The mean over the probes of the middle of the bounds."""
-    probe_error: Array
-    """Standard error over the probes: how much another set of start vectors would change the value."""
-    quadrature_error: Array
-    """Half the distance of the bounds: no spectrum with the computed moments is farther off (not a standard error)."""
-
-    def interval(self, sigmas: float = 3.0) -> tuple[Array, Array]:
-        """Value -+ (`sigmas` times the probe error, plus the quadrature error)."""
-        error = sigmas * self.probe_error + self.quadrature_error
-        return self.value - error, self.value + error
-
-
-@pytree
-class Interval:
-    """A number and the interval that it lies in; of a batched operator, arrays `(s,)`."""
-
-    value: Float[Array, "*s"]
-    """The estimate."""
-    lower: Float[Array, "*s"]
-    """Lower end."""
-    upper: Float[Array, "*s"]
-    """Upper end; infinite where the data tell nothing."""
-
-
-@pytree
-class Density:
-    """How the eigenvalues of an operator are distributed; a batched operator gives every array a leading axis `s`.
-
-    Shares count eigenvalues by multiplicity and are relative to `size`.
-    """
-
-    edges: Float[Array, "*s e"]
-    """Of the bins, ascending, as eigenvalues (on the log axis too)."""
-    density: QuadratureEstimate
-    """Of each bin, `(*s, e - 1)`: share of the eigenvalues per unit lambda, or per unit log10(lambda)."""
-    cumulative: QuadratureEstimate
-    """At each edge, `(*s, e)`: share of all eigenvalues at or below it, zero and negative ones included."""
-    negative: QuadratureEstimate
-    """`(*s,)`: share of the eigenvalues below -cutoff."""
-    zero: QuadratureEstimate
-    """`(*s,)`: share of the eigenvalues within the cutoff: the null space, by the rank rule."""
-    cutoff: Float[Array, "*s"]
-    """Eigenvalues of at most this size count as zero."""
-    largest: Float[Array, "*s"]
-    """The largest Ritz value: a lower bound of lambda_max up to rounding."""
-    largest_error: Float[Array, "*s"]
-    """Some eigenvalue lies that near to `largest`."""
-    status: Int[Array, "*s"]
-    """A `localhessian.Status` code: CONVERGED, or why the numbers mean nothing (they are NaN then)."""
-    matvecs: Int[Array, ""]
-    """Products with H, or pairs of products with R and R^T (batched products count once for each probe)."""
-    axis: str = static()
-    """`linear` or `log`."""
-    size: int = static()
-    """The order of the operator."""
-    probes: int = static()
-    """How many start vectors; 0 of an exact density."""
-    steps: int = static()
-    """Of each recurrence."""
-    exact: bool = static()
-    """Whether it was counted from a complete spectrum."""
-
-    def quantile(self, q: float, /, *, sigmas: float = 3.0) -> Interval:
-        """The value that a share q of all eigenvalues lies at or below, zero and negative ones included.
-
-        Args:
-            q: Between 0 and 1.
-            sigmas: How many probe errors the interval takes in, beside the quadrature error and the width of a bin.
-
-        Returns:
-            `lower` is -infinity where the quantile may lie below the first edge, `upper` infinite above the last.
-
-        Raises:
-            ValueError: `q` is not between 0 and 1.
-        """
-        _check_quantile(q)
-        target = jnp.full_like(self.largest, q)
-        return self._crossing(target, target, target, sigmas)
-
-    def quantile_condition_number(self, q: float, /, *, sigmas: float = 3.0) -> Interval:
-        """lambda_max / lambda_q, lambda_q the q-quantile of the eigenvalues above the cutoff.
-
-        Args:
-            q: Between 0 and 1; 0.05 sets the smallest 5 % of the non-zero eigenvalues aside.
-            sigmas: As in `quantile`.
-
-        Returns:
-            NaN where a share of the eigenvalues is certainly negative, or all are zero; `upper` is infinite where the
-            quantile may lie below the first edge.
-
-        Raises:
-            ValueError: `q` is not between 0 and 1.
-        """
-        _check_quantile(q)
-        none = self.zero.value + self.negative.value
-        error = sigmas * (self.zero.probe_error + self.negative.probe_error)
-        error = error + self.zero.quadrature_error + self.negative.quadrature_error
-        low, high = jnp.clip(none - error, 0, 1), jnp.clip(none + error, 0, 1)
-        at = self._crossing(*(share + q * (1 - share) for share in (low, none, high)), sigmas)
-        refused = (self.negative.interval(sigmas)[0] > 0) | ~(self.largest > self.cutoff)
-        known = jnp.where(refused, jnp.nan, 1.0)
-        bottom = jnp.maximum(at.value, self.cutoff)
-        top = self.largest + self.largest_error
-        upper = jnp.where(at.lower > 0, top / jnp.where(at.lower > 0, at.lower, 1), jnp.inf)
-        return Interval(self.largest / bottom * known, jnp.maximum(self.largest / at.upper, 1) * known, upper * known)
-
-    def _crossing(self, low: Array, target: Array, high: Array, sigmas: float) -> Interval:
-        """Where the cumulative distribution reaches the targets."""
-        below, above = self.cumulative.interval(sigmas)
-        value = jax.lax.cummax(self.cumulative.value, self.cumulative.value.ndim - 1)
-        after = jnp.argmax(value >= target[..., None], axis=-1)
-        reached = value[..., -1] >= target
-        after = jnp.where(reached, after, len(self.edges[..., :].T) - 1)
-        before = jnp.maximum(after - 1, 0)
-        left, right = (_at(self.edges, place) for place in (before, after))
-        start, end = (_at(value, place) for place in (before, after))
-        share = jnp.clip((target - start) / jnp.where(end > start, end - start, 1), 0, 1)
-        share = jnp.where(end > start, share, 1)
-        if self.axis == "log":
-            middle = left * (right / left) ** share
-        else:
-            middle = left + (right - left) * share
-        lower = jnp.max(jnp.where(above < low[..., None], self.edges, -jnp.inf), axis=-1)
-        upper = jnp.min(jnp.where(below >= high[..., None], self.edges, jnp.inf), axis=-1)
-        return Interval(middle, jnp.minimum(lower, middle), jnp.maximum(upper, middle))
-
-
-def _at(array: Array, place: Array) -> Array:
-    return jnp.take_along_axis(array, place[..., None], axis=-1)[..., 0]
-
-
-def _check_quantile(q: float) -> None:
-    if not 0 <= q <= 1:
-        raise ValueError(f"`q` must lie between 0 and 1, got {q}.")
 
 
 def spectral_density(
@@ -320,8 +180,8 @@ def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: Modu
         jacobi = of_factor(narrow, key, probes, steps, xp)
     status = jacobi.status
     usable = (status == 0)[None, :, None]
-    jacobi = Jacobi(*(xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off)), status)
-    nodes, errors = ends(jacobi.diagonal, jacobi.off, xp)
+    diagonal, off = (xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off))
+    nodes, errors = ends(diagonal, off, xp)
     if factor is not None:
         nodes, errors = xp.maximum(nodes, 0) ** 2, (2 * xp.abs(nodes) + errors) * errors
     first = xp.argmax(nodes[..., -1], axis=0)[None]
@@ -332,58 +192,70 @@ def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: Modu
     edges = scale.edges(xp.min(above, axis=(0, 2)), largest, cutoff, xp)
     points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
     if factor is None:
-        lower, upper = bracket(jacobi.diagonal, jacobi.off, points, xp)
+        lower, upper = bracket(diagonal, off, points, xp)
     else:
-        bounds = bracket(jacobi.diagonal, jacobi.off, xp.sqrt(xp.maximum(points, 0)), xp)
-        lower, upper = (_folded(bound, points, order / size, xp) for bound in bounds)
+        bounds = bracket(diagonal, off, xp.sqrt(xp.maximum(points, 0)), xp, even=True)
+        # The distribution of sigma^2 from that of plus and minus sigma.
+        lower, upper = (xp.where(points[None] >= 0, xp.clip(2 * bound - 1, 0, 1), 0) for bound in bounds)
     parts = lower, upper, edges, cutoff, largest, error, status
-    return _density(parts, operator.batch, operator.dtype, scale, size, (probes, steps, probes * steps), xp)
+    return _density(parts, operator.batch, operator.dtype, scale, (order, size), (probes, steps), xp)
 
 
 _compiled = jax.jit(partial(_compute, xp=jnp), static_argnums=(2, 3, 4))
 
 
-def _folded(bound: Any, points: Any, share: float, xp: ModuleType) -> Any:
-    """The distribution of sigma^2 from that of plus and minus sigma, with the null space of the larger side."""
-    folded = (1 - share) + share * xp.clip(2 * bound - 1, 0, 1)
-    return xp.where(points[None] >= 0, folded, 0)
+def _density(parts, batch: int | None, dtype: Any, scale: _Axis, sizes: tuple[int, int], run: tuple[int, int], xp):
+    """The result from bounds `(p, s, 2 + edges)` at minus the cutoff, the cutoff and the edges.
 
-
-def _density(parts, batch: int | None, dtype: Any, scale: _Axis, size: int, run: tuple[int, int, int], xp) -> Density:
-    """The result from bounds `(p, s, 2 + edges)` at minus the cutoff, the cutoff and the edges."""
+    The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null.
+    """
     lower, upper, edges, cutoff, largest, error, status = parts
+    (order, size), (probes, steps) = sizes, run
     known = xp.where(status == 0, 1, xp.nan).astype(edges.dtype)
     width = xp.diff(xp.log10(edges) if scale.axis == "log" else edges, axis=1)
+    certain = xp.where(edges >= 0, 1 - order / size, 0)
 
     def arrays(value: Any) -> Array:
         return jnp.asarray(unbatched(value, batch), dtype)
 
-    def estimate(low: Any, high: Any, unit: Any = 1) -> QuadratureEstimate:
-        middle, count = (low + high) / 2 / unit, len(low)
-        spread = xp.std(middle, axis=0, ddof=1) / count**0.5 if count > 1 else xp.zeros_like(middle[0])
-        numbers = xp.mean(middle, axis=0), spread, xp.mean((high - low) / 2 / unit, axis=0)
-        finite = known.reshape(-1, *(1,) * (middle.ndim - 2))
-        return QuadratureEstimate(*(arrays(number * finite) for number in numbers))
+    def estimate(low: Any, high: Any, certain: Any, unit: Any) -> QuadratureEstimate:
+        middle, half = (low + high) / 2, xp.maximum(high - low, 0) / 2
+        share = xp.mean(middle, axis=0)
+        value, parts = certain + order / size * share, (_probe_error(middle, share, order, xp), xp.mean(half, axis=0))
+        finite = known.reshape(-1, *(1,) * (share.ndim - 1)) / unit
+        return QuadratureEstimate(arrays(value * finite), *(arrays(part * finite * (order / size)) for part in parts))
 
     low, high = lower[:, :, 2:], upper[:, :, 2:]
-    probes, steps, matvecs = run
     return Density(
         edges=arrays(edges),
-        density=estimate(low[..., 1:] - high[..., :-1], high[..., 1:] - low[..., :-1], width[None]),
-        cumulative=estimate(low, high),
-        negative=estimate(lower[..., 0], upper[..., 0]),
-        zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0]),
+        density=estimate(low[..., 1:] - high[..., :-1], high[..., 1:] - low[..., :-1], xp.diff(certain, axis=1), width),
+        cumulative=estimate(low, high, certain, 1),
+        negative=estimate(lower[..., 0], upper[..., 0], 0, 1),
+        zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0], 1 - order / size, 1),
         cutoff=arrays(cutoff),
         largest=arrays(largest * known),
         largest_error=arrays(error * known),
         status=jnp.asarray(unbatched(status, batch), np.int32),
-        matvecs=jnp.asarray(matvecs),
+        matvecs=jnp.asarray(probes * steps),
         axis=scale.axis,
         size=size,
         probes=probes,
         steps=steps,
         exact=probes == 0,
     )
+
+
+def _probe_error(shares: Any, mean: Any, order: int, xp: ModuleType) -> Any:
+    """Standard error of the mean of shares `(p, ...)`.
+
+    The weight of a random direction in an eigenspace of share f has a Beta distribution of variance
+    2 f (1 - f) / (order + 2). Few probes show less than that by chance, so it is a floor.
+    """
+    if len(shares) == 1:
+        return xp.zeros_like(mean)
+    within = xp.clip(mean, 0, 1)
+    variance = xp.maximum(xp.var(shares, axis=0, ddof=1), 2 * within * (1 - within) / (order + 2))
+    return xp.sqrt(variance / len(shares))
 
 
 def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
@@ -410,4 +282,4 @@ def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     status = xp.where(complete, 0, status).astype(np.int32)
     shares = xp.where(complete[None, :, None], shares, xp.nan)
     parts = shares, shares, edges, cutoff, largest, xp.zeros_like(largest), status
-    return _density(parts, batch, spectrum.dtype, scale, spectrum.size, (0, 0, 0), xp)
+    return _density(parts, batch, spectrum.dtype, scale, (spectrum.size, spectrum.size), (0, 0), xp)

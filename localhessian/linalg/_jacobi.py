@@ -42,7 +42,7 @@ class Jacobi:
 def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int, xp: ModuleType) -> Jacobi:
     """`steps` steps of Lanczos from `probes` random starts for each operator."""
     prepared, s, d = operator.prepare(), operator.batch or 1, operator.size
-    group = _group(probes, steps, s * d, operator.dtype)
+    group = _group(probes, steps, s * d, operator.dtype, xp)
     plan = _plan(d, steps, operator.dtype)
     multiplied = _multiplied(prepared.product, prepared.batch, group, prepared.dtype, xp)
 
@@ -70,7 +70,7 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleTy
     and minus the singular values, so nothing is squared.
     """
     prepared, s, d, m = factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
-    group = _group(probes, steps, s * (d + m), factor.dtype)
+    group = _group(probes, steps, s * (d + m), factor.dtype, xp)
     plan = _plan(d, steps, factor.dtype)
     forward, backward = (
         _multiplied(part, prepared.batch, group, prepared.dtype, xp) for part in (prepared.forward, prepared.backward)
@@ -94,10 +94,13 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleTy
     return _merge([run(key) for key in jax.random.split(key, probes // group)], xp)
 
 
-def _group(probes: int, steps: int, numbers: int, dtype: Any) -> int:
-    """How many starts run at once: the largest divisor of `probes` whose vectors, of `numbers` each, fit."""
+def _group(probes: int, steps: int, numbers: int, dtype: Any, xp: ModuleType) -> int:
+    """How many starts run at once: the largest divisor of `probes` whose vectors, of `numbers` each, fit.
+
+    Each group is a program part of its own where all is compiled whole, so only memory limits it there.
+    """
     bytes_ = numbers * dtype.itemsize
-    most = max(min(GROUP, PRODUCT_BYTES // (8 * bytes_), BASIS_BYTES // (steps * bytes_)), 1)
+    most = max(min(GROUP if xp is np else probes, PRODUCT_BYTES // (8 * bytes_), BASIS_BYTES // (steps * bytes_)), 1)
     return max(group for group in range(1, most + 1) if probes % group == 0)
 
 

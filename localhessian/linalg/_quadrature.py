@@ -26,7 +26,7 @@ RULES = 8
 """Radau rules for each start: with more the bracket shrinks from at most 2 c(x) towards c(x)."""
 
 
-def bracket(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:
+def bracket(diagonal: Any, off: Any, x: Any, xp: ModuleType, *, even: bool = False) -> tuple[Any, Any]:
     """Bounds of the cumulative distribution of unit start vectors at the points x.
 
     Args:
@@ -34,13 +34,14 @@ def bracket(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:
         off: `(p, s, N)`; the last element couples to a further row. Zeros decouple what follows.
         x: `(s, E)`, in any order.
         xp: numpy or jax.numpy.
+        even: Whether the diagonals are zero, so that half of the rules mirror the others.
 
     Returns:
         Lower and upper bounds `(p, s, E)`.
     """
     order = xp.argsort(x, axis=-1)
     x = xp.take_along_axis(x, order, -1)
-    shares = _shares(*radau_rules(diagonal, off, xp), x, xp)
+    shares = _shares(*radau_rules(diagonal, off, xp, even=even), x, xp)
     slack = christoffel(diagonal, off, x, xp)
     lower = xp.clip(xp.max(shares, axis=-2) - slack, 0, 1)
     upper = xp.clip(xp.min(shares, axis=-2) + slack, 0, 1)
@@ -58,6 +59,7 @@ def _shares(nodes: Any, weights: Any, x: Any, xp: ModuleType) -> Any:
     """The weight of the nodes up to each x, `(p, s, RULES, E)`."""
     total = xp.cumsum(xp.concatenate([xp.zeros_like(weights[..., :1]), weights], axis=-1), axis=-1)
     x = xp.broadcast_to(x[None, :, None, :], (*nodes.shape[:-1], x.shape[-1]))
+    places: Any
     if xp is np:
         places = np.empty(x.shape, int)
         for index in np.ndindex(nodes.shape[:-1]):
@@ -68,16 +70,22 @@ def _shares(nodes: Any, weights: Any, x: Any, xp: ModuleType) -> Any:
     return xp.take_along_axis(total, places, -1)
 
 
-def radau_rules(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any]:
+def radau_rules(diagonal: Any, off: Any, xp: ModuleType, *, even: bool = False) -> tuple[Any, Any]:
     """Nodes ascending and weights, `(..., RULES, N + 1)`, of rules that match the moments 0 .. 2N."""
     N = diagonal.shape[-1]
     # Where the recurrence has settled, a = center + width cot(phase) moves the nodes by that phase between neighbors.
     center, width = diagonal[..., -1:], xp.mean(off[..., -max(1, N // 4) :], axis=-1, keepdims=True)
-    cotangents = xp.asarray(1 / np.tan(np.pi * (np.arange(RULES) + 0.5) / RULES), dtype=diagonal.dtype)
+    cotangents = xp.asarray(
+        1 / np.tan(np.pi * (np.arange(RULES // 2 if even else RULES) + 0.5) / RULES), dtype=diagonal.dtype
+    )
     last = (center + width * cotangents.reshape(*(1 for _ in diagonal.shape[1:]), -1))[..., None]
     inner = xp.broadcast_to(diagonal[..., None, :], (*last.shape[:-1], N))
     values, vectors = xp.linalg.eigh(tridiagonal(xp.concatenate([inner, last], -1), off[..., None, :], xp))
-    return values, vectors[..., 0, :] ** 2
+    weights = vectors[..., 0, :] ** 2
+    if even:
+        values = xp.concatenate([values, -values[..., ::-1]], axis=-2)
+        weights = xp.concatenate([weights, weights[..., ::-1]], axis=-2)
+    return values, weights
 
 
 def ends(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any]:
