@@ -8,14 +8,16 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._types import Array, Float, Key
-from localhessian.linalg._operators import HIGHEST, LinearMap, SymmetricOperator
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
 from localhessian.linalg._probes import (
     TraceEstimate,
     check_probes,
     each_probe,
+    factor_of,
     multiplied,
     random_signs,
     result,
+    size_of,
     unit_vector,
 )
 
@@ -25,7 +27,7 @@ def frobenius_norm(
 ) -> TraceEstimate:
     r"""The Frobenius norm of a symmetric operator, or of A^T A of a linear map A: the root of tr(H^2).
 
-    $\mathrm{tr} H^2 = E\, \|H v\|^2$ for random signs v; of a factor R, $E\, \langle R v, R w \rangle^2$ over the pairs
+    $\mathrm{tr} H^2 = E\, \|H v\|^2$ for random signs v; of a factor R, by R^T R or R R^T, whichever is smaller
 
     Args:
         operator: Any operator; batched operators give one estimate each.
@@ -38,7 +40,7 @@ def frobenius_norm(
     Raises:
         ValueError: `probes` is less than 3.
 
-    Cost: `probes` products with the factor alone where there is one, then memory `probes * m` numbers; else with H.
+    Cost: `probes` products with H.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +68,7 @@ def range_mean(
     Raises:
         ValueError: `probes` is less than 3.
 
-    Cost: as `lh.frobenius_norm`: products with the factor alone where there is one.
+    Cost: `probes` products with H.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,47 +87,20 @@ def _of_moments(
     """A function of tr(H) and tr(H^2), with the jackknife's standard error."""
     check_probes(probes, 3)
     key = jax.random.key(0) if key is None else key
-    if isinstance(operator, SymmetricOperator) and operator.factor is None:
-        exact = operator.size <= probes
-        count = operator.size if exact else probes
-        vectors = Partial(unit_vector if exact else random_signs, key)
-        both = each_probe(Partial(_two_forms, operator.prepare()), vectors, count, operator)
-        first, second = both[..., 0], both[..., 1]
-    else:
-        factor = operator if isinstance(operator, LinearMap) else operator.factor
-        narrow = factor if factor.in_size <= factor.out_size else factor.T
-        exact = narrow.in_size <= probes
-        count = narrow.in_size if exact else probes
-        vectors = Partial(unit_vector if exact else random_signs, key)
-        images = each_probe(Partial(multiplied, narrow.prepare()), vectors, count, narrow)
-        products = jnp.einsum("psm,qsm->pqs", images, images, precision=HIGHEST)
-        first = jnp.einsum("pps->ps", products)
-        # Pairs of different vectors only: <Rv, Rv>^2 has another mean.
-        second = jnp.sum(products**2, axis=1) - (0 if exact else first**2)
-        if not exact:
-            return _from_pairs(figure, first, second, operator)
+    factor = factor_of(operator)
+    if factor is not None:
+        # R^T R and R R^T have the same traces.
+        operator = gram(factor if factor.in_size <= factor.out_size else factor.T)
+    exact = size_of(operator) <= probes
+    count = size_of(operator) if exact else probes
+    vectors = Partial(unit_vector if exact else random_signs, key)
+    both = each_probe(Partial(_two_forms, operator.prepare()), vectors, count, operator)
+    first, second = both[..., 0], both[..., 1]
     if exact:
         return result(figure(jnp.sum(first, 0), jnp.sum(second, 0)), None, count, True, operator)
     left_out = figure(*((jnp.sum(part, 0, keepdims=True) - part) / (count - 1) for part in (first, second)))
-    value = figure(jnp.mean(first, 0), jnp.mean(second, 0))
-    return result(value, _jackknife(left_out), count, False, operator)
-
-
-def _from_pairs(figure, first: Array, second: Array, operator: Any) -> TraceEstimate:
-    """From <Rv, Rv> of each vector and the sum over the others of <Rv, Rw>^2, `(p, s)`."""
-    count, total = len(first), jnp.sum(second, axis=0)
-    value = figure(jnp.mean(first, 0), total / (count * (count - 1)))
-    # Each pair stands twice in the total, and goes when either of its vectors does.
-    left_out = figure(
-        (jnp.sum(first, 0, keepdims=True) - first) / (count - 1),
-        (total[None] - 2 * second) / ((count - 1) * (count - 2)),
-    )
-    return result(value, _jackknife(left_out), count, False, operator)
-
-
-def _jackknife(left_out: Float[Array, "p s"]) -> Float[Array, " s"]:
-    count = len(left_out)
-    return jnp.std(left_out, axis=0) * (count - 1) ** 0.5
+    spread = jnp.std(left_out, axis=0) * (count - 1) ** 0.5
+    return result(figure(jnp.mean(first, 0), jnp.mean(second, 0)), spread, count, False, operator)
 
 
 def _two_forms(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s 2"]:
