@@ -186,7 +186,7 @@ def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: Modu
         nodes, errors = xp.maximum(nodes, 0) ** 2, (2 * xp.abs(nodes) + errors) * errors
     first = xp.argmax(nodes[..., -1], axis=0)[None]
     largest, error = (xp.take_along_axis(part[..., -1], first, 0)[0] for part in (nodes, errors))
-    tiny = float(jnp.finfo(nodes.dtype).tiny)
+    tiny = float(jnp.finfo(operator.dtype).tiny)
     cutoff = scale.relative_cutoff(operator.dtype, factor is not None) * xp.max(xp.abs(nodes), axis=(0, 2)) + tiny
     above = xp.where(nodes > cutoff[None, :, None], nodes, xp.inf) if scale.axis == "log" else nodes
     edges = scale.edges(xp.min(above, axis=(0, 2)), largest, cutoff, xp)
@@ -271,7 +271,7 @@ def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     values = xp.where(counts > 0, values, 0)
     scale_of = xp.max(xp.abs(values), axis=1)
     relative = scale.relative_cutoff(spectrum.dtype, spectrum.singular_values is not None)
-    cutoff = relative * scale_of + float(jnp.finfo(values.dtype).tiny)
+    cutoff = relative * scale_of + float(jnp.finfo(spectrum.dtype).tiny)
     low = xp.where(counts > 0, values, xp.inf)
     low = xp.where(values > cutoff[:, None], low, xp.inf) if scale.axis == "log" else low
     largest = xp.max(xp.where(counts > 0, values, -xp.inf), axis=1)

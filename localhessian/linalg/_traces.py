@@ -76,7 +76,7 @@ def trace(
     least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
     if method not in least:
         raise ValueError(f"`method` must be 'hutchinson', 'hutch++' or 'xtrace', got {method!r}.")
-    check_probes(probes, least[method], f" by {method!r}")
+    check_probes(probes, least[method], "" if method == "hutchinson" else f" by {method!r}")
     key = jax.random.key(0) if key is None else key
     factor = factor_of(operator)
     if factor is not None and min(factor.in_size, factor.out_size) <= probes:
