@@ -70,9 +70,8 @@ def by_matfree(factor: jax.Array, points: jax.Array, probes: int, steps: int) ->
 
 def densities(size: int, probes: int, steps: int) -> None:
     print(f"density, {size} x {size}, {probes} probes, {steps} steps, log axis")
-    print(
-        f"{'spectrum':18} {'ours s':>8} {'matfree s':>9} {'ratio':>6} {'our error':>10} {'matfree':>8} {'ours bars':>10}"
-    )
+    heads = ("ours s", "matfree s", "ratio", "our error", "matfree's", "our bars")
+    print(f"{'spectrum':18}", *(f"{head:>10}" for head in heads))
     for name, eigenvalues in spectra(size).items():
         factor, points = factor_of(eigenvalues), np.geomspace(3e-7, 1.2 * eigenvalues.max(), 201)
         operator, limits = gram(matrix_map(factor)), (float(points[0]), float(points[-1]))
@@ -82,10 +81,8 @@ def densities(size: int, probes: int, steps: int) -> None:
         truth = np.mean(eigenvalues[None] <= points[:, None], axis=1)
         errors = [np.mean(np.abs(np.asarray(value) - truth)) for value in (ours.cumulative.value, peer)]
         bars = np.mean(ours.cumulative.probe_error + ours.cumulative.quadrature_error)
-        ratio = our_time / peer_time
-        print(
-            f"{name:18} {our_time:8.3f} {peer_time:9.3f} {ratio:6.2f} {errors[0]:10.4f} {errors[1]:8.4f} {bars:10.4f}"
-        )
+        numbers = (our_time, peer_time, our_time / peer_time, *errors, bars)
+        print(f"{name:18}", *(f"{number:10.4f}" for number in numbers))
 
 
 def traces(size: int, probes: int) -> None:
@@ -97,15 +94,12 @@ def traces(size: int, probes: int) -> None:
             factor = factor_of(eigenvalues)
             matrix = scale * factor.T @ factor
             truth = float(np.trace(np.asarray(matrix, np.float64)))
-            sample = stochtrace.sampler_sphere(jnp.zeros(size), num=probes // 2)
-            estimate = stochtrace.estimator_leave_one_out_mean_and_sem(stochtrace.leave_one_out_xtrace(), sample)
-            peer = jax.jit(lambda matrix: jax.vmap(lambda key: estimate(lambda v: matrix @ v, key))(keys))(matrix)
+            peer = jax.jit(lambda matrix: jax.vmap(lambda key: xtrace_by_matfree(matrix, key, probes))(keys))(matrix)
             found = jax.jit(lambda matrix: jax.vmap(lambda key: xtrace(matrix, key, probes))(keys))(matrix)
             texts = []
             for value, claimed in ((found.value, found.standard_error), peer):
-                error, bar = (
-                    np.sqrt(np.mean(np.asarray(part, float) ** 2)) / truth for part in (value - truth, claimed)
-                )
+                sizes = (np.sqrt(np.mean(np.asarray(part, float) ** 2)) for part in (value - truth, claimed))
+                error, bar = (part / truth for part in sizes)
                 texts.append(f"{error:.1e} ({bar:.1e})")
             print(f"{name + (' * 1e-8' if scale < 1 else ''):26} {texts[0]:>20} {texts[1]:>20}")
 
@@ -113,6 +107,12 @@ def traces(size: int, probes: int) -> None:
 def xtrace(matrix: jax.Array, key: jax.Array, probes: int) -> lh.TraceEstimate:
     operator = lh.symmetric_operator(Partial(lambda matrix, v: matrix @ v, matrix), len(matrix))
     return lh.trace(operator, method="xtrace", key=key, probes=probes)
+
+
+def xtrace_by_matfree(matrix: jax.Array, key: jax.Array, probes: int) -> tuple[jax.Array, jax.Array]:
+    sample = stochtrace.sampler_sphere(jnp.zeros(len(matrix)), num=probes // 2)
+    estimate = stochtrace.estimator_leave_one_out_mean_and_sem(stochtrace.leave_one_out_xtrace(), sample)
+    return estimate(lambda v: matrix @ v, key)
 
 
 if __name__ == "__main__":
