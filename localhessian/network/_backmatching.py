@@ -17,7 +17,7 @@ from localhessian._tree import floating, is_concrete, pytree, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples
-from localhessian.network._validate import validate_shapes, validate_values
+from localhessian.network._validate import run_chain, validate_shapes, validate_values
 
 
 @pytree
@@ -82,7 +82,8 @@ def back_match(
             activations, a model that answers differently twice; the message names the block.
         KeyError: `params` names a block that is not in the chain.
 
-    Cost: one forward and one backward pass, and 2 ceil(log2 n) jvps for the detection of coupling.
+    Cost: three forward passes (one for the backward pass, one for the check of values) and one backward pass, and
+    1 + ceil(log_16 n) jvps for the detection of coupling.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,33 +100,47 @@ def back_match(
     context = chain.context_for(x, context)
     validate_shapes(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
-    matching = _back_match(chain, loss, params, x, y, context)
-    if is_concrete(params, x, y, context):
-        validate_values(chain, params, x, y, loss, context, matching.activations)
-    return matching
-
-
-@jax.jit(static_argnums=(0, 1))
-def _back_match(chain: Chain, loss: Loss, params, x, y, context) -> BackMatching:
-    activations = chain.forward(params, x, context)
-    n = jax.tree.leaves(x)[0].shape[0]
-    outputs, rebuild_last = floating(activations[-1])
-    total, gradient = jax.value_and_grad(lambda leaves: loss(rebuild_last(leaves), y).sum())(outputs)
-    residuals: list[Activations] = [_embed(gradient, activations[-1])]
-    gradients, losses, coupled = {}, {}, {}
+    # One program for each kind of block: equal blocks share it, and none is as large as the network.
+    activations = run_chain(chain, params, x, context)
+    losses, residual = _loss_and_residual(loss, activations[-1], y)
+    residuals: list[Activations] = [residual]
+    gradients, values, coupled = {}, {}, {}
     for b in range(len(chain), 0, -1):
-        block, z = chain.blocks[b - 1], activations[b - 1]
-        at_last = b == len(chain)
-        for_params, for_input = pull_back(block, params[block.name], z, context, residuals[0])
-        leaves, rebuild = floating(for_params)
-        gradients[block.name] = rebuild([leaf / n for leaf in leaves])
-        losses[block.name] = total / n if at_last else _half_square(residuals[0]) / n
+        block, z, at_last = chain.blocks[b - 1], activations[b - 1], b == len(chain)
+        gradient, value, for_input = _pull_back(block.anonymous, params[block.name], z, context, residuals[0])
+        gradients[block.name] = gradient
+        values[block.name] = jnp.mean(losses) if at_last else value
         coupled[block.name] = couples_samples(block, params[block.name], z, context, loss if at_last else None, y)
         residuals.insert(0, for_input if b > 1 else None)
     displacements = (None, *(jax.tree.map(jnp.negative, r) for r in residuals[1:-1]), None)
-    return BackMatching(
-        activations, displacements, tuple(residuals), gradients, losses, coupled, params, y, context, chain, loss
+    matching = BackMatching(
+        activations, displacements, tuple(residuals), gradients, values, coupled, params, y, context, chain, loss
     )
+    if is_concrete(params, x, y, context):
+        validate_values(matching.chain, params, y, context, activations, losses)
+    return matching
+
+
+@jax.jit(static_argnums=0)
+def _loss_and_residual(loss: Loss, z: Activations, y: Any) -> tuple[Array, Activations]:
+    """Per-sample losses, and r_B = n dJ/dz_B."""
+    outputs, rebuild = floating(z)
+
+    def total(leaves):
+        losses = loss(rebuild(leaves), y)
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(total, has_aux=True)(outputs)
+    return losses, _embed(gradient, z)
+
+
+@jax.jit(static_argnums=0)
+def _pull_back(block: Block, params: Params, z: Activations, context: Context, residual: Activations):
+    """dl_b/dW_b, l_b of a block with a target, and r_{b-1}."""
+    for_params, for_input = pull_back(block, params, z, context, residual)
+    n = jax.tree.leaves(z)[0].shape[0]
+    leaves, rebuild = floating(for_params)
+    return rebuild([leaf / n for leaf in leaves]), _half_square(residual) / n, for_input
 
 
 def pull_back(
