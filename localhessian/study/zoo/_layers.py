@@ -1,0 +1,179 @@
+"""Named initializations and activations, and the layers that several families share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from localhessian._types import Array
+
+INITIALIZERS: dict[str, Callable] = {
+    "orthogonal": jax.nn.initializers.orthogonal(),
+    "he": jax.nn.initializers.he_normal(),
+    "lecun": jax.nn.initializers.lecun_normal(),
+    "xavier": jax.nn.initializers.glorot_normal(),
+}
+"""Of kernels, by name; biases begin at 0."""
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "linear": lambda u: u,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+}
+"""By name."""
+
+
+def initializer(name: str, scale: float = 1.0) -> Callable:
+    """A named initialization of kernels, times `scale`.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in INITIALIZERS:
+        raise ValueError(f"`init` must be one of {', '.join(INITIALIZERS)}, got {name!r}.")
+    kernel = INITIALIZERS[name]
+    return kernel if scale == 1 else lambda *arguments: scale * kernel(*arguments)
+
+
+def activation_named(name: str) -> Callable[[Array], Array]:
+    """A named activation.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {name!r}.")
+    return ACTIVATIONS[name]
+
+
+def norm_named(name: str | None, features: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    """A named normalization over features; None for none.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name is None:
+        return None
+    kinds: dict[str, Any] = {"batch": nnx.BatchNorm, "layer": nnx.LayerNorm}
+    if name not in kinds:
+        raise ValueError(f"`norm` must be one of {', '.join(kinds)} or None, got {name!r}.")
+    return kinds[name](features, rngs=rngs)
+
+
+class Layers(nnx.Module):
+    """Layers one after the other; each is a block of the chain by default."""
+
+    def __init__(self, layers: list[nnx.Module]):
+        """Take the layers."""
+        self.layers = nnx.List(layers)
+
+    def __call__(self, x: Array) -> Array:
+        """Through all layers."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Dense(nnx.Module):
+    """Affine map, normalization, activation; samples are flattened first."""
+
+    def __init__(
+        self, inputs: int, units: int, activation: str, kernel_init: Callable, norm: str | None, rngs: nnx.Rngs
+    ):
+        """Make the parameters."""
+        self.linear = nnx.Linear(inputs, units, kernel_init=kernel_init, rngs=rngs)
+        self.norm = norm_named(norm, units, rngs)
+        self.activation = activation_named(activation)
+
+    def __call__(self, x: Array) -> Array:
+        """Rows to rows."""
+        u = self.linear(x.reshape(x.shape[0], -1))
+        return self.activation(u if self.norm is None else self.norm(u))
+
+
+class Convolution(nnx.Module):
+    """3 x 3 convolution (or another size), normalization, activation, and max-pooling if asked."""
+
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        *,
+        norm: str | None,
+        kernel_init: Callable,
+        rngs: nnx.Rngs,
+        activation: str = "relu",
+        stride: int = 1,
+        size: int = 3,
+        pool: bool = False,
+    ):
+        """Make the parameters; a normalization makes the convolution's bias idle, so there is none then."""
+        self.conv = nnx.Conv(
+            channels,
+            features,
+            (size, size),
+            strides=(stride, stride),
+            use_bias=norm is None,
+            kernel_init=kernel_init,
+            rngs=rngs,
+        )
+        self.norm = norm_named(norm, features, rngs)
+        self.activation = activation_named(activation)
+        self.pool = pool
+
+    def __call__(self, x: Array) -> Array:
+        """NHWC to NHWC."""
+        u = self.conv(x)
+        u = self.activation(u if self.norm is None else self.norm(u))
+        return nnx.max_pool(u, (2, 2), strides=(2, 2)) if self.pool else u
+
+
+class PooledHead(nnx.Module):
+    """Mean over the positions, then an affine map to logits."""
+
+    def __init__(self, features: int, classes: int, kernel_init: Callable, rngs: nnx.Rngs):
+        """Make the parameters."""
+        self.linear = nnx.Linear(features, classes, kernel_init=kernel_init, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """NHWC to logits."""
+        return self.linear(jnp.mean(x, axis=(1, 2)))
+
+
+class TransformerLayer(nnx.Module):
+    """Pre-norm attention and a two-layer perceptron, each with a skip connection."""
+
+    def __init__(self, dim: int, heads: int, *, causal: bool, kernel_init: Callable, rngs: nnx.Rngs):
+        """Make the parameters.
+
+        Raises:
+            ValueError: `dim` is not a multiple of `heads`.
+        """
+        if dim % heads:
+            raise ValueError(f"`dim` must be a multiple of `heads`, got {dim} and {heads}.")
+        self.heads, self.causal = heads, causal
+        self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
+        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, kernel_init=kernel_init, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, use_bias=False, kernel_init=kernel_init, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
+        self.up = nnx.Linear(dim, 4 * dim, kernel_init=kernel_init, rngs=rngs)
+        self.down = nnx.Linear(4 * dim, dim, kernel_init=kernel_init, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """(n, tokens, dim) to the same."""
+        x = x + self.out(self._attend(self.norm1(x)))
+        return x + self.down(jax.nn.gelu(self.up(self.norm2(x))))
+
+    def _attend(self, x: Array) -> Array:
+        n, tokens, dim = x.shape
+        q, k, v = jnp.split(self.qkv(x).reshape(n, tokens, 3 * self.heads, dim // self.heads), 3, axis=2)
+        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / (dim // self.heads) ** 0.5
+        if self.causal:
+            seen = jnp.tril(jnp.ones((tokens, tokens), bool))
+            scores = jnp.where(seen[None, None], scores, -1e9)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores, axis=-1), v)
+        return mixed.reshape(n, tokens, dim)
