@@ -120,7 +120,9 @@ class Density:
         return Interval(self.largest / bottom * known, jnp.maximum(self.largest / at.upper, 1) * known, upper * known)
 
     def _crossing(self, low: Array, target: Array, high: Array, sigmas: float) -> Interval:
-        """Where the cumulative distribution reaches the targets."""
+        """Where the cumulative distribution reaches the targets, up to rounding."""
+        rounding = 10 * float(jnp.finfo(target.dtype).eps)
+        low, target, high = (share - rounding for share in (low, target, high))
         below, above = self.cumulative.interval(sigmas)
         value = jax.lax.cummax(self.cumulative.value, self.cumulative.value.ndim - 1)
         after = jnp.argmax(value >= target[..., None], axis=-1)
