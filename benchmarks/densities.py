@@ -30,6 +30,7 @@ def spectra(size: int) -> dict[str, np.ndarray]:
         "geometric": np.geomspace(1e-6, 1, size),
         "outliers": np.r_[np.geomspace(1e-3, 1e-2, size - 8), np.linspace(0.3, 1, 8)],
         "clusters": np.repeat([1.0, 0.5, 0.01], [size // 4, size // 4, size - 2 * (size // 4)]),
+        "identity": np.ones(size),
         "null space": np.r_[np.zeros(size // 2), np.linspace(0.1, 1, size - size // 2)],
     }
 

@@ -1,10 +1,10 @@
 """Spectral densities by stochastic quadrature, with the error of the probes and that of the quadrature apart.
 
 Why not matfree, which has the recurrences: its step count is fixed, so a start that spans a small invariant space
-(identity, few distinct eigenvalues) divides by a length of zero; its loop is always compiled, which is slow around
+(the identity, the zero matrix) may end in NaN; its loop is always compiled, which is slow around
 convolutions on the CPU; it takes one function at a time and tells no quadrature error. Compiled whole it is faster on
 small explicit matrices. Its XTrace tests the rank by an absolute threshold, so that small operators get wrong traces
-with tiny error bars. `benchmarks/densities.py` measures all but the first.
+with tiny error bars. `benchmarks/densities.py` shows all of it.
 """
 
 import dataclasses
