@@ -30,7 +30,6 @@ def spectra(size: int) -> dict[str, np.ndarray]:
         "geometric": np.geomspace(1e-6, 1, size),
         "outliers": np.r_[np.geomspace(1e-3, 1e-2, size - 8), np.linspace(0.3, 1, 8)],
         "clusters": np.repeat([1.0, 0.5, 0.01], [size // 4, size // 4, size - 2 * (size // 4)]),
-        "identity": np.ones(size),
         "null space": np.r_[np.zeros(size // 2), np.linspace(0.1, 1, size - size // 2)],
     }
 
@@ -109,6 +108,15 @@ def convolution(probes: int, steps: int) -> None:
     print(f"\nconvolution, {probes} probes, {steps} steps: ours {ours:.2f} s, matfree {peer:.2f} s, {ours / peer:.3f}")
 
 
+def breakdowns() -> None:
+    """Operators whose recurrence ends after one step, without any rounding."""
+    for name, diagonal in (("identity", jnp.ones(20)), ("zero", jnp.zeros(20))):
+        (_, peer, *_), _ = timed(lambda diagonal=diagonal: decomp.bidiag(5)(lambda v: diagonal * v, jnp.ones(20)))
+        ours = lh.spectral_density(lh.linear_map(Partial(jnp.multiply, diagonal), None, 20, 20), steps=5)
+        finite = [bool(jnp.all(jnp.isfinite(part))) for part in (ours.cumulative.value, peer)]
+        print(f"{name} of order 20: ours is finite: {finite[0]}, matfree's bidiagonal matrix: {finite[1]}")
+
+
 def traces(size: int, probes: int) -> None:
     print(f"\nXTrace, {probes} products, root mean square error over 50 keys relative to the trace (claimed)")
     print(f"{'spectrum':18} {'ours':>22} {'matfree':>22}")
@@ -146,4 +154,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     densities(arguments.size, arguments.probes, arguments.steps)
     convolution(2, 10)
+    breakdowns()
     traces(min(arguments.size, 200), 30)
