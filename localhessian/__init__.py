@@ -9,9 +9,12 @@ from localhessian.curvature import local_hessian as local_hessian
 from localhessian.linalg import Audit as Audit
 from localhessian.linalg import ConditionNumber as ConditionNumber
 from localhessian.linalg import Dense as Dense
+from localhessian.linalg import Density as Density
 from localhessian.linalg import GolubKahan as GolubKahan
+from localhessian.linalg import Interval as Interval
 from localhessian.linalg import Lanczos as Lanczos
 from localhessian.linalg import LinearMap as LinearMap
+from localhessian.linalg import QuadratureEstimate as QuadratureEstimate
 from localhessian.linalg import Spectrum as Spectrum
 from localhessian.linalg import SpectrumError as SpectrumError
 from localhessian.linalg import Summary as Summary
@@ -20,8 +23,12 @@ from localhessian.linalg import TraceEstimate as TraceEstimate
 from localhessian.linalg import audit as audit
 from localhessian.linalg import certify as certify
 from localhessian.linalg import condition_number as condition_number
+from localhessian.linalg import diagonal as diagonal
+from localhessian.linalg import frobenius_norm as frobenius_norm
 from localhessian.linalg import linear_map as linear_map
 from localhessian.linalg import quantile_condition_number as quantile_condition_number
+from localhessian.linalg import range_mean as range_mean
+from localhessian.linalg import spectral_density as spectral_density
 from localhessian.linalg import spectrum as spectrum
 from localhessian.linalg import summarize as summarize
 from localhessian.linalg import symmetric_operator as symmetric_operator

@@ -1,0 +1,292 @@
+"""Spectral densities by stochastic quadrature, with the error of the probes and that of the quadrature apart.
+
+Why not matfree, which has the recurrences: its step count is fixed, so a start that spans a small invariant space
+(the identity, the zero matrix) may end in NaN; its loop is always compiled, which is slow around
+convolutions on the CPU; it takes one function at a time and tells no quadrature error. Compiled whole it is faster on
+small explicit matrices. Its XTrace tests the rank by an absolute threshold, so that small operators get wrong traces
+with tiny error bars. `benchmarks/densities.py` shows all of it.
+"""
+
+import dataclasses
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._status import Status
+from localhessian._tree import is_concrete
+from localhessian._types import Array, Key
+from localhessian.linalg._distribution import Density, QuadratureEstimate
+from localhessian.linalg._jacobi import of_factor, of_symmetric
+from localhessian.linalg._krylov import unbatched
+from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._quadrature import bracket, ends
+from localhessian.linalg._solve import SpectrumError
+from localhessian.linalg._spectrum import Spectrum
+
+MARGIN = 0.02
+"""The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""
+
+
+def spectral_density(
+    operator: LinearMap | SymmetricOperator | Spectrum,
+    /,
+    *,
+    axis: Literal["linear", "log"] = "linear",
+    bins: int = 64,
+    limits: tuple[float, float] | None = None,
+    probes: int = 16,
+    steps: int = 48,
+    rtol: float | None = None,
+    key: Key | None = None,
+    throw: bool = True,
+) -> Density:
+    r"""How eigenvalues are distributed, by stochastic quadrature, without computing them.
+
+    $F(x) = \frac1d \#\{\lambda_i \le x\} = E\, v^T 1[H \le x]\, v$ for random unit vectors v
+
+    Of each of `probes` random v, `steps` steps of Lanczos (where there is a factor R: of Golub-Kahan on its smaller
+    side, so that nothing is squared and the small end stands on its own) know the first moments of v's spectral
+    measure. Gauss-Radau rules with these moments bound the cumulative distribution of v from both sides at every
+    point; the estimate is the middle of the bounds, averaged over the probes. It has two errors, reported apart:
+
+    - *quadrature*: half the distance of the bounds, which shrinks as 1/steps inside a dense bulk and much faster
+      around isolated eigenvalues; a bound, up to rounding, not a standard error;
+    - *probe*: the standard error over the random start vectors, which shrinks as 1/sqrt(probes * d).
+
+    Eigenvalues count by multiplicity, though each start sees every distinct one once. A start whose space becomes
+    invariant has an exact rule. Full reorthogonalization. A complete `Spectrum` gives the exact density instead.
+
+    Args:
+        operator: Any operator; of a linear map A the density of A^T A; or a complete spectrum.
+        axis: `"linear"`: density per unit lambda. `"log"`: per unit log10(lambda), of the eigenvalues above the cutoff;
+            zero and negative ones are counted apart on both.
+        bins: How many of equal width (on the axis).
+        limits: Eigenvalues that the axis begins and ends with; default: the extreme Ritz values with a margin (on the
+            log axis, the extreme ones above the cutoff).
+        probes: Random start vectors, at least 2 for an error bar.
+        steps: Of each recurrence, at most (the operator's smaller side ends it).
+        rtol: Relative cutoff for "zero" on singular values, as in `lh.condition_number`.
+        key: Of the start vectors; default `jax.random.key(0)`.
+        throw: Whether to raise where the numbers mean nothing. Under `jax.jit` only `status` tells.
+
+    Returns:
+        The density in bins with its cumulative distribution, quantiles and errors. Works under `jax.jit` and
+        `jax.vmap`.
+
+    Raises:
+        SpectrumError: Products are not finite, not symmetric (of a linear map: not each other's transpose), or differ
+            when repeated.
+        ValueError: a setting has no meaning, or the spectrum is not complete.
+
+    Cost: `probes * steps` products, up to 8 in one batched call, and 3 for the probe; memory `steps * (d + m)` numbers
+    for each start that runs at once.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> diagonal = jnp.array([0.0, 0.0, 1.0, 10.0])
+        >>> spectrum = lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 4))
+        >>> found = lh.spectral_density(spectrum, axis="log", bins=2, limits=(0.5, 50.0))
+        >>> print(found.zero.value, found.density.value, found.cumulative.value)
+        0.5 [0.25 0.25] [0.5  0.75 1.  ]
+
+    Source: S. Ubaru, J. Chen and Y. Saad, SIAM J. Matrix Anal. Appl. 38 (2017) 1075; the bounds: T. Chen, T. Trogdon
+    and S. Ubaru, ICML (2021).
+    """
+    _check(axis, bins, limits, probes, steps, rtol)
+    scale = _Axis(axis, bins, limits, rtol)
+    if isinstance(operator, Spectrum):
+        return _exact(operator, scale)
+    found = _run(operator, jax.random.key(0) if key is None else key, probes, steps, scale)
+    if throw and is_concrete(found.status):
+        codes = np.ravel(found.status)
+        if codes.any():
+            worst = Status(int(codes[codes != 0][0]))
+            raise SpectrumError(f"{operator.label or 'the operator'}: {worst.message}")
+    return found
+
+
+def _check(axis: str, bins: int, limits: tuple[float, float] | None, probes: int, steps: int, rtol: float | None):
+    if axis not in {"linear", "log"}:
+        raise ValueError(f"`axis` must be 'linear' or 'log', got {axis!r}.")
+    for name, value, least in (("bins", bins, 1), ("probes", probes, 2), ("steps", steps, 1)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if limits is not None and not limits[0] < limits[1]:
+        raise ValueError(f"`limits` must ascend, got {limits}.")
+    if limits is not None and axis == "log" and limits[0] <= 0:
+        raise ValueError(
+            f"`limits` must be positive on the log axis, got {limits}: zero eigenvalues are counted apart."
+        )
+    if rtol is not None and not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """The settings of the result."""
+
+    axis: str
+    bins: int
+    limits: tuple[float, float] | None
+    rtol: float | None
+
+    def relative_cutoff(self, dtype: Any, has_factor: bool) -> float:
+        """The rank rule's cutoff on eigenvalues, relative to the largest."""
+        if self.rtol is not None:
+            return self.rtol**2
+        rounding = 100 * float(jnp.finfo(dtype).eps)
+        return rounding**2 if has_factor else rounding
+
+    def edges(self, low: Any, high: Any, cutoff: Any, xp: ModuleType) -> Any:
+        """Edges of the bins, `(s, bins + 1)`, for spectra that reach from `low` to `high`, `(s,)`."""
+        places = xp.asarray(np.linspace(0, 1, self.bins + 1), dtype=cutoff.dtype)[None, :]
+        if self.limits is not None:
+            low, high = (xp.full_like(cutoff, limit) for limit in self.limits)
+        elif self.axis == "log":
+            # What is at the cutoff is uncertain; a spectrum without a positive value gets an axis all the same.
+            high = xp.where(high > cutoff, high, 10 * cutoff)
+            low = xp.maximum(xp.where(xp.isfinite(low), low, high / 10), cutoff)
+            ratio = xp.maximum((high / low) ** MARGIN, 1 + 2 * MARGIN)
+            low, high = xp.maximum(low / ratio, cutoff), high * ratio
+        else:
+            margin = xp.maximum(MARGIN * (high - low), 2 * MARGIN * xp.maximum(xp.abs(low), xp.abs(high)))
+            margin = xp.where(margin > 0, margin, 1)
+            low, high = low - margin, high + margin
+        low, high = low[:, None], high[:, None]
+        return low * (high / low) ** places if self.axis == "log" else low + (high - low) * places
+
+
+def _run(operator: LinearMap | SymmetricOperator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
+    """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
+    if not is_concrete(operator, key):
+        return _compute(operator, key, probes, steps, scale, jnp)
+    if jax.default_backend() != "cpu":
+        return _compiled(operator, key, probes, steps, scale)
+    try:
+        return _compute(operator, key, probes, steps, scale, np)
+    except jax.errors.TracerArrayConversionError:
+        # The operator closes over traced values, which shows when it multiplies.
+        return _compute(operator, key, probes, steps, scale, jnp)
+
+
+def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: ModuleType) -> Density:
+    factor = operator if isinstance(operator, LinearMap) else operator.factor
+    size = operator.in_size if isinstance(operator, LinearMap) else operator.size
+    if factor is None:
+        order, steps = size, min(steps, size)
+        jacobi = of_symmetric(operator, key, probes, steps, xp)
+    else:
+        # On the smaller side: the null space that the shape makes certain is not left to chance.
+        narrow = factor.T if factor.out_size < factor.in_size else factor
+        order, steps = narrow.in_size, min(steps, narrow.in_size)
+        jacobi = of_factor(narrow, key, probes, steps, xp)
+    status = jacobi.status
+    usable = (status == 0)[None, :, None]
+    diagonal, off = (xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off))
+    nodes, errors = ends(diagonal, off, xp)
+    if factor is not None:
+        nodes, errors = xp.maximum(nodes, 0) ** 2, (2 * xp.abs(nodes) + errors) * errors
+    first = xp.argmax(nodes[..., -1], axis=0)[None]
+    largest, error = (xp.take_along_axis(part[..., -1], first, 0)[0] for part in (nodes, errors))
+    tiny = float(jnp.finfo(operator.dtype).tiny)
+    cutoff = scale.relative_cutoff(operator.dtype, factor is not None) * xp.max(xp.abs(nodes), axis=(0, 2)) + tiny
+    above = xp.where(nodes > cutoff[None, :, None], nodes, xp.inf) if scale.axis == "log" else nodes
+    edges = scale.edges(xp.min(above, axis=(0, 2)), largest, cutoff, xp)
+    points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
+    if factor is None:
+        lower, upper = bracket(diagonal, off, points, xp)
+    else:
+        bounds = bracket(diagonal, off, xp.sqrt(xp.maximum(points, 0)), xp, even=True)
+        # The distribution of sigma^2 from that of plus and minus sigma.
+        lower, upper = (xp.where(points[None] >= 0, xp.clip(2 * bound - 1, 0, 1), 0) for bound in bounds)
+    parts = lower, upper, edges, cutoff, largest, error, status
+    return _density(parts, operator.batch, operator.dtype, scale, (order, size), (probes, steps), xp)
+
+
+_compiled = jax.jit(partial(_compute, xp=jnp), static_argnums=(2, 3, 4))
+
+
+def _density(parts, batch: int | None, dtype: Any, scale: _Axis, sizes: tuple[int, int], run: tuple[int, int], xp):
+    """The result from bounds `(p, s, 2 + edges)` at minus the cutoff, the cutoff and the edges.
+
+    The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null.
+    """
+    lower, upper, edges, cutoff, largest, error, status = parts
+    (order, size), (probes, steps) = sizes, run
+    known = xp.where(status == 0, 1, xp.nan).astype(edges.dtype)
+    width = xp.diff(xp.log10(edges) if scale.axis == "log" else edges, axis=1)
+    certain = xp.where(edges >= 0, 1 - order / size, 0)
+
+    def arrays(value: Any) -> Array:
+        return jnp.asarray(unbatched(value, batch), dtype)
+
+    def estimate(low: Any, high: Any, certain: Any, unit: Any) -> QuadratureEstimate:
+        middle, half = (low + high) / 2, xp.maximum(high - low, 0) / 2
+        share = xp.mean(middle, axis=0)
+        value, parts = certain + order / size * share, (_probe_error(middle, share, order, xp), xp.mean(half, axis=0))
+        finite = known.reshape(-1, *(1,) * (share.ndim - 1)) / unit
+        return QuadratureEstimate(arrays(value * finite), *(arrays(part * finite * (order / size)) for part in parts))
+
+    low, high = lower[:, :, 2:], upper[:, :, 2:]
+    return Density(
+        edges=arrays(edges),
+        density=estimate(low[..., 1:] - high[..., :-1], high[..., 1:] - low[..., :-1], xp.diff(certain, axis=1), width),
+        cumulative=estimate(low, high, certain, 1),
+        negative=estimate(lower[..., 0], upper[..., 0], 0, 1),
+        zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0], 1 - order / size, 1),
+        cutoff=arrays(cutoff),
+        largest=arrays(largest * known),
+        largest_error=arrays(error * known),
+        status=jnp.asarray(unbatched(status, batch), np.int32),
+        matvecs=jnp.asarray(probes * steps),
+        axis=scale.axis,
+        size=size,
+        probes=probes,
+        steps=steps,
+        exact=probes == 0,
+    )
+
+
+def _probe_error(shares: Any, mean: Any, order: int, xp: ModuleType) -> Any:
+    """Standard error of the mean of shares `(p, ...)`.
+
+    The weight of a random direction in an eigenspace of share f has a Beta distribution of variance
+    2 f (1 - f) / (order + 2). Few probes show less than that by chance, so it is a floor.
+    """
+    if len(shares) == 1:
+        return xp.zeros_like(mean)
+    within = xp.clip(mean, 0, 1)
+    variance = xp.maximum(xp.var(shares, axis=0, ddof=1), 2 * within * (1 - within) / (order + 2))
+    return xp.sqrt(variance / len(shares))
+
+
+def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
+    """The density of a complete spectrum."""
+    if is_concrete(spectrum.complete) and not np.all(spectrum.complete):
+        raise ValueError("the spectrum is not complete, so its values have no shares: pass the operator instead.")
+    batch = None if spectrum.eigenvalues.ndim == 1 else len(spectrum.eigenvalues)
+    xp: Any = np if is_concrete(spectrum) else jnp
+    values, counts, status, complete = (
+        xp.asarray(part)[None] if batch is None else xp.asarray(part)
+        for part in (spectrum.eigenvalues, spectrum.multiplicities, spectrum.status, spectrum.complete)
+    )
+    values = xp.where(counts > 0, values, 0)
+    scale_of = xp.max(xp.abs(values), axis=1)
+    relative = scale.relative_cutoff(spectrum.dtype, spectrum.singular_values is not None)
+    cutoff = relative * scale_of + float(jnp.finfo(spectrum.dtype).tiny)
+    low = xp.where(counts > 0, values, xp.inf)
+    low = xp.where(values > cutoff[:, None], low, xp.inf) if scale.axis == "log" else low
+    largest = xp.max(xp.where(counts > 0, values, -xp.inf), axis=1)
+    edges = scale.edges(xp.min(low, axis=1), largest, cutoff, xp)
+    points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
+    below = values[:, None, :] <= points[:, :, None]
+    shares = xp.sum(xp.where(below, counts[:, None, :], 0), axis=2)[None].astype(values.dtype) / spectrum.size
+    status = xp.where(complete, 0, status).astype(np.int32)
+    shares = xp.where(complete[None, :, None], shares, xp.nan)
+    parts = shares, shares, edges, cutoff, largest, xp.zeros_like(largest), status
+    return _density(parts, batch, spectrum.dtype, scale, (spectrum.size, spectrum.size), (0, 0), xp)

@@ -1,0 +1,166 @@
+"""Jacobi matrices of random start vectors: the recurrences of Lanczos and Golub-Kahan without restarts.
+
+Several starts run as one recurrence: the leading axis of its vectors is `g * s`, `g` starts for each of the `s`
+operators of a batch.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from localhessian._status import Status
+from localhessian._tree import pytree
+from localhessian._types import Array, Float, Int, Key
+from localhessian.linalg._golub_kahan import _left, _right
+from localhessian.linalg._krylov import BASIS_BYTES, Plan, products, random_block, repeat, repeats, rows, working_dtype
+from localhessian.linalg._lanczos import _advance
+from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._recurrence import State, begin
+
+GROUP = 8
+"""Starts that run as one recurrence, at most: more vectors at once do not pay (8 break even on one core)."""
+PRODUCT_BYTES = 2**27
+"""What a product with all vectors of a group may hold, its intermediate results counted as 8 times what goes in."""
+
+
+@pytree
+class Jacobi:
+    """Tridiagonal matrices of unit start vectors; rows after a breakdown are decoupled."""
+
+    diagonal: Float[Array, "p s N"]
+    off: Float[Array, "p s N"]
+    """`off[..., i]` couples rows i and i + 1; the last one is what a further step would be coupled by."""
+    status: Int[Array, " s"]
+    """CONVERGED, or why the numbers mean nothing."""
+
+
+def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int, xp: ModuleType) -> Jacobi:
+    """`steps` steps of Lanczos from `probes` random starts for each operator."""
+    prepared, s, d = operator.prepare(), operator.batch or 1, operator.size
+    group = _group(probes, steps, s * d, operator.dtype, xp)
+    plan = _plan(d, steps, operator.dtype)
+    multiplied = _multiplied(prepared.product, prepared.batch, group, prepared.dtype, xp)
+
+    def step(state: State) -> State:
+        return _advance(state, multiplied(state.current), plan, xp)
+
+    def run(key: Key) -> Jacobi:
+        block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)
+        state = begin(block, None, plan, key, xp)
+        first = state.current
+        state = _drive(step, state, steps, lambda: multiplied(first), xp)
+        diagonal = xp.diagonal(state.matrix, axis1=1, axis2=2)
+        # Decoupled rows get a value from within the spectrum, so that extremes need no mask.
+        diagonal = xp.where(state.filled, diagonal, diagonal[:, :1])
+        off = xp.abs(xp.diagonal(state.matrix, 1, axis1=1, axis2=2))
+        return _found(diagonal, off, state, Status.NOT_SYMMETRIC, repeats(multiplied, state, first, plan, xp), s, xp)
+
+    return _merge([run(key) for key in jax.random.split(key, probes // group)], xp)
+
+
+def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleType) -> Jacobi:
+    """`steps` steps of Golub-Kahan from `probes` random starts in the domain of each map A.
+
+    The matrix, of order 2 steps, is that of [[0, A^T], [A, 0]] and the start (v, 0): its measure lies evenly on plus
+    and minus the singular values, so nothing is squared.
+    """
+    prepared, s, d, m = factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
+    group = _group(probes, steps, s * (d + m), factor.dtype, xp)
+    plan = _plan(d, steps, factor.dtype)
+    forward, backward = (
+        _multiplied(part, prepared.batch, group, prepared.dtype, xp) for part in (prepared.forward, prepared.backward)
+    )
+
+    def step(state: State) -> State:
+        state, left = _left(state, forward(state.current), plan, xp)
+        return _right(state, backward(left), plan, xp)
+
+    def run(key: Key) -> Jacobi:
+        block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)
+        state = begin(block, m, plan, key, xp)
+        first = state.current
+        state = _drive(step, state, steps, lambda: backward(forward(first)), xp)
+        own, beside = (xp.diagonal(state.matrix, k, axis1=1, axis2=2) for k in (0, 1))
+        beside = xp.concatenate([beside, xp.zeros_like(own[:, :1])], axis=1)
+        off = xp.abs(xp.stack([own, beside], axis=2).reshape(len(own), -1)[:, :-1])
+        diagonal = xp.zeros((len(own), 2 * steps), own.dtype)
+        return _found(diagonal, off, state, Status.NOT_ADJOINT, repeats(forward, state, first, plan, xp), s, xp)
+
+    return _merge([run(key) for key in jax.random.split(key, probes // group)], xp)
+
+
+def _group(probes: int, steps: int, numbers: int, dtype: Any, xp: ModuleType) -> int:
+    """How many starts run at once: the largest divisor of `probes` whose vectors, of `numbers` each, fit.
+
+    Each group is a program part of its own where all is compiled whole, so only memory limits it there.
+    """
+    bytes_ = numbers * dtype.itemsize
+    most = max(min(GROUP if xp is np else probes, PRODUCT_BYTES // (8 * bytes_), BASIS_BYTES // (steps * bytes_)), 1)
+    return max(group for group in range(1, most + 1) if probes % group == 0)
+
+
+def _plan(order: int, steps: int, dtype: Any) -> Plan:
+    """A run that is never restarted, nor filled up after a breakdown: the start's own invariant space is wanted."""
+    eps = float(jax.numpy.finfo(dtype).eps)
+    return Plan("both", 1, order, block=1, size=steps, keep=0, steps=steps, whole=False, rtol=0.0, eps=eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Together:
+    """A product with the vectors of a group, `(g * s, d)`."""
+
+    batch: int | None
+    group: int
+
+    def __call__(self, product: Partial, v: Float[Array, "L d"]) -> Float[Array, "L m"]:
+        one = rows(product, self.batch)
+        if self.group == 1:
+            return one(v)
+        return jax.vmap(one)(v.reshape(self.group, -1, v.shape[1])).reshape(len(v), -1)
+
+
+def _multiplied(product: Partial, batch: int | None, group: int, dtype: Any, xp: ModuleType) -> Callable[[Any], Any]:
+    together = Partial(_Together(batch, group), product)
+    return lambda block: products(together, block, len(block), dtype, xp)
+
+
+def _drive(
+    step: Callable[[State], State], state: State, steps: int, example: Callable[[], Any], xp: ModuleType
+) -> State:
+    """All steps; on the host until every start has broken down."""
+    if xp is not np:
+        return repeat(step, state, steps, example)
+    for _ in range(steps):
+        state = step(state)
+        if not np.any(state.live) or not np.any(state.finite):
+            break
+    return state
+
+
+def _found(diagonal, off, state: State, wrong: Status, repeated, s: int, xp: ModuleType) -> Jacobi:
+    """The matrices `(g, s, N)` of a group, and what the recurrence tells."""
+    last = xp.sum(state.coupling[:, :, 0], axis=1)[:, None]
+    off = xp.concatenate([off, last], axis=1)
+    skewed = 100 * float(jax.numpy.finfo(state.skew.dtype).eps) ** 0.75
+    status = xp.where(state.skew > skewed, int(wrong), 0)
+    status = xp.where(repeated, status, int(Status.NOT_DETERMINISTIC))
+    status = xp.where(state.finite, status, int(Status.NON_FINITE))
+    status = status.reshape(-1, s)
+    # One of them is enough; a product that is not finite explains the others.
+    worst = xp.max(status, axis=0)
+    worst = xp.where(xp.any(status == int(Status.NON_FINITE), axis=0), int(Status.NON_FINITE), worst)
+    diagonal, off = (part.reshape(-1, s, part.shape[1]) for part in (diagonal, off))
+    return Jacobi(diagonal, off, worst.astype(np.int32))
+
+
+def _merge(parts: list[Jacobi], xp: ModuleType) -> Jacobi:
+    diagonal, off = (xp.concatenate([getattr(part, name) for part in parts]) for name in ("diagonal", "off"))
+    status = xp.stack([part.status for part in parts])
+    worst = xp.max(status, axis=0)
+    worst = xp.where(xp.any(status == int(Status.NON_FINITE), axis=0), int(Status.NON_FINITE), worst)
+    return Jacobi(diagonal, off, worst)

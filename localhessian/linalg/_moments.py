@@ -1,0 +1,108 @@
+"""Figures made of tr(H) and tr(H^2), from products alone, with the jackknife's standard errors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from localhessian._types import Array, Float, Key
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
+from localhessian.linalg._probes import (
+    TraceEstimate,
+    check_probes,
+    each_probe,
+    factor_of,
+    multiplied,
+    random_signs,
+    result,
+    size_of,
+    unit_vector,
+)
+
+
+def frobenius_norm(
+    operator: LinearMap | SymmetricOperator, /, *, key: Key | None = None, probes: int = 32
+) -> TraceEstimate:
+    r"""The Frobenius norm of a symmetric operator, or of A^T A of a linear map A: the root of tr(H^2).
+
+    $\mathrm{tr} H^2 = E\, \|H v\|^2$ for random signs v; of a factor R, by R^T R or R R^T, whichever is smaller
+
+    Args:
+        operator: Any operator; batched operators give one estimate each.
+        key: Of the random signs; default `jax.random.key(0)`.
+        probes: How many products; exact where the operator (or its factor's smaller side) is no larger.
+
+    Returns:
+        The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`.
+
+    Raises:
+        ValueError: `probes` is less than 3.
+
+    Cost: `probes` products with H.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> print(lh.frobenius_norm(lh.symmetric_operator(lambda v: jnp.array([3.0, 4.0]) * v, 2)).value)
+        5.0
+    """
+    return _of_moments(lambda first, second: jnp.sqrt(jnp.maximum(second, 0)), operator, key, probes)
+
+
+def range_mean(
+    operator: LinearMap | SymmetricOperator, /, *, key: Key | None = None, probes: int = 32
+) -> TraceEstimate:
+    r"""tr(H^2) / tr(H): the mean eigenvalue weighted by itself, which leaves the null space out.
+
+    Args:
+        operator: A semi-definite operator; batched operators give one estimate each.
+        key: Of the random signs; default `jax.random.key(0)`.
+        probes: How many products; exact where the operator (or its factor's smaller side) is no larger.
+
+    Returns:
+        The ratio of the estimates of both traces from the same probes, with the standard error of the jackknife; NaN
+        where tr(H) is zero. Works under `jax.jit` and `jax.vmap`.
+
+    Raises:
+        ValueError: `probes` is less than 3.
+
+    Cost: `probes` products with H.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> print(lh.range_mean(lh.symmetric_operator(lambda v: jnp.array([0.0, 1.0, 3.0]) * v, 3)).value)
+        2.5
+
+    Source: the scalar `range_mean` of scale-amended SGD.
+    """
+    return _of_moments(lambda first, second: second / jnp.where(first == 0, jnp.nan, first), operator, key, probes)
+
+
+def _of_moments(
+    figure: Callable[[Any, Any], Any], operator: LinearMap | SymmetricOperator, key: Key | None, probes: int
+) -> TraceEstimate:
+    """A function of tr(H) and tr(H^2), with the jackknife's standard error."""
+    check_probes(probes, 3)
+    key = jax.random.key(0) if key is None else key
+    factor = factor_of(operator)
+    if factor is not None:
+        # R^T R and R R^T have the same traces.
+        operator = gram(factor if factor.in_size <= factor.out_size else factor.T)
+    exact = size_of(operator) <= probes
+    count = size_of(operator) if exact else probes
+    vectors = Partial(unit_vector if exact else random_signs, key)
+    both = each_probe(Partial(_two_forms, operator.prepare()), vectors, count, operator)
+    first, second = both[..., 0], both[..., 1]
+    if exact:
+        return result(figure(jnp.sum(first, 0), jnp.sum(second, 0)), None, count, True, operator)
+    left_out = figure(*((jnp.sum(part, 0, keepdims=True) - part) / (count - 1) for part in (first, second)))
+    spread = jnp.std(left_out, axis=0) * (count - 1) ** 0.5
+    return result(figure(jnp.mean(first, 0), jnp.mean(second, 0)), spread, count, False, operator)
+
+
+def _two_forms(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s 2"]:
+    moved = multiplied(operator, v)
+    return jnp.stack([jnp.sum(v * moved, axis=-1), jnp.sum(moved**2, axis=-1)], axis=-1)

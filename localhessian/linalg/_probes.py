@@ -1,0 +1,102 @@
+"""Products with random or unit vectors, one after another, for the estimators of traces."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from localhessian._tree import is_concrete, pytree, static
+from localhessian._types import Array, Float, Key
+from localhessian.linalg._krylov import repeat, rows, unbatched
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
+
+
+@pytree
+class TraceEstimate:
+    """A trace, or a figure made of traces, with its error bar; of a batched operator a leading axis `s`."""
+
+    value: Array
+    """`(*s,)`, of a diagonal `(*s, d)`."""
+    standard_error: Array
+    """Of the value, estimated from the same probes; 0 where it is exact."""
+    probes: int = static()
+    """How many vectors were multiplied."""
+    exact: bool = static()
+    """Whether the probes were all unit vectors, so that only rounding is left."""
+
+
+def each_probe(function: Partial, vectors: Partial, count: int, operator: LinearMap | SymmetricOperator) -> Array:
+    """function(v) of every probe, `(count, s, ...)`: from the host where there are numbers, else compiled whole."""
+    shape, dtype = (operator.batch or 1, size_of(operator)), operator.dtype
+    first = call(function, _probe_vector(vectors, 0, shape, dtype))
+    if is_concrete(first):
+        rest = [call(function, _probe_vector(vectors, i, shape, dtype)) for i in range(1, count)]
+        return jnp.stack([first, *rest])
+
+    def step(state):
+        i, found = state
+        return i + 1, found.at[i].set(function(_probe_vector(vectors, i, shape, dtype)))
+
+    start = jnp.zeros((), jnp.int32), jnp.zeros((count, *first.shape), first.dtype)
+    return repeat(step, start, count, lambda: function(_probe_vector(vectors, 0, shape, dtype)))[1]
+
+
+def multiplied(operator: LinearMap | SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
+    product = operator.forward if isinstance(operator, LinearMap) else operator.product
+    return rows(product, operator.batch)(v)
+
+
+def itself(v: Array) -> Array:
+    return v
+
+
+@jax.jit(static_argnums=(2, 3))
+def _probe_vector(vectors: Partial, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    return vectors(i, shape, dtype)
+
+
+def random_signs(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    return jax.random.rademacher(jax.random.fold_in(key, i), shape, dtype)
+
+
+def on_sphere(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    v = jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
+    return v * (shape[1] ** 0.5 / jnp.linalg.norm(v, axis=1, keepdims=True))
+
+
+def unit_vector(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    del key
+    return jnp.broadcast_to(jax.nn.one_hot(i, shape[1], dtype=dtype), shape)
+
+
+def row_of(vectors: Float[Array, "p s d"], i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    del shape, dtype
+    return jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False)
+
+
+def factor_of(operator: LinearMap | SymmetricOperator) -> LinearMap | None:
+    return operator if isinstance(operator, LinearMap) else operator.factor
+
+
+def size_of(operator: LinearMap | SymmetricOperator) -> int:
+    return operator.in_size if isinstance(operator, LinearMap) else operator.size
+
+
+def eps_of(operator: LinearMap | SymmetricOperator) -> float:
+    return float(jnp.finfo(operator.dtype).eps)
+
+
+def spread(samples: Array) -> Array:
+    """Standard error of the mean over the leading axis."""
+    return jnp.std(samples, axis=0, ddof=1) / len(samples) ** 0.5
+
+
+def result(value: Array, error: Array | None, probes: int, exact: bool, operator: Any) -> TraceEstimate:
+    error = jnp.zeros_like(value) if error is None else error
+    return TraceEstimate(unbatched(value, operator.batch), unbatched(error, operator.batch), probes, exact)
+
+
+def check_probes(probes: int, least: int, how: str = "") -> None:
+    if probes < least:
+        raise ValueError(f"`probes` must be at least {least} for an error bar{how}, got {probes}.")

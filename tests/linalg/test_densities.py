@@ -1,0 +1,250 @@
+"""Spectral densities against prescribed spectra: shares, error bars, moments, both ways to run, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import localhessian as lh
+from localhessian.linalg import gram, matrix_map
+from localhessian.linalg._jacobi import of_factor, of_symmetric
+from localhessian.linalg._quadrature import bracket, radau_rules
+
+D = 60
+
+
+def times(matrix, v):
+    return jnp.matmul(matrix, v, precision="highest")
+
+
+def orthogonal(rows, columns, seed=0):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(rows, columns)))[0]
+
+
+def symmetric(eigenvalues):
+    basis = orthogonal(len(eigenvalues), len(eigenvalues))
+    matrix = basis * np.asarray(eigenvalues, float) @ basis.T
+    return lh.symmetric_operator(Partial(times, jnp.asarray((matrix + matrix.T) / 2)), len(eigenvalues))
+
+
+def factored(eigenvalues, rows):
+    """R^T R with these eigenvalues, R with that many rows."""
+    size, sigma = len(eigenvalues), np.sqrt(np.sort(eigenvalues)[::-1])
+    rank = min(rows, size)
+    return gram(matrix_map(jnp.asarray((orthogonal(rows, rank) * sigma[:rank]) @ orthogonal(size, rank, 1).T)))
+
+
+def cumulative(eigenvalues, edges):
+    """The true shares at the edges, and where an edge is so near to an eigenvalue that rounding decides."""
+    edges = np.asarray(edges, np.float64)[:, None]
+    unsure = np.abs(edges - eigenvalues) < 1e-4 * np.abs(edges)
+    return np.mean(eigenvalues <= edges, axis=1), np.any(unsure, axis=1)
+
+
+SPECTRA = {
+    "geometric": np.geomspace(1e-4, 1, D),
+    "1/k": 1 / np.arange(1.0, D + 1),
+    "clusters": np.r_[np.ones(30), np.full(29, 0.5), 3.0],
+    "null space": np.r_[np.zeros(D // 2), np.geomspace(1e-2, 1, D // 2)],
+    "identity": np.ones(D),
+    "zero": np.zeros(D),
+    "rank one": np.r_[np.zeros(D - 1), 2.0],
+    "n = 1": np.array([3.0]),
+}
+KINDS = {
+    "symmetric": symmetric,
+    "tall": lambda values: factored(values, len(values) + 20),
+    "wide": lambda values: factored(values, max(np.count_nonzero(values), 1)),
+}
+
+
+@pytest.mark.parametrize("axis", ["linear", "log"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_prescribed_spectra_lie_within_the_error_bars(name, kind, axis):
+    eigenvalues = SPECTRA[name]
+    found = lh.spectral_density(KINDS[kind](eigenvalues), axis=axis, steps=24, bins=40, key=jax.random.key(1))
+    assert int(found.status) == 0
+    truth, unsure = cumulative(eigenvalues, found.edges)
+    low, high = (np.asarray(bound, np.float64) for bound in found.cumulative.interval(4))
+    assert np.all(unsure | ((low - 1e-5 <= truth) & (truth <= high + 1e-5)))
+    for share, true in ((found.zero, np.mean(eigenvalues == 0)), (found.negative, 0.0)):
+        low, high = share.interval(4)
+        assert float(low) - 1e-5 <= true <= float(high) + 1e-5
+    # Densities are shares over widths.
+    edges = np.asarray(found.edges, np.float64)
+    width = np.diff(np.log10(edges) if axis == "log" else edges)
+    masses = np.diff(np.asarray(found.cumulative.value, np.float64))
+    np.testing.assert_allclose(found.density.value * width, masses, rtol=1e-3, atol=1e-5)
+
+
+def test_few_distinct_eigenvalues_leave_no_quadrature_error():
+    """A start sees three of them: the recurrence ends, and only the weights are random."""
+    eigenvalues = np.repeat([1.0, 2.0, 5.0], [20, 30, 10])
+    found = lh.spectral_density(symmetric(eigenvalues), limits=(0.5, 6.5), bins=6, probes=64)
+    np.testing.assert_allclose(found.cumulative.quadrature_error, 0, atol=1e-6)
+    np.testing.assert_allclose(found.density.value, [1 / 3, 1 / 2, 0, 0, 1 / 6, 0], atol=0.05)
+    np.testing.assert_allclose(found.cumulative.value, [0, 1 / 3, 5 / 6, 5 / 6, 5 / 6, 1, 1], atol=0.05)
+
+
+def test_an_indefinite_spectrum_is_counted_on_both_sides():
+    eigenvalues = np.r_[np.full(15, -1.0), np.zeros(15), np.linspace(0.5, 1, 30)]
+    found = lh.spectral_density(symmetric(eigenvalues), axis="log", probes=32, steps=40)
+    for share in (found.negative, found.zero):
+        low, high = share.interval()
+        assert float(low) <= 0.25 <= float(high)
+        assert float(high - low) < 0.2
+    assert np.isnan(found.quantile_condition_number(0.5).value)
+    assert float(found.edges[0]) > 0.4
+    np.testing.assert_allclose(found.cumulative.value[0], 0.5, atol=0.05)
+
+
+def test_error_bars_cover_the_truth_over_many_keys():
+    """Three standard errors and the quadrature error, in at least 95 of 100 trials at every edge: one program."""
+    spectra = [SPECTRA[name] for name in ("geometric", "clusters", "null space")]
+    left, right = orthogonal(D + 20, D), orthogonal(D, D, 1)
+    factors = jnp.stack([jnp.asarray(left * np.sqrt(values) @ right.T) for values in spectra])
+    settings = {"axis": "log", "limits": (3e-5, 4.0), "bins": 20, "probes": 8, "steps": 12}
+
+    @jax.jit
+    def run(factors):
+        return jax.vmap(lambda key: lh.spectral_density(gram(matrix_map(factors)), key=key, **settings))(
+            jax.random.split(jax.random.key(0), 100)
+        )
+
+    found = run(factors)
+    low, high = (np.asarray(bound) for bound in found.cumulative.interval())
+    zero = [np.asarray(bound) for bound in found.zero.interval()]
+    for place, values in enumerate(spectra):
+        truth, unsure = cumulative(values, found.edges[0, place])
+        covered = (low[:, place] - 1e-5 <= truth) & (truth <= high[:, place] + 1e-5)
+        assert covered.mean(axis=0)[~unsure].min() >= 0.95
+        true = np.mean(values == 0)
+        assert ((zero[0][:, place] - 1e-5 <= true) & (true <= zero[1][:, place] + 1e-5)).mean() >= 0.95
+
+
+@pytest.mark.parametrize("recurrence", ["lanczos", "golub_kahan"])
+def test_rules_have_the_moments_of_their_start(recurrence, tol):
+    """Gauss-Radau rules of N steps integrate polynomials of degree 2N; the bounds hold the start's own distribution."""
+    sigma = np.linspace(0.2, 1, 30)
+    basis = orthogonal(30, 30)
+    matrix = jnp.asarray(basis * sigma @ basis.T)
+    if recurrence == "lanczos":
+        operator = lh.symmetric_operator(Partial(times, matrix), 30)
+        jacobi = of_symmetric(operator, jax.random.key(0), 4, 8, np)
+    else:
+        jacobi = of_factor(matrix_map(matrix), jax.random.key(0), 4, 4, np)
+    nodes, weights = radau_rules(jacobi.diagonal, jacobi.off, np, even=recurrence == "golub_kahan")
+    moments = [np.sum(weights * nodes**power, axis=-1) for power in range(17)]
+    # All rules of a start agree up to degree 16.
+    for moment in moments:
+        np.testing.assert_allclose(moment, np.broadcast_to(moment[:, :, :1], moment.shape), atol=100 * tol.eigenvalue)
+    x = np.linspace(0, 1.1, 50)[None]
+    lower, upper = bracket(jacobi.diagonal, jacobi.off, x, np, even=recurrence == "golub_kahan")
+    assert np.all(lower <= upper + 1e-7)
+    assert np.all(np.diff(lower, axis=-1) >= 0)
+    assert np.all(np.diff(upper, axis=-1) >= 0)
+    assert np.mean(upper - lower) < 0.35
+
+
+def test_compiled_whole_and_on_the_host_tell_the_same():
+    """Other random numbers, the same truth: both intervals hold it, of every operator of a batch."""
+    factors = jnp.stack([jnp.asarray(orthogonal(40, 30, seed) * np.linspace(0.1, 1, 30)) for seed in range(3)])
+    truth = lh.spectral_density(lh.spectrum(gram(matrix_map(factors))), axis="log", limits=(1e-3, 1.5), bins=16)
+    settings = {"axis": "log", "limits": (1e-3, 1.5), "bins": 16, "probes": 8, "steps": 16}
+    on_host = lh.spectral_density(gram(matrix_map(factors)), **settings)
+    compiled = jax.jit(lambda R: lh.spectral_density(gram(matrix_map(R)), **settings))(factors)
+    assert truth.exact
+    assert not on_host.exact
+    for found in (on_host, compiled):
+        assert found.density.value.shape == (3, 16)
+        low, high = found.cumulative.interval(4)
+        assert np.all((low - 1e-5 <= truth.cumulative.value) & (truth.cumulative.value <= high + 1e-5))
+        assert int(found.matvecs) == 128
+
+
+def test_density_of_a_complete_spectrum_counts_it():
+    eigenvalues = np.r_[0.0, 0.0, 1.0, 1.0, 4.0, 9.0]
+    spectrum = lh.spectrum(symmetric(eigenvalues))
+    found = lh.spectral_density(spectrum, axis="log", limits=(0.2, 20.0), bins=2)
+    np.testing.assert_allclose(found.cumulative.value, [2 / 6, 4 / 6, 1], rtol=1e-6)
+    np.testing.assert_allclose(found.density.value, [2 / 6, 2 / 6], rtol=1e-5)
+    assert float(found.zero.value) == pytest.approx(2 / 6)
+    assert float(found.density.probe_error.max()) == float(found.density.quadrature_error.max()) == 0
+    with pytest.raises(ValueError, match="the spectrum is not complete"):
+        lh.spectral_density(lh.spectrum(symmetric(np.linspace(1, 2, 60)), lh.Lanczos(max_matvecs=8)))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_quantiles_and_their_condition_numbers(exact):
+    eigenvalues = np.r_[np.zeros(20), np.linspace(0.1, 1, 40)]
+    operator = KINDS["wide"](eigenvalues)
+    spectrum = lh.spectrum(operator)
+    found = lh.spectral_density(spectrum if exact else operator, axis="log", bins=200, steps=40, probes=32)
+    for q in (0.1, 0.5, 0.9):
+        truth = float(lh.quantile_condition_number(spectrum, q))
+        kappa = found.quantile_condition_number(q)
+        assert float(kappa.lower) * (1 - 1e-5) <= truth <= float(kappa.upper) * (1 + 1e-5)
+        np.testing.assert_allclose(kappa.value, truth, rtol=0.05 if exact else 0.25)
+    at = found.quantile(2 / 3)
+    assert float(at.lower) <= np.quantile(eigenvalues, 2 / 3, method="inverted_cdf") <= float(at.upper)
+    assert float(found.quantile(0.0).lower) == -np.inf
+
+
+@pytest.mark.once
+def test_a_factor_resolves_what_its_square_does_not():
+    """In float32 a null space of R is told from sigma = 1e-4; by R^T R alone it is not."""
+    sigma = np.r_[np.full(40, 1e-4), np.full(20, 1.0)]
+    factor = matrix_map(jnp.asarray(orthogonal(80, 60) * sigma @ orthogonal(60, 60, 1).T))
+    by_factor = lh.spectral_density(gram(factor), axis="log")
+    plain = lh.symmetric_operator(lambda v: factor.rmv(factor.mv(v)), 60)
+    by_square = lh.spectral_density(plain, axis="log")
+    assert float(by_factor.zero.interval()[1]) < 1e-3
+    assert float(by_square.zero.value) > 0.5
+
+
+def test_broken_operators_are_refused():
+    skew = jnp.asarray(np.triu(np.ones((20, 20))))
+    with pytest.raises(lh.SpectrumError, match="not symmetric"):
+        lh.spectral_density(lh.symmetric_operator(Partial(times, skew), 20))
+    with pytest.raises(lh.SpectrumError, match="does not belong to the product"):
+        lh.spectral_density(lh.linear_map(Partial(times, skew), Partial(times, skew), 20, 20))
+    with pytest.raises(lh.SpectrumError, match="was not finite"):
+        lh.spectral_density(lh.symmetric_operator(lambda v: v * jnp.nan, 20))
+    silent = lh.spectral_density(lh.symmetric_operator(lambda v: v * jnp.nan, 20), throw=False)
+    assert lh.Status(int(silent.status)) is lh.Status.NON_FINITE
+    assert np.isnan(silent.density.value).all()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"axis": "square"}, "`axis` must be 'linear' or 'log', got 'square'"),
+        ({"bins": 0}, "`bins` must be at least 1, got 0"),
+        ({"probes": 1}, "`probes` must be at least 2, got 1"),
+        ({"limits": (2.0, 1.0)}, r"`limits` must ascend, got \(2.0, 1.0\)"),
+        ({"axis": "log", "limits": (0.0, 1.0)}, "`limits` must be positive on the log axis"),
+        ({"rtol": 2.0}, "`rtol` must lie between 0 and 1, got 2.0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        lh.spectral_density(symmetric([1.0, 2.0]), **settings)
+
+
+@pytest.mark.once
+def test_a_quantile_is_a_share():
+    found = lh.spectral_density(lh.spectrum(symmetric([1.0, 2.0])))
+    with pytest.raises(ValueError, match=r"`q` must lie between 0 and 1, got 1.5"):
+        found.quantile(1.5)
+
+
+@pytest.mark.once
+def test_new_numbers_do_not_recompile_a_density(count_compilations):
+    one, two = jax.random.normal(jax.random.key(0), (2, 50, 40))
+    lh.spectral_density(gram(matrix_map(one)))
+    with count_compilations() as seen:
+        lh.spectral_density(gram(matrix_map(two)))
+    assert seen.names == []

@@ -1,0 +1,138 @@
+"""Traces, diagonals, norms and the range mean against closed forms, with error bars that mean what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import localhessian as lh
+from localhessian.linalg import gram, matrix_map
+
+D = 60
+SPECTRA = {
+    "geometric": np.geomspace(1e-6, 1, D),
+    "linear": np.linspace(0, 1, D),
+    "indefinite": np.r_[-np.ones(20), np.linspace(0, 1, 40)],
+    "rank five": np.r_[np.zeros(D - 5), 1.0, 2.0, 3.0, 4.0, 5.0],
+    "small": 1e-12 * np.linspace(1, 2, D),
+    "zero": np.zeros(D),
+    "identity": np.ones(D),
+}
+
+
+def times(matrix, v):
+    return jnp.matmul(matrix, v, precision="highest")
+
+
+def operator_of(matrix):
+    return lh.symmetric_operator(Partial(times, matrix), D)
+
+
+BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0]
+MATRICES = np.stack([(BASIS * values) @ BASIS.T for values in SPECTRA.values()])
+MATRICES = (MATRICES + np.swapaxes(MATRICES, 1, 2)) / 2
+
+
+@pytest.fixture(scope="module")
+def trials():
+    """Function -> its estimates and errors of every spectrum by 60 keys, `(7, 60)`, in one program."""
+
+    def run(estimate):
+        keys = jax.random.split(jax.random.key(3), 60)
+        over_keys = jax.jit(jax.vmap(lambda matrix: jax.vmap(lambda key: estimate(operator_of(matrix), key=key))(keys)))
+        found = over_keys(jnp.asarray(MATRICES))
+        return np.asarray(found.value, np.float64), np.asarray(found.standard_error, np.float64)
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
+def test_traces_lie_within_their_error_bars(method, trials, tol):
+    values, errors = trials(lambda operator, key: lh.trace(operator, method=method, key=key, probes=24))
+    truth = np.trace(MATRICES, axis1=1, axis2=2)[:, None]
+    rounding = tol.eigenvalue * np.sum(np.abs(np.linalg.eigvalsh(MATRICES)), axis=1)[:, None]
+    off = np.abs(values - truth)
+    # The standard error of XTrace is known to be too small on steep spectra; six of them, and never a factor of three.
+    sigmas = 6 if method == "xtrace" else 4
+    assert np.all(np.mean(off <= sigmas * errors + rounding, axis=1) >= 0.95)
+    spread, claimed = (np.sqrt(np.mean(part**2, axis=1)) for part in (off, errors))
+    random = spread > 3 * rounding[:, 0]
+    assert np.all(spread[random] < 3 * claimed[random])
+    assert np.all(claimed[random] < 3 * spread[random])
+
+
+def test_low_rank_costs_no_error_and_decay_little(trials):
+    by_method = {
+        method: trials(lambda operator, key, method=method: lh.trace(operator, method=method, key=key, probes=24))[0]
+        for method in ("hutchinson", "xtrace")
+    }
+    names = list(SPECTRA)
+    for name, gain in (("rank five", 1e-4), ("geometric", 0.8)):
+        at = names.index(name)
+        spread = {method: np.std(values[at]) for method, values in by_method.items()}
+        assert spread["xtrace"] < gain * spread["hutchinson"]
+
+
+@pytest.mark.parametrize("figure", ["frobenius_norm", "range_mean"])
+def test_figures_of_both_traces_lie_within_their_error_bars(figure, trials, tol):
+    values, errors = trials(lambda operator, key: getattr(lh, figure)(operator, key=key, probes=24))
+    eigenvalues = np.stack(list(SPECTRA.values()))
+    squares = np.sum(eigenvalues**2, axis=1)
+    with np.errstate(invalid="ignore"):
+        truth = np.sqrt(squares) if figure == "frobenius_norm" else squares / np.sum(eigenvalues, axis=1)
+    definite = [name not in {"indefinite", "zero"} for name in SPECTRA]
+    covered = np.abs(values - truth[:, None]) <= 4 * errors + 10 * tol.eigenvalue * np.abs(truth)[:, None]
+    assert np.all(np.mean(covered, axis=1)[definite] >= 0.95)
+    zero = values[list(SPECTRA).index("zero")]
+    assert np.all(zero == 0) if figure == "frobenius_norm" else np.isnan(zero).all()
+
+
+def test_diagonals_lie_within_their_error_bars():
+    matrix = MATRICES[0]
+    found = lh.diagonal(operator_of(jnp.asarray(matrix)), probes=40)
+    off = np.abs(np.asarray(found.value) - np.diag(matrix))
+    assert np.mean(off <= 3 * np.asarray(found.standard_error)) >= 0.95
+    expected = np.sqrt((np.sum(matrix**2, axis=1) - np.diag(matrix) ** 2) / 40)
+    np.testing.assert_allclose(np.median(found.standard_error / expected), 1, rtol=0.2)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 50), (50, 4)])
+def test_few_dimensions_are_exact_and_batches_have_an_axis(shape, tol):
+    """On either side of the factor."""
+    factors = jax.random.normal(jax.random.key(0), (3, *shape))
+    wide = np.asarray(factors, np.float64)
+    products = np.einsum("smd,sme->sde", wide, wide)
+    operator, symmetric = gram(matrix_map(factors)), np.sqrt(np.sum(products**2, axis=(1, 2)))
+    traces = np.trace(products, axis1=1, axis2=2)
+    near = {"rtol": 10 * tol.eigenvalue}
+    for method in ("hutchinson", "hutch++", "xtrace"):
+        found = lh.trace(operator, method=method)
+        assert found.exact
+        np.testing.assert_allclose(found.value, traces, **near)
+    np.testing.assert_allclose(lh.frobenius_norm(operator).value, symmetric, **near)
+    np.testing.assert_allclose(lh.range_mean(operator).value, symmetric**2 / traces, **near)
+    if shape != (50, 4):
+        diagonals = lh.diagonal(operator)
+        assert diagonals.exact
+        np.testing.assert_allclose(diagonals.value, np.einsum("sdd->sd", products), rtol=100 * tol.eigenvalue)
+
+
+def test_batched_estimates_are_those_of_each():
+    factors = jax.random.normal(jax.random.key(0), (3, 50, 40))
+    for method in ("hutch++", "xtrace"):
+        found = lh.trace(gram(matrix_map(factors)), method=method, probes=20)
+        truth = np.sum(np.asarray(factors, np.float64) ** 2, axis=(1, 2))
+        assert np.all(np.abs(found.value - truth) < 5 * np.asarray(found.standard_error))
+        assert found.value.shape == (3,)
+
+
+@pytest.mark.once
+def test_too_few_probes_and_unknown_methods_are_refused():
+    operator = operator_of(jnp.eye(D))
+    with pytest.raises(ValueError, match=r"`probes` must be at least 6 for an error bar by 'hutch\+\+', got 5"):
+        lh.trace(operator, method="hutch++", probes=5)
+    with pytest.raises(ValueError, match="`method` must be 'hutchinson', 'hutch\\+\\+' or 'xtrace', got 'magic'"):
+        lh.trace(operator, method="magic")
+    with pytest.raises(ValueError, match="`probes` must be at least 3"):
+        lh.range_mean(operator, probes=2)
