@@ -110,8 +110,8 @@ class GolubKahan(Krylov):
         first = state.current
 
         def step(state: State) -> State:
-            state, left = _left(state, forward(state.current), plan, xp)
-            return _right(state, backward(left), plan, xp)
+            state, left = left_half(state, forward(state.current), plan, xp)
+            return right_half(state, backward(left), plan, xp)
 
         def restart(state: State) -> State:
             return _restart(state, plan, xp)
@@ -179,7 +179,7 @@ def _with_null_space(sigma, rho, real, missing: int, xp: ModuleType) -> tuple[An
     return sigma, multiplicities, rho
 
 
-def _left(state: State, moved: Any, plan: Plan, xp: ModuleType) -> tuple[State, Any]:
+def left_half(state: State, moved: Any, plan: Plan, xp: ModuleType) -> tuple[State, Any]:
     """The first half of a step, given `moved` = A times the current block; also the new left vectors."""
     row, small = state.row, state.matrix.dtype
     state = observe(state, moved, xp)
@@ -201,7 +201,7 @@ def _left(state: State, moved: Any, plan: Plan, xp: ModuleType) -> tuple[State, 
     return state, unit
 
 
-def _right(state: State, moved: Any, plan: Plan, xp: ModuleType) -> State:
+def right_half(state: State, moved: Any, plan: Plan, xp: ModuleType) -> State:
     """The second half of a step, given `moved` = A^T times the last left vectors."""
     row, p, small = state.row, plan.block, state.matrix.dtype
     state = observe(state, moved, xp)

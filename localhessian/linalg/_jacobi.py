@@ -16,9 +16,9 @@ from jax.tree_util import Partial
 from localhessian._status import Status
 from localhessian._tree import pytree
 from localhessian._types import Array, Float, Int, Key
-from localhessian.linalg._golub_kahan import _left, _right
+from localhessian.linalg._golub_kahan import left_half, right_half
 from localhessian.linalg._krylov import BASIS_BYTES, Plan, products, random_block, repeat, repeats, rows, working_dtype
-from localhessian.linalg._lanczos import _advance
+from localhessian.linalg._lanczos import advance
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._recurrence import State, begin
 
@@ -47,7 +47,7 @@ def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int,
     multiplied = _multiplied(prepared.product, prepared.batch, group, prepared.dtype, xp)
 
     def step(state: State) -> State:
-        return _advance(state, multiplied(state.current), plan, xp)
+        return advance(state, multiplied(state.current), plan, xp)
 
     def run(key: Key) -> Jacobi:
         block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)
@@ -77,8 +77,8 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleTy
     )
 
     def step(state: State) -> State:
-        state, left = _left(state, forward(state.current), plan, xp)
-        return _right(state, backward(left), plan, xp)
+        state, left = left_half(state, forward(state.current), plan, xp)
+        return right_half(state, backward(left), plan, xp)
 
     def run(key: Key) -> Jacobi:
         block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)

@@ -97,7 +97,7 @@ class Lanczos(Krylov):
             return products(prepared.product, block, batch, prepared.dtype, xp)
 
         def step(state: State) -> State:
-            return _advance(state, multiplied(state.current), plan, xp)
+            return advance(state, multiplied(state.current), plan, xp)
 
         def restart(state: State) -> State:
             return _restart(state, plan, xp)
@@ -139,7 +139,7 @@ class Lanczos(Krylov):
         )
 
 
-def _advance(state: State, moved: Any, plan: Plan, xp: Any) -> State:
+def advance(state: State, moved: Any, plan: Plan, xp: Any) -> State:
     """One step, given `moved` = H times the current block."""
     p, row = plan.block, state.row
     state = observe(state, moved, xp)
