@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from localhessian._version import __version__
 from localhessian.study._analyze import analyze
+from localhessian.study._augment import Augmentation
+from localhessian.study._cifar import load_images
 from localhessian.study._data import Images, digits
 from localhessian.study._figure import SEPARATOR, figure
 from localhessian.study._findings import findings
@@ -19,6 +21,7 @@ from localhessian.study._optional import optional
 from localhessian.study._report import Report
 from localhessian.study._table import table
 from localhessian.study._train import train
+from localhessian.study.comparison import DEFAULT_ALGORITHMS, Plan, algorithm, compare, network
 
 typer = optional("typer")
 app = typer.Typer(
@@ -74,6 +77,50 @@ def analyze_command(
     _write(reports, out)
 
 
+@app.command("train")
+def train_command(
+    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100, or an .npz of your own.")] = "digits",
+    folder: Annotated[Path | None, typer.Option(help="Where the CIFAR files lie; default: download them.")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Use that many training images only.")] = None,
+    networks: Annotated[str, typer.Option(help="Names, with commas between: plain, batchnorm, skip, tanh-20, ...")] = (
+        "batchnorm"
+    ),
+    algorithms: Annotated[
+        str, typer.Option(help="Names, the one to compare with first: momentum, adam, any optax optimizer, ...")
+    ] = ",".join(DEFAULT_ALGORITHMS),
+    steps: Annotated[int, typer.Option(min=1, help="Of every run.")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="Images of each step.")] = 64,
+    seeds: Annotated[int, typer.Option(help="Final runs; no interval is claimed below 5.")] = 5,
+    trials: Annotated[int, typer.Option(min=1, help="Learning rates that each algorithm tries.")] = 7,
+    validation: Annotated[float, typer.Option(help="Share of the training images set aside for tuning.")] = 0.1,
+    evaluations: Annotated[int, typer.Option(min=1, help="Tests of each run.")] = 10,
+    depth: Annotated[int, typer.Option(min=1, help="Of networks without a depth of their own.")] = 5,
+    width: Annotated[int, typer.Option(min=1, help="Channels or units.")] = 16,
+    augment: Annotated[bool, typer.Option(help="Random crops and flips.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the study; again with it goes on where it stopped.")] = (
+        Path("runs/train")
+    ),
+) -> None:
+    """Compare training algorithms: each tuned on the same budget, several seeds, means with intervals."""
+    try:
+        plan = Plan(steps, batch, seeds, trials, validation=validation, evaluations=evaluations)
+        loaded = load_images(data, folder).take(images)
+        chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
+        contestants = [algorithm(name) for name in _listed(algorithms)]
+        how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
+        with tqdm(unit="run") as bar:
+            result = compare(chosen, contestants, loaded, plan, out=out, augment=how, progress=_announce(bar))
+    except (ValueError, FileNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted; the same command goes on from what is in {out}/.")
+        raise typer.Exit(130) from None
+    (out / "table.txt").write_text(str(result) + "\n", encoding="utf-8")
+    result.to_dataframe().to_csv(out / "outcomes.csv", index=False)
+    result.plot(out / "curves.png")
+    typer.echo(f"{result}\n\nWritten: {out / 'table.txt'}, {out / 'outcomes.csv'}, {out / 'curves.png'}, {out}/runs/")
+
+
 @app.command("report")
 def report_command(
     files: Annotated[list[Path], typer.Argument(help="Reports (.npz), or a folder of them.")],
@@ -99,8 +146,22 @@ def _follow(bar: tqdm) -> Callable[[int, int], None]:
     return show
 
 
+def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
+    def show(done: int, total: int, what: str) -> None:
+        bar.total = total
+        bar.set_description(what, refresh=False)
+        bar.update(done - bar.n)
+        bar.refresh()
+
+    return show
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _names(models: str) -> list[str]:
-    names = [name.strip() for name in models.split(",") if name.strip()]
+    names = _listed(models)
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
         raise typer.BadParameter(f"`--models` takes names of {', '.join(MODELS)}, got {models!r}.")

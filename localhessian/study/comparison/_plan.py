@@ -1,0 +1,63 @@
+"""What every algorithm gets: the same steps, the same trials, the same seeds."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The budget of a comparison, equal for every algorithm.
+
+    Args:
+        steps: Of each run, tuning and final.
+        batch: Samples of each step.
+        seeds: Final runs, each with its initialization, order and augmentation; the same seeds for every algorithm, so
+            differences are taken seed by seed. Below five no interval is claimed; a single run is refused.
+        trials: Learning rates tried by each algorithm, on a logarithmic grid over its range.
+        tuning_seeds: Runs for each trial; their seeds are never those of final runs.
+        validation: Training samples set aside for tuning, as a share of all.
+        evaluations: Tests of each run.
+        checkpoint_every: Steps between checkpoints of a run.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    steps: int = 400
+    batch: int = 64
+    seeds: int = 5
+    trials: int = 5
+    tuning_seeds: int = 1
+    validation: float = 0.1
+    evaluations: int = 10
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("steps", "batch", "trials", "tuning_seeds", "evaluations", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.seeds < 2:
+            raise ValueError(f"`seeds` must be at least 2, got {self.seeds}: a single run is no result, take 5.")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"`validation` must be a share between 0 and 1, got {self.validation}.")
+
+    @property
+    def runs(self) -> int:
+        """Of each algorithm on each network."""
+        return self.trials * self.tuning_seeds + self.seeds
+
+    def learning_rates(self, grid: tuple[float, float]) -> list[float]:
+        """The trials of an algorithm, with three digits; the middle of its range if there is one trial only."""
+        low, high = np.log(grid)
+        at = np.linspace(low, high, self.trials) if self.trials > 1 else [(low + high) / 2]
+        return [float(f"{np.exp(value):.3g}") for value in at]
+
+    def final_seeds(self) -> range:
+        """0, 1, .."""
+        return range(self.seeds)
+
+    def trial_seeds(self) -> range:
+        """Far from those of the final runs."""
+        return range(1_000_000, 1_000_000 + self.tuning_seeds)
