@@ -92,6 +92,7 @@ def train_command(
     batch: Annotated[int, typer.Option(min=1, help="Images of each step.")] = 64,
     seeds: Annotated[int, typer.Option(help="Final runs; no interval is claimed below 5.")] = 5,
     trials: Annotated[int, typer.Option(min=1, help="Learning rates that each algorithm tries.")] = 7,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, or cosine down to 0.")] = "constant",
     validation: Annotated[float, typer.Option(help="Share of the training images set aside for tuning.")] = 0.1,
     evaluations: Annotated[int, typer.Option(min=1, help="Tests of each run.")] = 10,
     depth: Annotated[int, typer.Option(min=1, help="Of networks without a depth of their own.")] = 5,
@@ -103,7 +104,7 @@ def train_command(
 ) -> None:
     """Compare training algorithms: each tuned on the same budget, several seeds, means with intervals."""
     try:
-        plan = Plan(steps, batch, seeds, trials, validation=validation, evaluations=evaluations)
+        plan = Plan(steps, batch, seeds, trials, schedule=schedule, validation=validation, evaluations=evaluations)
         loaded = load_images(data, folder).take(images)
         chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
         contestants = [algorithm(name) for name in _listed(algorithms)]

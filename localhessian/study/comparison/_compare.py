@@ -112,9 +112,8 @@ class _Contestant:
     def run(self, data: Images, rate: float, seed: int, role: Literal["tuning", "final"]) -> Run:
         """One run; it is added to those of the study."""
         study, names = self.study, (self.trainer.network.name, self.trainer.algorithm.name)
-        study.progress(
-            len(study.runs), study.total, f"{' / '.join(names)} / {role}, learning rate {rate:g}, seed {seed}"
-        )
+        what = f"{' / '.join(names)} / {role}, learning rate {rate:g}, seed {seed}"
+        study.progress(len(study.runs), study.total, what)
         place = Path(*names, f"{role}-rate={rate:g}-seed={seed}")
         path = study.out / "runs" / place.with_name(f"{place.name}.json")
         if not path.exists():
@@ -134,6 +133,7 @@ class _Contestant:
             steps=plan.steps,
             batch=plan.batch,
             learning_rate=rate,
+            schedule=plan.schedule,
             seed=seed,
             evaluations=plan.evaluations,
             checkpoint=checkpoint,
@@ -156,7 +156,7 @@ def _meta(networks: Sequence[Network], data: Images, plan: Plan, augment: Augmen
     for array in data:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    settings = {name: getattr(plan, name) for name in ("steps", "batch", "validation", "evaluations")}
+    settings = {name: getattr(plan, name) for name in ("steps", "batch", "schedule", "validation", "evaluations")}
     return {
         "settings": {"data": digest.hexdigest(), "augment": str(augment)} | settings,
         "networks": {network.name: _shapes(network) for network in networks},

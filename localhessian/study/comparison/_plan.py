@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from localhessian.study.comparison._trainer import SCHEDULES
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -16,6 +18,7 @@ class Plan:
             differences are taken seed by seed. Below five no interval is claimed; a single run is refused.
         trials: Learning rates tried by each algorithm, on a logarithmic grid over its range.
         tuning_seeds: Runs for each trial; their seeds are never those of final runs.
+        schedule: Of the learning rate within a run: `constant`, or `cosine` from the tuned value down to 0.
         validation: Training samples set aside for tuning, as a share of all.
         evaluations: Tests of each run.
         checkpoint_every: Steps between checkpoints of a run.
@@ -29,6 +32,7 @@ class Plan:
     seeds: int = 5
     trials: int = 5
     tuning_seeds: int = 1
+    schedule: str = "constant"
     validation: float = 0.1
     evaluations: int = 10
     checkpoint_every: int = 500
@@ -40,6 +44,8 @@ class Plan:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.seeds < 2:
             raise ValueError(f"`seeds` must be at least 2, got {self.seeds}: a single run is no result, take 5.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
         if not 0 < self.validation < 1:
             raise ValueError(f"`validation` must be a share between 0 and 1, got {self.validation}.")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +21,11 @@ from localhessian.study.comparison._network import Network
 
 PLAIN = Augmentation()
 """Samples as they are; `uint8` as x / 255."""
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda share: 1.0,
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+}
+"""Factor of the learning rate, by the share of the steps that are done."""
 TEST_BATCH = 1000
 """Samples tested at once; the last batch is filled up with samples that do not count."""
 
@@ -80,6 +86,7 @@ class Trainer:
         steps: int,
         batch: int,
         learning_rate: float,
+        schedule: str = "constant",
         seed: int = 0,
         evaluations: int = 1,
         start: State | None = None,
@@ -95,7 +102,8 @@ class Trainer:
             data: Trained on its training part, tested on its testing part.
             steps: Of the algorithm.
             batch: Samples of each step, drawn without replacement in each epoch.
-            learning_rate: Constant.
+            learning_rate: At the first step.
+            schedule: `constant`, or `cosine` down to 0.
             seed: Of initialization, order and augmentation.
             evaluations: Tests, evenly spaced, the last after the last step.
             start: Default: `self.start(seed)`.
@@ -117,12 +125,13 @@ class Trainer:
             identity = np.array([steps, batch, learning_rate, seed, n], np.float64)
             state, curve, done, spent = _resume(checkpoint, identity, state, curve)
         images, labels = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
-        key, rate = jax.random.key(seed), jnp.asarray(learning_rate, jnp.zeros(()).dtype)
+        key, dtype = jax.random.key(seed), jnp.zeros(()).dtype
         tests = {int(at): i for i, at in enumerate(curve.at)}
         pending: list[Scalar] = []
         clock = time.perf_counter()
         for step in range(done, steps):
             chosen = batch_indices(seed, step, n, batch)
+            rate = np.asarray(learning_rate * SCHEDULES[schedule](step / steps), dtype)
             state, loss = _step(self, state, images, labels, chosen, jax.random.fold_in(key, step), rate)
             pending.append(loss)
             progress(step + 1, steps)
@@ -147,7 +156,7 @@ class Trainer:
     def warm(self, data: Images, batch: int) -> float:
         """Compile by two steps and a test that are thrown away; the seconds it took."""
         clock = time.perf_counter()
-        state, _ = self.run(data, steps=2, batch=batch, learning_rate=0.0)
+        state, _ = self.run(data, steps=2, batch=batch, learning_rate=1e-3)
         jax.block_until_ready(state)
         return time.perf_counter() - clock
 
@@ -193,7 +202,7 @@ def _test(
     counts: Array,
 ) -> tuple[Scalar, Scalar]:
     logits = network.logits(params, augment.plain(x), context)
-    hits = jnp.argmax(logits, axis=-1) == y
+    hits = jnp.argmax(logits, axis=-1).astype(y.dtype) == y
     return jnp.sum(jnp.where(counts, loss(logits, y), 0)), jnp.sum(hits & counts)
 
 
