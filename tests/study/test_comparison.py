@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import matplotlib.figure
 import numpy as np
 import optax
