@@ -38,3 +38,4 @@ from localhessian.study.comparison import algorithm as algorithm
 from localhessian.study.comparison import compare as compare
 from localhessian.study.comparison import interval as interval
 from localhessian.study.comparison import network as network
+from localhessian.study.comparison import nnx_network as nnx_network

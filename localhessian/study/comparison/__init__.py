@@ -9,6 +9,7 @@ from localhessian.study.comparison._checkpoint import Checkpoint as Checkpoint
 from localhessian.study.comparison._compare import compare as compare
 from localhessian.study.comparison._comparison import Comparison as Comparison
 from localhessian.study.comparison._network import Network as Network
+from localhessian.study.comparison._network import nnx_network as nnx_network
 from localhessian.study.comparison._networks import network as network
 from localhessian.study.comparison._outcome import Outcome as Outcome
 from localhessian.study.comparison._outcome import Tuned as Tuned
