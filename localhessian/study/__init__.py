@@ -32,6 +32,7 @@ from localhessian.study.comparison import Outcome as Outcome
 from localhessian.study.comparison import Plan as Plan
 from localhessian.study.comparison import Run as Run
 from localhessian.study.comparison import State as State
+from localhessian.study.comparison import Stepped as Stepped
 from localhessian.study.comparison import Trainer as Trainer
 from localhessian.study.comparison import Tuned as Tuned
 from localhessian.study.comparison import algorithm as algorithm

@@ -4,6 +4,7 @@ from localhessian.study.comparison._algorithm import DEFAULT_ALGORITHMS as DEFAU
 from localhessian.study.comparison._algorithm import Algorithm as Algorithm
 from localhessian.study.comparison._algorithm import Batch as Batch
 from localhessian.study.comparison._algorithm import Descent as Descent
+from localhessian.study.comparison._algorithm import Stepped as Stepped
 from localhessian.study.comparison._algorithm import algorithm as algorithm
 from localhessian.study.comparison._checkpoint import Checkpoint as Checkpoint
 from localhessian.study.comparison._compare import compare as compare

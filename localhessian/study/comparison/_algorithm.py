@@ -10,6 +10,7 @@ import optax
 
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
 from localhessian.network import Chain
+from localhessian.study.comparison._network import Network
 
 DEFAULT_ALGORITHMS = ("momentum", "adam")
 """What is compared if nothing else is said."""
@@ -38,6 +39,17 @@ class Batch(NamedTuple):
     key: Key
 
 
+class Stepped(NamedTuple):
+    """What one step leaves."""
+
+    params: dict[str, Params]
+    state: Any
+    context: Context
+    """Of the next step."""
+    loss: Scalar
+    """Mean over the batch, before the step."""
+
+
 class Algorithm(Protocol):
     """A training algorithm; frozen and hashable. Its learning rate is an argument: another value compiles nothing."""
 
@@ -49,13 +61,13 @@ class Algorithm(Protocol):
     def grid(self) -> tuple[float, float]:
         """Smallest and largest learning rate to try."""
 
-    def init(self, chain: Chain, loss: Loss, params: dict[str, Params]) -> Any:
+    def init(self, network: Network, loss: Loss, params: dict[str, Params]) -> Any:
         """The state before the first step, a pytree of arrays."""
 
     def step(
-        self, chain: Chain, loss: Loss, params: dict[str, Params], state: Any, batch: Batch, learning_rate: Scalar
-    ) -> tuple[dict[str, Params], Any, Scalar]:
-        """New parameters, new state, and the mean loss before the step."""
+        self, network: Network, loss: Loss, params: dict[str, Params], state: Any, batch: Batch, learning_rate: Scalar
+    ) -> Stepped:
+        """One step, inside a compiled program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,23 +91,24 @@ class Descent:
     make: Callable[[Chain, Loss, Any], optax.GradientTransformation]
     grid: tuple[float, float] = (1e-3, 1.0)
 
-    def init(self, chain: Chain, loss: Loss, params: dict[str, Params]) -> Any:
+    def init(self, network: Network, loss: Loss, params: dict[str, Params]) -> Any:
         """The state of the optimizer."""
-        return self.make(chain, loss, 1.0).init(params)
+        return self.make(network.chain, loss, 1.0).init(params)
 
     def step(
-        self, chain: Chain, loss: Loss, params: dict[str, Params], state: Any, batch: Batch, learning_rate: Scalar
-    ) -> tuple[dict[str, Params], Any, Scalar]:
+        self, network: Network, loss: Loss, params: dict[str, Params], state: Any, batch: Batch, learning_rate: Scalar
+    ) -> Stepped:
         """One gradient and one update; the optimizer is offered `x`, `y`, `context`, `key`, `value`, `grad`."""
 
-        def objective(params: dict[str, Params]) -> Scalar:
-            return loss(chain.forward(params, batch.x, batch.context)[-1], batch.y).mean()
+        def objective(params: dict[str, Params]) -> tuple[Scalar, Context]:
+            logits, context = network.forward(params, batch.x, batch.context)
+            return loss(logits, batch.y).mean(), context
 
-        value, gradient = jax.value_and_grad(objective)(params)
-        optimizer = optax.with_extra_args_support(self.make(chain, loss, learning_rate))
-        extra = {**batch._asdict(), "value": value, "grad": gradient, "value_fn": objective}
+        (value, context), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        optimizer = optax.with_extra_args_support(self.make(network.chain, loss, learning_rate))
+        extra = {**batch._asdict(), "value": value, "grad": gradient, "value_fn": lambda params: objective(params)[0]}
         updates, state = optimizer.update(gradient, state, params, **extra)
-        return optax.apply_updates(params, updates), state, value
+        return Stepped(optax.apply_updates(params, updates), state, context, value)
 
 
 @functools.lru_cache

@@ -19,20 +19,24 @@ class Network:
         name: In tables and files.
         chain: In training mode.
         init: `init(key)` returns the parameters by block and the context (None for none).
-        predict: `predict(params, x, context)` returns the logits for testing. Default: the last activation of the
-            chain, so with batch normalization by the statistics of the test batch.
-
-    Raises:
-        ValueError: Two blocks share an array; updates of its uses would differ.
+        outputs: `outputs(params, x, context)` returns the logits and the context of the next step (running statistics,
+            random counts) of one forward pass in training mode. Default: the chain, and the context as it is.
+        predict: `predict(params, x, context)` returns the logits for testing. Default: the chain, so with batch
+            normalization by the statistics of the test batch.
     """
 
     name: str
     chain: Chain
     init: Callable[[Key], tuple[dict[str, Params], Context]]
+    outputs: Callable[[dict[str, Params], Activations, Context], tuple[Array, Context]] | None = None
     predict: Callable[[dict[str, Params], Activations, Context], Array] | None = None
 
     def start(self, key: Key) -> tuple[dict[str, Params], Context]:
-        """Parameters and context before the first step."""
+        """Parameters and context before the first step.
+
+        Raises:
+            ValueError: Two blocks share an array; updates of its uses would differ.
+        """
         params, context = self.init(key)
         if isinstance(self.chain, TracedChain) and size(self.chain.merge(params, tied="sum")) < size(params):
             raise ValueError(
@@ -41,17 +45,17 @@ class Network:
             )
         return params, context
 
+    def forward(self, params: dict[str, Params], x: Activations, context: Context) -> tuple[Array, Context]:
+        """Logits in training mode, and the context of the next step."""
+        if self.outputs is not None:
+            return self.outputs(params, x, context)
+        return self.chain.forward(params, x, context)[-1], context
+
     def logits(self, params: dict[str, Params], x: Activations, context: Context) -> Array:
         """For testing."""
         if self.predict is not None:
             return self.predict(params, x, context)
         return self.chain.forward(params, x, context)[-1]
-
-    def advance(self, params: dict[str, Params], x: Activations, context: Context) -> Context:
-        """The context of the next step: running statistics and random counts moved on."""
-        if context is None or not isinstance(self.chain, TracedChain):
-            return context
-        return self.chain.next_context(params, x, context)
 
 
 def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: Any = None) -> Network:
@@ -79,20 +83,31 @@ def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: A
 
     model = build(nnx.Rngs(0))
     model.train()
-    chain = chain_from_nnx(model, x, at=at).chain
+    chain, _, context = chain_from_nnx(model, x, at=at)
+    trained = nnx.graphdef(model)
     model.eval()
-    tester = chain_from_nnx(model, x, at=at).chain
+    tested = nnx.graphdef(model)
+    has_state = context is not None
 
     @jax.jit
-    def init(key: Key) -> tuple[Any, Context]:
+    def fresh(key: Key) -> tuple[Any, Context]:
         _, params, state = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
-        return params, state
+        return params, state if has_state else None
 
-    def start(key: Key) -> tuple[dict[str, Params], Context]:
-        params, state = init(key)
-        return chain.split(params), chain.context_for(x, state if jax.tree.leaves(state) else None)
+    def init(key: Key) -> tuple[dict[str, Params], Context]:
+        params, state = fresh(key)
+        return chain.split(params), state
+
+    def model_of(graph: Any, params: dict[str, Params], context: Context) -> Any:
+        states = (chain.merge(params), context) if has_state else (chain.merge(params),)
+        return nnx.merge(graph, *jax.tree.map(lambda leaf: leaf, states))  # the same arrays in new variables
+
+    def outputs(params: dict[str, Params], x: Activations, context: Context) -> tuple[Array, Context]:
+        model = model_of(trained, params, context)
+        logits = model(x)
+        return logits, nnx.state(model, nnx.Not(nnx.Param)) if has_state else None
 
     def predict(params: dict[str, Params], x: Activations, context: Context) -> Array:
-        return tester.forward(params, x, context)[-1]
+        return model_of(tested, params, context)(x)
 
-    return Network(name, chain, start, predict)
+    return Network(name, chain, init, outputs, predict)

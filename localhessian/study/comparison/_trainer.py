@@ -77,7 +77,7 @@ class Trainer:
     def start(self, seed: int) -> State:
         """The state before the first step; the same initialization for every algorithm."""
         params, context = self.network.start(jax.random.key(seed))
-        return _strong(State(params, self.algorithm.init(self.network.chain, self.loss, params), context))
+        return _strong(State(params, self.algorithm.init(self.network, self.loss, params), context))
 
     def run(
         self,
@@ -180,14 +180,9 @@ def _step(
     trainer: Trainer, state: State, images: Array, labels: Array, chosen: Array, key: Key, rate: Scalar
 ) -> tuple[State, Scalar]:
     augment_key, step_key = jax.random.split(key)
-    network = trainer.network
-    x = trainer.augment(augment_key, images[chosen])
-    batch = Batch(x, labels[chosen], state.context, step_key)
-    params, optimizer, loss = trainer.algorithm.step(
-        network.chain, trainer.loss, state.params, state.optimizer, batch, rate
-    )
-    after = State(params, optimizer, network.advance(state.params, x, state.context))
-    return _strong(after), loss
+    batch = Batch(trainer.augment(augment_key, images[chosen]), labels[chosen], state.context, step_key)
+    stepped = trainer.algorithm.step(trainer.network, trainer.loss, state.params, state.optimizer, batch, rate)
+    return _strong(State(stepped.params, stepped.state, stepped.context)), stepped.loss
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
