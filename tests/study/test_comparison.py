@@ -140,6 +140,10 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_is_read(study, tmp_path
     assert not list(tmp_path.rglob("*.part"))
     more = compare([NETWORK], ALGORITHMS[:1], DATA, dataclasses.replace(PLAN, seeds=6), out=tmp_path)
     assert len(final_runs(more.runs, "linear-1", "sgd")) == 6
+    compare([NETWORK], ALGORITHMS, DATA, PLAN, out=tmp_path)
+    assert str(Comparison.load(tmp_path)) == str(again)
+    with pytest.raises(ValueError, match=r"holds no study \(no study.json\)"):
+        Comparison.load(tmp_path / "runs")
 
 
 def test_a_folder_holds_one_study(study):
@@ -148,6 +152,8 @@ def test_a_folder_holds_one_study(study):
         compare([NETWORK], ALGORITHMS, DATA, dataclasses.replace(PLAN, steps=7), out=out)
     with pytest.raises(ValueError, match="network linear-1"):
         compare([network("linear-1", DATA, width=3)], ALGORITHMS, DATA, PLAN, out=out)
+    with pytest.raises(ValueError, match="algorithm sgd"):
+        compare([NETWORK], [dataclasses.replace(ALGORITHMS[0], grid=(1e-4, 1e-1))], DATA, PLAN, out=out)
     with pytest.raises(ValueError, match="`algorithms` must have different names, got sgd, sgd"):
         compare([NETWORK], ALGORITHMS[:1] * 2, DATA, PLAN, out=out)
     with pytest.raises(ValueError, match=r"names become folders, .* got 'a/b'"):

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import localhessian as lh
 from localhessian.network import Block, Chain
-from localhessian.study import Augmentation, Checkpoint, Descent, Network, Trainer, algorithm, digits
+from localhessian.study import Augmentation, Checkpoint, Descent, Network, Trainer, algorithm, digits, nnx_network
 from localhessian.study.comparison import network
 from localhessian.study.comparison._trainer import TEST_BATCH, batch_indices
 
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 STEPS, BATCH = 12, 8
 DATA = digits().take(200, 50)
 TANH = network("tanh-1", DATA, width=6)
@@ -123,6 +125,52 @@ def test_a_run_that_diverges_is_stopped_and_said(momentum, dtype):
     assert curve.diverged
     assert np.isnan(curve.accuracy[1:]).all()
     assert np.isfinite(curve.accuracy[0])
+
+
+class Normalized(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(64, 5, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, momentum=0.5, rngs=rngs)
+        self.last = nnx.Linear(5, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.tanh(self.norm(self.first(x.reshape(x.shape[0], -1)))))
+
+
+@pytest.mark.once
+@pytest.mark.relaxed
+def test_an_nnx_model_trains_as_by_flax_itself():
+    """Losses and the tested accuracy, against nnx and optax in the way that flax's own guide does it."""
+    network = nnx_network("normalized", Normalized, DATA.train_x[:BATCH])
+    _, curve = Trainer(network, algorithm("momentum")).run(DATA, steps=5, batch=BATCH, learning_rate=0.05, seed=1)
+
+    model = Normalized(nnx.Rngs(jax.random.key(1)))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.05, momentum=0.9), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, x, y):
+        loss, gradient = nnx.value_and_grad(lambda m: cross_entropy(m(x), y).mean())(model)
+        optimizer.update(model, gradient)
+        return loss
+
+    losses = []
+    for i in range(5):
+        chosen = batch_indices(1, i, len(DATA.train_x), BATCH)
+        losses.append(float(step(model, optimizer, DATA.train_x[chosen], DATA.train_y[chosen])))
+    np.testing.assert_allclose(curve.losses, losses, rtol=1e-5)
+    model.eval()
+    loss = cross_entropy(model(DATA.test_x), DATA.test_y).mean()
+    np.testing.assert_allclose(curve.loss[-1], loss, rtol=1e-5)
+
+
+@pytest.mark.once
+def test_an_array_in_two_blocks_is_refused(key):
+    def fn(params, x):
+        return lh.mark(x @ params, "first") @ params
+
+    chain, params, _ = lh.chain_from_function(fn, jnp.eye(3), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="network `tied` uses an array in two blocks"):
+        Network("tied", chain, lambda key: (params, None)).start(key)
 
 
 @pytest.mark.once

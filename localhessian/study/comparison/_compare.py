@@ -71,7 +71,7 @@ def compare(
     _check_names("algorithms", algorithms)
     out = Path(out)
     tuning, final = data.validation(max(1, round(plan.validation * len(data.train_x))))
-    meta = _meta(networks, data, plan, augment)
+    meta = _meta(networks, algorithms, data, plan, augment)
     _check_folder(out, meta)
     study = _Study(plan, out, progress, total=len(networks) * len(algorithms) * plan.runs)
     for network in networks:
@@ -150,16 +150,22 @@ def _check_names(what: str, things: Sequence[Any]) -> None:
         raise ValueError(f"`{what}`: names become folders, so use letters, digits, `-`, `_` and `.`, got {odd[0]!r}.")
 
 
-def _meta(networks: Sequence[Network], data: Images, plan: Plan, augment: Augmentation) -> dict[str, Any]:
+def _meta(
+    networks: Sequence[Network], algorithms: Sequence[Algorithm], data: Images, plan: Plan, augment: Augmentation
+) -> dict[str, Any]:
     """What a run depends on besides its algorithm, learning rate and seed; and the machine."""
     digest = hashlib.sha256()
     for array in data:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    settings = {name: getattr(plan, name) for name in ("steps", "batch", "schedule", "validation", "evaluations")}
+    settings = dataclasses.asdict(plan)
+    for name in ("seeds", "checkpoint_every"):  # these change no run
+        del settings[name]
     return {
         "settings": {"data": digest.hexdigest(), "augment": str(augment)} | settings,
         "networks": {network.name: _shapes(network) for network in networks},
+        "algorithms": {algorithm.name: list(algorithm.grid) for algorithm in algorithms},
+        "plan": dataclasses.asdict(plan),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "localhessian": __version__,
@@ -175,12 +181,13 @@ def _check_folder(out: Path, meta: dict[str, Any]) -> None:
     head = out / "study.json"
     if head.exists():
         there = json.loads(head.read_text(encoding="utf-8"))
-        old, known = there["settings"], there["networks"]
+        old = there["settings"]
         different = [f"{k}: {old.get(k)}, now {v}" for k, v in meta["settings"].items() if old.get(k) != v]
-        different += [f"network {k}" for k, v in meta["networks"].items() if known.get(k, v) != v]
+        for kind in ("networks", "algorithms"):
+            different += [f"{kind[:-1]} {k}" for k, v in meta[kind].items() if there[kind].get(k, v) != v]
+            meta = meta | {kind: there[kind] | meta[kind]}
         if different:
             raise ValueError(
                 f"`{out}` holds a study with other settings ({'; '.join(different)}): choose another folder for `out`."
             )
-        meta = meta | {"networks": there["networks"] | meta["networks"]}
     write_atomically(head, json.dumps(meta, indent=2))

@@ -1,6 +1,7 @@
 """The result of a comparison: means over seeds with their intervals."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,24 @@ class Comparison:
     plan: Plan
     meta: dict[str, Any]
     """Settings, networks, device and versions: JSON types only."""
+
+    @classmethod
+    def load(cls, out: str | Path) -> "Comparison":
+        """Read a study from its folder.
+
+        Raises:
+            ValueError: The folder holds no study, or a file in it is damaged.
+        """
+        head = Path(out) / "study.json"
+        if not head.exists():
+            raise ValueError(f"`{out}` holds no study (no study.json): pass the folder that `compare` wrote to.")
+        meta = json.loads(head.read_text(encoding="utf-8"))
+        runs = [Run.load(path) for path in sorted((Path(out) / "runs").rglob("*.json"))]
+        order = {name: i for i, name in enumerate((*meta["networks"], *meta["algorithms"]))}
+        plan = Plan(**meta["plan"])
+        runs = [run for run in runs if run.role == "tuning" or run.seed in plan.final_seeds()]
+        runs.sort(key=lambda run: (order[run.network], order[run.algorithm], run.role == "final", run.seed))
+        return cls(tuple(runs), plan, meta)
 
     def outcomes(self) -> list[Outcome]:
         """By network, then by algorithm, in the order of the runs. Algorithms with unfinished runs are left out."""
