@@ -21,7 +21,7 @@ from localhessian.study._optional import optional
 from localhessian.study._report import Report
 from localhessian.study._table import table
 from localhessian.study._train import train
-from localhessian.study.comparison import DEFAULT_ALGORITHMS, Plan, algorithm, compare, network
+from localhessian.study.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare, network
 
 typer = optional("typer")
 app = typer.Typer(
@@ -79,9 +79,12 @@ def analyze_command(
 
 @app.command("train")
 def train_command(
-    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100, or an .npz of your own.")] = "digits",
+    data: Annotated[str, typer.Option(help="With commas between: digits, cifar10, cifar100, an .npz of yours.")] = (
+        "digits"
+    ),
     folder: Annotated[Path | None, typer.Option(help="Where the CIFAR files lie; default: download them.")] = None,
     images: Annotated[int | None, typer.Option(min=2, help="Use that many training images only.")] = None,
+    test_images: Annotated[int | None, typer.Option(min=1, help="Test on that many images only.")] = None,
     networks: Annotated[str, typer.Option(help="Names, with commas between: plain, batchnorm, skip, tanh-20, ...")] = (
         "batchnorm"
     ),
@@ -105,21 +108,20 @@ def train_command(
     """Compare training algorithms: each tuned on the same budget, several seeds, means with intervals."""
     try:
         plan = Plan(steps, batch, seeds, trials, schedule=schedule, validation=validation, evaluations=evaluations)
-        loaded = load_images(data, folder).take(images)
-        chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
         contestants = [algorithm(name) for name in _listed(algorithms)]
-        how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
-        with tqdm(unit="run") as bar:
-            result = compare(chosen, contestants, loaded, plan, out=out, augment=how, progress=_announce(bar))
+        for one in _listed(data):
+            loaded = load_images(one, folder).take(images, test_images)
+            chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
+            how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
+            place = out / Path(one).stem if len(_listed(data)) > 1 else out
+            with tqdm(unit="run") as bar:
+                result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
+            _write_comparison(result, place, one)
     except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted; the same command goes on from what is in {out}/.")
         raise typer.Exit(130) from None
-    (out / "table.txt").write_text(str(result) + "\n", encoding="utf-8")
-    result.to_dataframe().to_csv(out / "outcomes.csv", index=False)
-    result.plot(out / "curves.png")
-    typer.echo(f"{result}\n\nWritten: {out / 'table.txt'}, {out / 'outcomes.csv'}, {out / 'curves.png'}, {out}/runs/")
 
 
 @app.command("report")
@@ -195,6 +197,13 @@ def _write(reports: dict[str, Report], out: Path) -> None:
     figure(reports, out / "figure.png")
     page = html(reports, out / "report.html", text=text)
     typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
+
+
+def _write_comparison(result: Comparison, out: Path, data: str) -> None:
+    (out / "table.txt").write_text(f"{result}\n", encoding="utf-8")
+    result.to_dataframe().to_csv(out / "outcomes.csv", index=False)
+    result.plot(out / "curves.png")
+    typer.echo(f"{data}\n{result}\n\nWritten: {out}/table.txt, outcomes.csv, curves.png, and every run in {out}/runs/")
 
 
 def main() -> None:

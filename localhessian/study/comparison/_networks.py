@@ -38,12 +38,12 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
     if kind in _ACTIVATIONS and (own.isdigit() or not own):
         return dense_network(name, kind, images, depth=int(own or depth), width=width)
     if name in MODELS:
-        chain = digits_network(name, jax.random.key(0), depth=depth, width=width, classes=images.classes).chain
+        sizes = {"depth": depth, "width": width, "classes": images.classes, "channels": images.train_x.shape[-1]}
 
         def init(key: Key) -> tuple[dict, Context]:
-            return digits_network(name, key, depth=depth, width=width, classes=images.classes).params, None
+            return digits_network(name, key, **sizes).params, None
 
-        return Network(name, chain, init)
+        return Network(name, digits_network(name, jax.random.key(0), **sizes).chain, init)
     known = ", ".join((*MODELS, *_ACTIVATIONS))
     raise ValueError(f"there is no network {name!r}: use {known}; a depth may follow the last four, as in `tanh-20`.")
 
