@@ -94,7 +94,7 @@ def train_command(
     steps: Annotated[int, typer.Option(min=1, help="Of every run.")] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Images of each step.")] = 64,
     seeds: Annotated[int, typer.Option(help="Final runs; no interval is claimed below 5.")] = 5,
-    trials: Annotated[int, typer.Option(min=1, help="Learning rates that each algorithm tries.")] = 7,
+    trials: Annotated[int, typer.Option(min=1, help="Learning rates that each algorithm tries.")] = 9,
     schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, or cosine down to 0.")] = "constant",
     validation: Annotated[float, typer.Option(help="Share of the training images set aside for tuning.")] = 0.1,
     evaluations: Annotated[int, typer.Option(min=1, help="Tests of each run.")] = 10,

@@ -14,20 +14,20 @@ from localhessian.study.comparison._network import Network
 
 DEFAULT_ALGORITHMS = ("momentum", "adam")
 """What is compared if nothing else is said."""
-_DECADES = 3.0
+_DECADES = 4.0
 """Every named algorithm searches its learning rate over as many decades, so that no grid is finer than another."""
 _GRID_TOP = {
     "adabelief": 0.1,
     "adam": 0.1,
     "adamax": 0.1,
     "adamw": 0.1,
-    "lion": 0.003,
-    "momentum": 0.3,
+    "lion": 0.01,
+    "momentum": 1.0,
     "nadam": 0.1,
     "radam": 0.1,
     "rmsprop": 0.1,
 }
-"""Upper end of the grid; 1 for every name that is not here. Heuristic: their usual rates lie in the middle."""
+"""Upper end of the grid; 10 for every name that is not here. Heuristic: their usual rates lie in the middle."""
 
 
 class Batch(NamedTuple):
@@ -120,7 +120,7 @@ def algorithm(name: str) -> Algorithm:
             `sgd`, `adam`, `adamw`, `rmsprop`, ...
 
     Returns:
-        With a grid of learning rates over three decades around the usual ones.
+        With a grid of learning rates over four decades around the usual ones.
 
     Raises:
         ValueError: There is none of that name.
@@ -130,7 +130,7 @@ def algorithm(name: str) -> Algorithm:
         >>> algorithm("adam").grid[1]
         0.1
     """
-    top = _GRID_TOP.get(name, 1.0)
+    top = _GRID_TOP.get(name, 10.0)
     grid = (top / 10**_DECADES, top)
     if name == "momentum":
         return Descent(name, lambda chain, loss, rate: optax.sgd(rate, momentum=0.9), grid)

@@ -30,7 +30,7 @@ class Plan:
     steps: int = 400
     batch: int = 64
     seeds: int = 5
-    trials: int = 5
+    trials: int = 9
     tuning_seeds: int = 1
     schedule: str = "constant"
     validation: float = 0.1
