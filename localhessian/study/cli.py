@@ -126,10 +126,13 @@ def train_command(
 
 @app.command("report")
 def report_command(
-    files: Annotated[list[Path], typer.Argument(help="Reports (.npz), or a folder of them.")],
+    files: Annotated[list[Path], typer.Argument(help="Reports (.npz), a folder of them, or a study of `train`.")],
     out: Annotated[Path, typer.Option(help="Folder for the figure and the page.")] = Path("runs/report"),
 ) -> None:
-    """Render table, figure and page again from saved reports."""
+    """Render table, figure and page again from saved reports, or table and curves from a study."""
+    if len(files) == 1 and (files[0] / "study.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        return _write_comparison(Comparison.load(files[0]), out, str(files[0]))
     paths = [path for file in files for path in (sorted(file.glob("*.npz")) if file.is_dir() else [file])]
     if not paths:
         raise typer.BadParameter(f"there is no report (.npz) in {', '.join(map(str, files))}.")
@@ -139,7 +142,7 @@ def report_command(
         raise typer.BadParameter(str(error)) from error
     loaded.sort(key=lambda item: item[1].meta.get("place", 0))
     reports = {report.meta.get("label", stem): report for stem, report in loaded}
-    _write(reports, out)
+    return _write(reports, out)
 
 
 def _follow(bar: tqdm) -> Callable[[int, int], None]:
@@ -203,7 +206,7 @@ def _write_comparison(result: Comparison, out: Path, data: str) -> None:
     (out / "table.txt").write_text(f"{result}\n", encoding="utf-8")
     result.to_dataframe().to_csv(out / "outcomes.csv", index=False)
     result.plot(out / "curves.png")
-    typer.echo(f"{data}\n{result}\n\nWritten: {out}/table.txt, outcomes.csv, curves.png, and every run in {out}/runs/")
+    typer.echo(f"{data}\n{result}\n\nWritten: table.txt, outcomes.csv, curves.png in {out}/")
 
 
 def main() -> None:

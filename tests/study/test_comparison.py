@@ -232,6 +232,9 @@ def test_command_line_compares(tmp_path):
         "study.json",
     }
     assert "momentum" in result.output
+    again = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "table.txt").read_text() == (tmp_path / "table.txt").read_text()
     wrong = CliRunner().invoke(app, ["train", *options, "--seeds", "1", "--out", str(tmp_path)])
     assert wrong.exit_code == 2
     assert "a single run is no result" in " ".join(wrong.output.split())
