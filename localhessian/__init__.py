@@ -18,6 +18,7 @@ from localhessian.linalg import Summary as Summary
 from localhessian.linalg import SymmetricOperator as SymmetricOperator
 from localhessian.linalg import TraceEstimate as TraceEstimate
 from localhessian.linalg import audit as audit
+from localhessian.linalg import certify as certify
 from localhessian.linalg import condition_number as condition_number
 from localhessian.linalg import linear_map as linear_map
 from localhessian.linalg import quantile_condition_number as quantile_condition_number

@@ -73,14 +73,14 @@ def loss_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
     """L with S = L L^T; None where S is not positive semi-definite, or unrecognized and too large or traced."""
     kind = _recognize(loss, z, y)
     if kind is not Kind.GENERAL:
-        factor, agrees = _recognized_factor(kind, loss, z, y)
+        factor, agrees = _recognized_factor(kind, loss, z, y, _probe(floating(z)[0]))
         if not is_concrete(z, y) or bool(agrees):
             return factor
     return _numerical_factor(loss, z, y) if is_concrete(z, y) else None
 
 
 @jax.jit(static_argnums=(0, 1))
-def _recognized_factor(kind: Kind, loss: Loss, z: Activations, y: Any) -> tuple[LossFactor, Array]:
+def _recognized_factor(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[LossFactor, Array]:
     """The factor if S is of that kind, and whether it is."""
     hessian = loss_hessian(loss, z, y)
     outputs, _ = floating(z)
@@ -90,7 +90,7 @@ def _recognized_factor(kind: Kind, loss: Loss, z: Activations, y: Any) -> tuple[
     else:
         p = jax.nn.softmax(outputs[0], axis=-1)
         factor = LossFactor([p, jnp.sqrt(_softmax_weight(hessian, p))], kind)
-    return factor, _agrees(factor, hessian, outputs)
+    return factor, _agrees(factor, hessian, probe)
 
 
 def _softmax_weight(hessian, p: Array) -> Array:
@@ -107,39 +107,43 @@ def _softmax_weight(hessian, p: Array) -> Array:
 def _recognize(loss: Loss, z: Activations, y: Any) -> Kind:
     leaves, treedef = jax.tree.flatten((z, y))
     abstract = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _recognize_shapes(loss, treedef, abstract)
+    if is_concrete(z, y):
+        return _recognize_shapes(loss, treedef, abstract)
+    with jax.ensure_compile_time_eval():
+        return _recognize_shapes(loss, treedef, abstract)
 
 
 @functools.lru_cache(maxsize=256)
 def _recognize_shapes(loss: Loss, treedef, abstract) -> Kind:
     """Probe the loss on made-up outputs and labels: what is found depends on the function and the shapes only."""
-    with jax.ensure_compile_time_eval():
-        keys = jax.random.split(jax.random.key(0), len(abstract))
-        made_up = [_made_up(key, shape, dtype) for key, (shape, dtype) in zip(keys, abstract, strict=True)]
-        z, y = jax.tree.unflatten(treedef, made_up)
-        for kind in _candidates(z):
-            factor, agrees = _recognized_factor(kind, loss, z, y)
-            if bool(agrees) and any(bool(jnp.any(leaf != 0)) for leaf in factor.data):
-                return kind
+    z, y = jax.tree.unflatten(treedef, [_made_up(*one) for one in abstract])
+    for kind in _candidates(z):
+        factor, agrees = _recognized_factor(kind, loss, z, y, _probe(floating(z)[0]))
+        if bool(agrees) and any(bool(np.any(np.asarray(leaf) != 0)) for leaf in factor.data):
+            return kind
     return Kind.GENERAL
 
 
 def _candidates(z: Activations) -> list[Kind]:
     outputs = floating(z)[0]
     one_row_of_classes = len(outputs) == 1 and outputs[0].ndim >= 2 and outputs[0].shape[-1] > 1
-    return [Kind.DIAGONAL, Kind.SOFTMAX] if one_row_of_classes else [Kind.DIAGONAL]
+    return [Kind.SOFTMAX, Kind.DIAGONAL] if one_row_of_classes else [Kind.DIAGONAL]
 
 
-def _made_up(key, shape, dtype) -> Array:
+def _made_up(shape, dtype) -> Array:
+    """Random numbers of NumPy, here and for the probe: no shape needs a program for them."""
     if jnp.issubdtype(dtype, jnp.floating):
-        return jax.random.uniform(key, shape, dtype, minval=0.1, maxval=0.9)
+        return jnp.asarray(np.random.default_rng(0).uniform(0.1, 0.9, shape), dtype)
     return jnp.ones(shape, dtype) if dtype == jnp.bool_ else jnp.zeros(shape, dtype)
 
 
-def _agrees(factor: LossFactor, hessian: Callable, outputs: list[Array]) -> Array:
+def _probe(outputs: list[Array]) -> list[Array]:
+    random = np.random.default_rng(1)
+    return [jnp.asarray(random.standard_normal(leaf.shape), leaf.dtype) for leaf in outputs]
+
+
+def _agrees(factor: LossFactor, hessian: Callable, probe: list[Array]) -> Array:
     """Whether L L^T v = S v for a random v, to the accuracy that S itself has (relative to its largest sample)."""
-    keys = jax.random.split(jax.random.key(1), len(outputs))
-    probe = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, outputs, strict=True)]
     exact = ravel_samples(hessian(probe))[0]
     ours = ravel_samples(factor.mv(factor.transpose_mv(probe)))[0]
     return jnp.max(jnp.abs(ours - exact)) <= 1e3 * jnp.finfo(exact.dtype).eps * jnp.max(jnp.abs(exact))
@@ -164,7 +168,7 @@ def _numerical_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
         return None
     roots = np.sqrt(np.where(values > floor, values, 0.0))
     factor = LossFactor([jnp.asarray((vectors * roots[:, None, :]).astype(rows.dtype))], Kind.GENERAL)
-    agrees = _agrees(factor, loss_hessian(loss, z, y), outputs)
+    agrees = _agrees(factor, loss_hessian(loss, z, y), _probe(outputs))
     return factor if bool(agrees) else None  # a loss that couples samples has no S_i
 
 

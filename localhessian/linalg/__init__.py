@@ -2,6 +2,7 @@
 
 from localhessian.linalg._audit import Audit as Audit
 from localhessian.linalg._audit import audit as audit
+from localhessian.linalg._certify import certify as certify
 from localhessian.linalg._condition import ConditionNumber as ConditionNumber
 from localhessian.linalg._condition import condition_number as condition_number
 from localhessian.linalg._condition import quantile_condition_number as quantile_condition_number

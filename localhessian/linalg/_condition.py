@@ -22,7 +22,7 @@ class ConditionNumber:
     lower: Float[Array, "*s"]
     """A lower bound of kappa_plus, from certified non-zero values only."""
     upper: Float[Array, "*s"]
-    """An upper bound of kappa_plus; infinite unless the spectrum is complete."""
+    """An upper bound of kappa_plus; infinite unless the spectrum is complete, or certified down to the cutoff."""
     whole: Float[Array, "*s"]
     """kappa over the whole space: infinite when singular; indefinite: max|lambda| / min|lambda|; NaN if unknown."""
     rank: Int[Array, "*s"]
@@ -31,6 +31,8 @@ class ConditionNumber:
     """Singular values of the factor at or below it count as zero."""
     gap: Float[Array, "*s"]
     """Smallest singular value above the cutoff over the largest below it; infinite if none is below, NaN if unknown."""
+    failure_probability: Float[Array, "*s"]
+    """That lambda_max is more than a tenth above the value used, over random starts; 1 where nothing is known."""
     status: Int[Array, "*s"]
     """A `localhessian.Status` code."""
 
@@ -50,7 +52,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
         `status` is INDEFINITE when an eigenvalue lies below the negative cutoff (then `value` is NaN), RANK_UNCERTAIN
         when `gap < 10` or a value's error reaches the cutoff, otherwise that of the spectrum. From an incomplete
         spectrum `upper` is infinite, and `value` and `lower` use those values only whose recomputed residual
-        certifies them as non-zero. Works under `jax.jit` and `jax.vmap`.
+        certifies them as non-zero (`lh.certify` can make up for what is missing). Works under `jax.jit` and `jax.vmap`.
 
     Raises:
         ValueError: `rtol` is not between 0 and 1.
@@ -73,29 +75,31 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     largest = xp.max(sigma, axis=-1)
     cutoff = relative_cutoff(spectrum, rtol) * largest
     certified = seen & (sigma - rho > cutoff[..., None])
-    above = xp.where(spectrum.complete[..., None], seen & (sigma > cutoff[..., None]), certified)
+    complete = spectrum.complete | (spectrum.missing <= cutoff**2)
+    above = xp.where(complete[..., None], seen & (sigma > cutoff[..., None]), certified)
 
     smallest = _smallest(xp, sigma, above)
     rank = xp.sum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
     # Of an incomplete spectrum, a small value that is not certified, or not sought, leaves kappa_plus unknown.
     both_ends = xp.all(certified | ~seen, axis=-1) & (spectrum.ends == "both")
-    known = (rank > 0) & (spectrum.complete | both_ends)
+    known = (rank > 0) & (complete | both_ends)
     value = xp.where(known, _square_ratio(xp, largest, smallest), xp.nan)
     lower = _square_ratio(xp, largest - _at_largest(xp, sigma, rho), _smallest(xp, sigma + rho, certified))
     lower = xp.where(xp.any(certified, axis=-1), xp.fmin(xp.maximum(lower, 1), value), xp.nan)
     clear = xp.where(above, certified, ~seen | (sigma + rho <= cutoff[..., None]))
-    sure = spectrum.complete & xp.all(clear, axis=-1)
+    sure = complete & xp.all(clear, axis=-1)
     upper = _square_ratio(xp, largest + _at_largest(xp, sigma, rho), _smallest(xp, sigma - rho, above))
     upper = xp.where(sure & (rank > 0), xp.maximum(upper, value), xp.inf)
 
     below = xp.max(xp.where(seen & ~above, sigma, 0), axis=-1)
     gap = xp.where((rank > 0) & (below > 0), smallest / xp.where(below > 0, below, 1), xp.inf)
-    gap = xp.where(spectrum.complete, gap, xp.nan)
+    gap = xp.where(complete, gap, xp.nan)
     indefinite = _indefinite(xp, spectrum, seen)
     refused = xp.where(indefinite, xp.nan, 1.0)
-    whole = _whole(xp, spectrum, seen, value, rank, indefinite)
-    status = _status(xp, spectrum, indefinite, spectrum.complete & (rank > 0) & ((gap < 10) | ~sure))
-    return ConditionNumber(value * refused, lower * refused, upper * refused, whole, rank, cutoff, gap, status)
+    whole = _whole(xp, spectrum, seen, value, rank, indefinite, complete)
+    status = _status(xp, spectrum, indefinite, complete & (rank > 0) & ((gap < 10) | ~sure))
+    bounds = (value * refused, lower * refused, upper * refused)
+    return ConditionNumber(*bounds, whole, rank, cutoff, gap, xp.asarray(spectrum.failure_probability()), status)
 
 
 def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | None = None) -> Float[Array, "*s"]:
@@ -190,13 +194,13 @@ def _indefinite(xp, spectrum: Spectrum, seen):
     return xp.min(size, axis=-1) < -cutoff
 
 
-def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite):
+def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite, complete):
     size = xp.where(seen, xp.abs(spectrum.eigenvalues), xp.nan)
     low, high = xp.nanmin(size, axis=-1), xp.nanmax(size, axis=-1)
     of_indefinite = xp.where(low > 0, high / xp.where(low > 0, low, 1), xp.inf)
     of_definite = xp.where(rank == spectrum.size, value, xp.inf)
     known = xp.where(indefinite, of_indefinite, of_definite)
-    return xp.where(spectrum.complete, known, xp.nan)
+    return xp.where(complete, known, xp.nan)
 
 
 def _status(xp, spectrum: Spectrum, indefinite, uncertain):

@@ -46,9 +46,11 @@ class Dense:
         order, numbers = _order(operator)
         return order <= self.max_size and numbers * operator.dtype.itemsize <= self.max_bytes
 
-    def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
-        """The whole spectrum; `key` is not used."""
-        del key
+    def run(
+        self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int, start: Array | None = None
+    ) -> Spectrum:
+        """The whole spectrum; `key` and `start` are not used."""
+        del key, start
         self._check(operator)
         if isinstance(operator, LinearMap):
             return _from_factor(operator, vectors, str(self))
@@ -193,7 +195,8 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     spectrum = _complete(eigenvalues, residuals, None, None, right, finite, d, operator.dtype, d, method)
     status = jnp.where(jnp.asarray(finite & skew), int(Status.NOT_SYMMETRIC), spectrum.status)
     known = spectrum.complete & ~jnp.asarray(skew)
-    return dataclasses.replace(spectrum, status=status.astype(jnp.int32), complete=known)
+    missing = jnp.where(known, 0, jnp.inf).astype(spectrum.missing.dtype)
+    return dataclasses.replace(spectrum, status=status.astype(jnp.int32), complete=known, missing=missing)
 
 
 def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, matvecs, method) -> Spectrum:
@@ -211,5 +214,5 @@ def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, 
         size=size,
         dtype=dtype,
         method=method,
-        random_start=False,
+        missing=jnp.where(jnp.asarray(finite), 0, jnp.inf).astype(eigenvalues.dtype),
     )

@@ -1,47 +1,56 @@
-"""Thick-restart Golub-Kahan bidiagonalization of a factor: the small end without squaring, residuals recomputed."""
+"""Thick-restart block Golub-Kahan of a factor: the small end without squaring, residuals recomputed."""
 
 import dataclasses
-from functools import partial
+from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from localhessian._status import Status
-from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Key
 from localhessian.linalg._krylov import (
-    BUCKET,
     Krylov,
     Plan,
-    apply,
-    apply_each,
     combine,
-    ending,
-    grow,
-    host,
+    judge,
     largest_vectors,
-    normalize,
-    orthogonalize,
-    probe_adjoint,
-    random_unit,
-    ritz_vectors,
-    rows,
-    run_compiled,
-    run_on_host,
-    set_row,
+    products,
+    repeats,
     shifted,
     sort_real_first,
+    start_block,
     take_weights,
     unbatched_all,
+    unit_rows,
+    working_dtype,
 )
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._operators import LinearMap
+from localhessian.linalg._recurrence import (
+    State,
+    begin,
+    compress,
+    drive,
+    finished,
+    foretold,
+    in_use,
+    nearest_rows,
+    observe,
+    orthonormalize,
+    pad_rows,
+    put_columns,
+    put_rows,
+    residual_norms,
+    retire,
+    revive,
+    run_compiled,
+    take_rows,
+)
 from localhessian.linalg._spectrum import Spectrum
 
 BREAKDOWN = 30
 """A next basis vector shorter than BREAKDOWN * eps * ||A|| is rounding; below the rank rule's 100 eps."""
-ROUNDING = 10
+ROUNDING = 20
 """Residuals of ROUNDING * eps * ||A|| are what rounding leaves."""
 RANK = 100
 """The rank rule: a singular value below RANK * eps * sigma_max counts as zero."""
@@ -52,29 +61,31 @@ class GolubKahan(Krylov):
     """The ends of the spectrum of R^T R by products with R and R^T, at the accuracy of R's singular values.
 
     Runs on the smaller side of R and starts in its range, so that null vectors of R^T R are not met; full
-    reorthogonalization in two passes on both sides; bases that outgrow `basis_size` are restarted with the singular
-    triplets nearest to the wanted ends. Stops when every wanted value meets the tolerance, at a breakdown or at the
-    budget. Residual norms of the triplets are recomputed with fresh products. Multiplicities are not seen. The small
-    end converges slowly, and more slowly yet through restarts: until it does, the status says so and kappa is a lower
-    bound.
+    reorthogonalization on both sides; bases that outgrow `basis_size` are restarted with the singular triplets
+    nearest to the wanted ends. Stops when every wanted value meets the tolerance, when the range is exhausted, or at
+    the budget. Residual norms of the triplets are
+    recomputed with fresh products. A block of p start vectors sees a value up to p times; bases with room for the
+    whole space see all. The small end converges slowly, and more slowly with a short basis (harmonic Ritz vectors in
+    place of Ritz vectors were tried: no faster): until it does, the status says so and kappa is a lower bound.
 
-    Cost: at most `max_matvecs` pairs of products with R and R^T, one for the probe, and one for the residual of each
-    value returned; memory `basis_size * (d + m)` numbers. Under `jax.jit` convergence is tested at restarts
-    only.
+    Cost: at most `max_matvecs` pairs of products with R and R^T, one for the start, and one for the residual of each
+    value returned; memory `basis_size * (d + m)` numbers. Under `jax.jit` convergence is tested at restarts only.
 
     Args:
         max_matvecs: Budget of pairs of products in the recurrence.
-        rtol: Wanted: residual <= rtol sigma (never below 10 eps sigma_max, which rounding leaves).
+        rtol: Wanted: residual <= rtol sigma (never below 20 eps sigma_max, which rounding leaves).
         which: Which end: `"both"`, `"largest"` or `"smallest"`.
         k: How many values at each end, at least; as many as eigenvectors are asked for.
         basis_size: Pairs of vectors in memory; None takes what fits in 64 MiB, at least 32. Bases as large as the
             smaller side give the whole spectrum.
+        block_size: Start vectors p. One needs the fewest products where the wanted values are apart; more find
+            multiple and clustered values.
 
     Source: J. Baglama and L. Reichel, SIAM J. Sci. Comput. 27 (2005) 19.
     """
 
-    def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
-        """Compute; right singular vectors of the `vectors` largest values are returned."""
+    def compute(self, operator: Any, key: Key, vectors: int, start: Array | None, xp: ModuleType) -> Spectrum:
+        """The method itself."""
         factor = operator if isinstance(operator, LinearMap) else operator.factor
         if factor is None:
             raise ValueError(
@@ -82,53 +93,49 @@ class GolubKahan(Krylov):
                 "`Lanczos(...)` or `Dense(...)`."
             )
         # On the smaller side: started on the wide one it finds the null space instead of the smallest value.
-        narrow = factor.T.prepare() if factor.out_size < factor.in_size else factor.prepare()
-        s, dtype = narrow.batch or 1, narrow.dtype
-        plan = self.plan(narrow.in_size, s * (narrow.in_size + narrow.out_size), dtype, vectors)
-        v, refused = _start(narrow, key, (s, narrow.out_size))
-        # Numbers now? The operator itself may hide traced values in a closure.
-        concrete = is_concrete(operator, key, refused)
-        state, row = _State.start(v, narrow.out_size, plan, concrete), 1 if concrete else plan.size
-        if not (concrete and np.all(np.asarray(refused) != 0)):
-            state, row = self._iterate(narrow, state, plan, concrete)
-        return self._finish(factor, narrow, state, row, refused, plan, concrete, vectors)
+        wide = factor.out_size < factor.in_size
+        narrow = factor.T.prepare() if wide else factor.prepare()
+        batch, dtype = narrow.batch, working_dtype(narrow.dtype)
+        s, d, m = batch or 1, narrow.in_size, narrow.out_size
+        plan = self.plan(d, s * (d + m), narrow.dtype, vectors)
 
-    def _iterate(self, narrow: LinearMap, state: "_State", plan: Plan, concrete: bool) -> tuple["_State", int]:
-        batch = narrow.batch
-        forward, backward = rows(narrow.forward, batch), rows(narrow.backward, batch)
-        if concrete:
-            return run_on_host(
-                lambda state, row: _step_on_host(narrow, state, row, plan),
-                lambda state: _restart(state, plan, np),
-                lambda state, row: bool(np.all(_examine(host(state.without_vectors()), row, plan, np)[0])),
-                state,
-                plan,
-            )
+        def forward(block: Any) -> Any:
+            return products(narrow.forward, block, batch, narrow.dtype, xp)
 
-        def step(state):
-            state = _left(state, forward(state.current))
-            return _right(state, backward(state.current_left))
+        def backward(block: Any) -> Any:
+            return products(narrow.backward, block, batch, narrow.dtype, xp)
 
-        restart = partial(_restart, plan=plan, xp=jnp)
-        state = run_compiled(step, restart, state, plan, lambda: backward(forward(state.current)))
-        return state, plan.size
+        block = _start(start, key, wide, (s, plan.block, m, d), backward, dtype, xp)
+        state = begin(block, m, plan, key, xp)
+        first = state.current
 
-    def _finish(self, factor, narrow, state: "_State", row, refused, plan, concrete, vectors) -> Spectrum:
-        xp: Any = np if concrete else jnp
-        small = state.without_vectors()
-        _, left, right, count = _ritz(host(small) if concrete else small, row, plan, xp)
-        chosen = plan.chosen(count, row, xp)
-        u, v = (
-            ritz_vectors(basis, jnp.asarray(take_weights(weights, chosen, len(basis), xp), basis.dtype))
-            for basis, weights in ((state.left, left), (state.right, right))
-        )
-        forward = apply_each(narrow.forward, v, narrow.batch, concrete)
-        backward = apply_each(narrow.backward, u, narrow.batch, concrete)
-        wide = narrow.in_size != factor.in_size
-        missing = factor.in_size - plan.order if row == plan.order else 0
-        products = (u, v, forward, backward)
-        parts = _judge(products, jnp.asarray(chosen.real), small, refused, plan, wide, missing, vectors)
-        sigma, multiplicities, rho, largest, status, complete, made = unbatched_all(parts, factor.batch)
+        def step(state: State) -> State:
+            state, left = _left(state, forward(state.current), plan, xp)
+            return _right(state, backward(left), plan, xp)
+
+        def restart(state: State) -> State:
+            return _restart(state, plan, xp)
+
+        if xp is np:
+            state = drive(step, restart, lambda state: _examine(state, plan, np)[0], state, plan)
+        else:
+            state = run_compiled(step, restart, state, plan, lambda: backward(forward(state.current)))
+        _, left, right, count = _ritz(state, plan, xp)
+        chosen = plan.chosen(count, right.shape[1], xp)
+        u = unit_rows(combine(take_weights(left, chosen, xp), state.left, xp), xp)
+        v = unit_rows(combine(take_weights(right, chosen, xp), state.right, xp), xp)
+        moved = forward(v)
+        sigma = xp.abs(xp.sum(u * moved, axis=2))
+        errors = (moved - sigma[:, :, None] * u, backward(u) - sigma[:, :, None] * v)
+        rho = xp.hypot(*(xp.linalg.norm(error, axis=2) for error in errors))
+        repeated = repeats(forward, state, first, plan, xp)
+        found = judge(sigma, rho, chosen.real, state, Status.NOT_ADJOINT, repeated, 2 * ROUNDING, plan, xp)
+        largest = largest_vectors(u if wide else v, found.real, vectors, xp)
+        sigma, real, rho = sort_real_first(sigma, found.real, rho, xp=xp)
+        missing = factor.in_size - d if right.shape[1] >= d else 0
+        made = xp.asarray((state.made + 1) * plan.block + v.shape[1], np.int32)
+        parts = (*_with_null_space(sigma, rho, real, missing, xp), largest, found.status, found.complete)
+        sigma, multiplicities, rho, largest, status, complete = unbatched_all(parts, batch, narrow.dtype)
         return Spectrum(
             eigenvalues=sigma**2,
             multiplicities=multiplicities,
@@ -138,205 +145,112 @@ class GolubKahan(Krylov):
             singular_residual_norms=rho,
             status=status,
             complete=complete,
-            matvecs=made + (1 + len(v)),
+            matvecs=jnp.asarray(made),
             size=factor.in_size,
-            dtype=factor.dtype,
+            dtype=narrow.dtype,
             method=str(self),
+            missing=jnp.where(complete, 0, jnp.inf).astype(sigma.dtype),
+            krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
+            start_size=m if start is None else 0,
             ends=self.which,
         )
 
 
-@jax.jit(static_argnums=(4, 5, 6, 7))
-def _judge(products, real, state: "_State", refused, plan: Plan, wide: bool, missing: int, vectors: int):
-    """Values u^T A v, sqrt(||A v - sigma u||^2 + ||A^T u - sigma v||^2) recomputed, and what all of it tells."""
-    u, v, forward, backward = products
-    real = real & (refused == 0)[:, None]
-    sigma = jnp.abs(jnp.sum(u * forward, axis=-1))
-    forward, backward = forward - sigma[:, :, None] * u, backward - sigma[:, :, None] * v
-    rho = jnp.hypot(jnp.linalg.norm(forward, axis=-1), jnp.linalg.norm(backward, axis=-1)).T
-    allowed = plan.tolerance(sigma.T, state.scale, 2 * ROUNDING, jnp)
-    whole = jnp.sum(state.filled, axis=1) == plan.order
-    status = ending(rho, allowed, real, ~state.alive & ~state.settled, whole, refused)
-    largest = largest_vectors(u if wide else v, real, vectors)
-    sigma, real, rho = sort_real_first(sigma.T, real, rho)
-    complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
-    return *_with_null_space(sigma, rho, real, missing), largest, status, complete, state.made
-
-
-def _start(narrow: LinearMap, key: Key, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """A unit vector in the range of A^T, and what the pair of products that it took tells."""
-    u = random_unit(key, shape, narrow.dtype)
-    backward = apply(narrow.backward, u, narrow.batch)
-    norm, v = normalize(backward, jnp.zeros(shape[0], narrow.dtype))
-    refused = probe_adjoint(u, backward, v, apply(narrow.forward, v, narrow.batch))
+def _start(start: Any, key: Key, wide: bool, shape: tuple[int, int, int, int], backward, dtype, xp: ModuleType) -> Any:
+    """The first block, in the range of A^T; `start` holds vectors of the side of R that it multiplies."""
+    s, p, m, d = shape
+    if start is not None and not wide:
+        return start_block(start, key, (s, p, d), dtype, xp)
+    block = backward(start_block(start, key, (s, p, m), dtype, xp))
     # A = 0 has no range: any vector shows that.
-    return jnp.where(norm[:, None] > 0, v, random_unit(key, (shape[0], narrow.in_size), narrow.dtype)), refused
+    nothing = xp.linalg.norm(block, axis=(1, 2))[:, None, None] == 0
+    return xp.where(nothing, start_block(None, key, (s, p, d), dtype, xp), block)
 
 
-def _with_null_space(sigma, rho, real, missing: int) -> tuple[Array, Array, Array]:
+def _with_null_space(sigma, rho, real, missing: int, xp: ModuleType) -> tuple[Any, Any, Any]:
     """Values, multiplicities, errors; with one more value 0 of the multiplicity d - m that a wide R makes certain."""
-    multiplicities = real.astype(jnp.int32)
+    multiplicities = real.astype(np.int32)
     if not missing:
         return sigma, multiplicities, rho
-    zero = jnp.zeros_like(sigma[:, :1])
-    count = jnp.full(zero.shape, missing, jnp.int32)
+    zero = xp.zeros_like(sigma[:, :1])
+    count = xp.full(zero.shape, missing, np.int32)
     parts = ((zero, sigma), (count, multiplicities), (zero, rho))
-    sigma, multiplicities, rho = (jnp.concatenate(part, axis=1) for part in parts)
+    sigma, multiplicities, rho = (xp.concatenate(part, axis=1) for part in parts)
     return sigma, multiplicities, rho
 
 
-@pytree
-class _State:
-    """A partial decomposition A V = U B, A^T U = V B^T + beta v e^T of s problems; zero rows where there is none."""
-
-    right: Array
-    """V, `(rows, s, d)`; zero beyond the rows in use."""
-    left: Array
-    """U, `(rows, s, m)`."""
-    current: Array
-    """(s, d): the next vector of V; zero after a breakdown."""
-    current_left: Array
-    """(s, m): the last vector of U."""
-    matrix: Array
-    """B = U^T A V, (s, size, size)."""
-    filled: Array
-    """(s, size): which rows of B hold something."""
-    row: Array
-    """Rows in use."""
-    made: Array
-    """Steps made."""
-    alive: Array
-    """(s,): neither a breakdown yet, nor settled."""
-    settled: Array
-    """(s,): every wanted value was there at a restart, so that the problem was retired."""
-    beta: Array
-    """(s,): the length of the rest after the last step; 0 after a breakdown."""
-    scale: Array
-    """(s,): the largest ||A v|| seen, for the breakdown test."""
-
-    @staticmethod
-    @jax.jit(static_argnums=(1, 2, 3))
-    def start(v: Array, long: int, plan: Plan, concrete: bool) -> "_State":
-        s, dtype = len(v), v.dtype
-        capacity = min(plan.size, BUCKET) if concrete else plan.size
-        return _State(
-            right=jnp.zeros((capacity, *v.shape), dtype),
-            left=jnp.zeros((capacity, s, long), dtype),
-            current=v,
-            current_left=jnp.zeros((s, long), dtype),
-            matrix=jnp.zeros((s, plan.size, plan.size), dtype),
-            filled=jnp.zeros((s, plan.size), bool),
-            row=jnp.zeros((), jnp.int32),
-            made=jnp.zeros((), jnp.int32),
-            alive=jnp.ones(s, bool),
-            settled=jnp.zeros(s, bool),
-            beta=jnp.zeros(s, dtype),
-            scale=jnp.zeros(s, dtype),
-        )
-
-    def without_vectors(self) -> "_State":
-        """The small numbers only."""
-        return dataclasses.replace(self, right=self.beta, left=self.beta, current=self.beta, current_left=self.beta)
-
-
-def _left(state: _State, moved: Array) -> _State:
-    """The first half of a step, given `moved` = A times the current vector."""
-    scale = jnp.maximum(state.scale, jnp.linalg.norm(moved, axis=-1))
-    rest, components = orthogonalize(state.left, moved)
-    alpha, unit = normalize(rest, BREAKDOWN * jnp.finfo(rest.dtype).eps * scale)
-    # The components along all of U, so that the column that follows a restart needs no formula of its own.
-    components = jnp.pad(components, ((0, 0), (0, state.matrix.shape[1] - components.shape[1])))
-    components = components.at[:, state.row].set(alpha)
-    # A first vector with A v = 0 is the answer for A = 0; a later one is rounding.
-    alive = state.alive & ((alpha > 0) | (state.made == 0))
-    return dataclasses.replace(
+def _left(state: State, moved: Any, plan: Plan, xp: ModuleType) -> tuple[State, Any]:
+    """The first half of a step, given `moved` = A times the current block; also the new left vectors."""
+    row, small = state.row, state.matrix.dtype
+    state = observe(state, moved, xp)
+    basis, nearest = in_use(state.left, row, xp), nearest_rows(state, 1, 0, plan, xp)
+    components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * state.scale, xp)
+    components = pad_rows(components, plan.size, xp).astype(small)
+    state = foretold(state, components, state.coupling, state.live[:, None, :], xp)
+    # The components along all of U, so that the columns that follow a restart need no formula of their own.
+    components = put_rows(components, row, upper.astype(small), xp)
+    # A vector with A v = 0 is the answer where the space is seen whole, or for A = 0; else it is rounding.
+    there = state.live & (xp.any(unit != 0, axis=2) | plan.whole | (state.made == 0))
+    state = dataclasses.replace(
         state,
-        right=set_row(state.right, state.row, state.current),
-        left=set_row(state.left, state.row, unit),
-        current_left=unit,
-        matrix=state.matrix.at[:, :, state.row].set(components),
-        filled=state.filled.at[:, state.row].set(alive),
-        alive=alive,
-        scale=scale,
+        right=put_rows(state.right, row, state.current, xp),
+        left=put_rows(state.left, row, unit, xp),
+        matrix=put_columns(state.matrix, row, components, xp),
+        filled=put_rows(state.filled, row, there, xp),
     )
+    return state, unit
 
 
-def _right(state: _State, moved: Array) -> _State:
-    """The second half of a step, given `moved` = A^T times the last left vector."""
-    rest, _ = orthogonalize(state.right, moved)
-    beta, unit = normalize(rest, BREAKDOWN * jnp.finfo(rest.dtype).eps * state.scale)
-    beta = jnp.where(state.alive, beta, 0)
-    return dataclasses.replace(
+def _right(state: State, moved: Any, plan: Plan, xp: ModuleType) -> State:
+    """The second half of a step, given `moved` = A^T times the last left vectors."""
+    row, p, small = state.row, plan.block, state.matrix.dtype
+    state = observe(state, moved, xp)
+    basis, nearest = in_use(state.right, row + p, xp), nearest_rows(state, 0, 1, plan, xp)
+    components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * state.scale, xp)
+    expected = xp.swapaxes(take_rows(state.matrix, row, p, xp), 1, 2)
+    components = pad_rows(components, plan.size, xp).astype(small)
+    state = foretold(state, components, expected, xp.any(moved != 0, axis=2)[:, None, :], xp)
+    state = dataclasses.replace(
         state,
-        current=jnp.where(beta[:, None] > 0, unit, 0),
-        row=state.row + 1,
+        coupling=put_rows(xp.zeros_like(state.coupling), row, xp.swapaxes(upper, 1, 2).astype(small), xp),
+        row=row + p,
         made=state.made + 1,
-        alive=state.alive & (beta > 0),
-        beta=beta,
     )
+    state, unit = revive(state, basis, unit, plan, xp)
+    return dataclasses.replace(state, current=unit, live=xp.any(unit != 0, axis=2))
 
 
-_left_on_host = jax.jit(_left, donate_argnums=0)
-_right_on_host = jax.jit(_right, donate_argnums=0)
-
-
-def _step_on_host(narrow: LinearMap, state: _State, row: int, plan: Plan) -> _State:
-    moved = apply(narrow.forward, state.current, narrow.batch)
-    right, left = (grow(basis, row + 1, plan.size) for basis in (state.right, state.left))
-    state = _left_on_host(dataclasses.replace(state, right=right, left=left), moved)
-    return _right_on_host(state, apply(narrow.backward, state.current_left, narrow.batch))
-
-
-def _restart(state: _State, plan: Plan, xp: Any) -> _State:
+def _restart(state: State, plan: Plan, xp: ModuleType) -> State:
     """The kept triplets become the bases."""
-    small = state.without_vectors()
-    settled, (sigma, left, right, count) = _examine(host(small) if xp is np else small, plan.size, plan, xp)
+    settled, (sigma, left, right, count) = _examine(state, plan, xp)
     chosen = plan.kept(count, xp)
     values = xp.where(chosen.real, xp.take_along_axis(sigma, chosen.places, 1), 0)
-    parts = (take_weights(left, chosen, plan.size, xp), take_weights(right, chosen, plan.size, xp), values)
-    left, right, values = (jnp.asarray(part, state.right.dtype) for part in parts)
-    return _compress(state, left, right, values, jnp.asarray(chosen.real), jnp.asarray(settled))
+    left, right = take_weights(left, chosen, xp), take_weights(right, chosen, xp)
+    return retire(compress(state, right, left, values, chosen.real, plan, xp), settled, xp)
 
 
-@jax.jit(donate_argnums=0)
-def _compress(state: _State, left, right, values, real, settled) -> _State:
-    count = real.shape[1]
-    places = jnp.arange(count)
-    return dataclasses.replace(
-        state,
-        right=jnp.zeros_like(state.right).at[:count].set(combine(state.right, right)),
-        left=jnp.zeros_like(state.left).at[:count].set(combine(state.left, left)),
-        matrix=jnp.zeros_like(state.matrix).at[:, places, places].set(values),
-        filled=jnp.zeros_like(state.filled).at[:, :count].set(real),
-        row=jnp.asarray(count, jnp.int32),
-        # A settled problem of a batch, or of a fixed number of steps, makes no further steps.
-        current=jnp.where(settled[:, None], 0, state.current),
-        beta=jnp.where(settled, 0, state.beta),
-        settled=state.settled | (state.alive & settled),
-        alive=state.alive & ~settled,
-    )
-
-
-def _examine(state: _State, row: int, plan: Plan, xp: Any) -> tuple[Any, tuple[Any, Any, Any, Any]]:
+def _examine(state: State, plan: Plan, xp: ModuleType) -> tuple[Any, tuple[Any, Any, Any, Any]]:
     """Which problems have every wanted value, and the decomposition that tells."""
-    sigma, left, right, count = _ritz(state, row, plan, xp)
-    errors = state.beta[:, None] * xp.abs(left[:, row - 1])
-    return plan.settled(sigma, errors, count, state.scale, ROUNDING, xp), (sigma, left, right, count)
+    sigma, left, right, count = _ritz(state, plan, xp)
+    errors = residual_norms(state, left, xp)
+    settled = finished(state, plan.settled(sigma, errors, count, state.scale, ROUNDING, xp), plan)
+    return settled, (sigma, left, right, count)
 
 
-def _ritz(state: _State, row: int, plan: Plan, xp: Any) -> tuple[Any, Any, Any, Any]:
-    """Singular values ascending (s, row), left and right weights (s, row, row), how many are real; empty slots last.
+def _ritz(state: State, plan: Plan, xp: ModuleType) -> tuple[Any, Any, Any, Any]:
+    """Singular values ascending (s, K), left and right weights (s, K, K), how many are real; empty slots last.
 
     A start in the range of A^T meets null vectors only by rounding, which grows as the range is exhausted: values that
     the rank rule counts as zero are no news then, and are dropped, unless the space is whole.
     """
-    matrix, filled = state.matrix[:, :row, :row], state.filled[:, :row]
+    rows = state.row if xp is np else plan.size
+    matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
     left, sigma, right = xp.linalg.svd(shifted(matrix, filled, xp))
     left, sigma, right = left[:, :, ::-1], sigma[:, ::-1], xp.swapaxes(right, 1, 2)[:, :, ::-1]
     count = xp.sum(filled, axis=1, dtype=np.int32, keepdims=True)
-    real = xp.arange(row, dtype=np.int32)[None, :] < count
+    real = xp.arange(rows, dtype=np.int32)[None, :] < count
     top = xp.max(xp.where(real, sigma, 0), axis=1, keepdims=True)
-    real = real & ((sigma >= RANK * plan.eps * top) | (count == plan.order))
+    real = real & ((sigma >= RANK * plan.eps * top) | (count >= plan.order))
     order = xp.argsort(xp.where(real, sigma, xp.inf), axis=1)
     left, right = (xp.take_along_axis(part, order[:, None, :], 2) for part in (left, right))
     return xp.take_along_axis(sigma, order, 1), left, right, xp.sum(real, axis=1, dtype=np.int32)

@@ -1,42 +1,50 @@
-"""Thick-restart Lanczos for symmetric operators, with recomputed residuals."""
+"""Thick-restart block Lanczos for symmetric operators, with recomputed residuals."""
 
 import dataclasses
+from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from localhessian._status import Status
-from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Key
 from localhessian.linalg._krylov import (
-    BUCKET,
     Krylov,
     Plan,
-    apply,
-    apply_each,
     combine,
-    ending,
-    grow,
-    host,
+    judge,
     largest_vectors,
-    normalize,
-    orthogonalize,
-    probe,
-    random_unit,
-    ritz_vectors,
-    rows,
-    run_compiled,
-    run_on_host,
-    set_row,
+    products,
+    repeats,
     shifted,
     sort_real_first,
+    start_block,
     take_weights,
     unbatched_all,
+    unit_rows,
+    working_dtype,
 )
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._operators import LinearMap
+from localhessian.linalg._recurrence import (
+    State,
+    begin,
+    compress,
+    drive,
+    finished,
+    foretold,
+    in_use,
+    nearest_rows,
+    observe,
+    orthonormalize,
+    pad_rows,
+    put_columns,
+    put_rows,
+    residual_norms,
+    retire,
+    revive,
+    run_compiled,
+)
 from localhessian.linalg._spectrum import Spectrum
 
 BREAKDOWN = 50
@@ -49,15 +57,16 @@ ROUNDING = 30
 class Lanczos(Krylov):
     """The ends of the spectrum of a symmetric operator, also indefinite, by its products alone.
 
-    Full reorthogonalization in two passes; a basis that outgrows `basis_size` is restarted with the Ritz vectors
-    nearest to the wanted ends. Stops when every wanted value meets the tolerance, at a breakdown (the space is
-    invariant) or at the budget. Residual norms are recomputed with fresh products of the Ritz vectors. One start
-    vector sees each distinct eigenvalue once: multiplicities are not seen, and H = R^T R in float32 resolves the small
-    end to eps lambda_max only (use `GolubKahan` where there is a factor).
+    Full reorthogonalization; a basis that outgrows `basis_size` is restarted with the Ritz vectors nearest to the
+    wanted ends, so that those which have converged stay locked in it. Stops when every wanted value meets the
+    tolerance, when the space is exhausted, or at the budget. Residual norms are recomputed with fresh products of the
+    Ritz vectors. A block of p start vectors sees an eigenvalue up to p times; a basis with room for the whole space
+    sees all. H = R^T R in float32 resolves the small end to eps lambda_max only (use `GolubKahan` where there is a
+    factor).
 
-    Cost: at most `max_matvecs` products, three for the probe, and one for the residual of each value returned; memory
-    `basis_size * d` numbers. Under `jax.jit` convergence is tested at restarts
-    only.
+    Cost: at most `max_matvecs` products, one to see that they are repeatable, and one for the residual of each value
+    returned; memory `basis_size * d` numbers; `4 * basis_size * d` operations for the orthogonalization of a step.
+    Under `jax.jit` convergence is tested at restarts only.
 
     Args:
         max_matvecs: Budget of products in the recurrence.
@@ -66,206 +75,117 @@ class Lanczos(Krylov):
         k: How many values at each end, at least; as many as eigenvectors are asked for.
         basis_size: Vectors in memory; None takes what fits in 64 MiB, at least 32. A basis as large as the operator
             gives the whole spectrum.
+        block_size: Start vectors p. One needs the fewest products where the wanted values are apart; more find
+            multiple and clustered values.
 
-    Source: K. Wu and H. Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602.
+    Source: K. Wu and H. Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602; blocks: G. Golub and R. Underwood (1977).
     """
 
-    def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
-        """Compute; `vectors` of the largest values are returned."""
+    def compute(self, operator: Any, key: Key, vectors: int, start: Array | None, xp: ModuleType) -> Spectrum:
+        """The method itself."""
         if isinstance(operator, LinearMap):
             raise TypeError("`Lanczos` takes a symmetric operator: use `GolubKahan` for a linear map.")
         prepared = operator.prepare()
-        lead, d, dtype = operator.batch or 1, operator.size, operator.dtype
-        plan = self.plan(d, lead * d, dtype, vectors)
-        start_key, probe_key = jax.random.split(key)
-        refused = probe(lambda v: apply(prepared.product, v, prepared.batch), probe_key, (lead, d), dtype)
-        # Numbers now? The operator itself may hide traced values in a closure.
-        concrete = is_concrete(operator, key, refused)
-        state = _State.start(random_unit(start_key, (lead, d), dtype), plan, concrete)
-        row = 1 if concrete else plan.size
-        if not (concrete and np.all(np.asarray(refused) != 0)):
-            state, row = self._iterate(prepared, state, plan, concrete)
-        return self._finish(prepared, state, row, refused, plan, concrete, vectors)
+        batch, dtype = prepared.batch, working_dtype(prepared.dtype)
+        lead, d = batch or 1, prepared.size
+        plan = self.plan(d, lead * d, prepared.dtype, vectors)
+        block = start_block(start, key, (lead, plan.block, d), dtype, xp)
+        state = begin(block, None, plan, key, xp)
+        first = state.current
 
-    def _iterate(
-        self, prepared: SymmetricOperator, state: "_State", plan: Plan, concrete: bool
-    ) -> tuple["_State", int]:
-        product, batch = prepared.product, prepared.batch
-        if concrete:
-            return run_on_host(
-                lambda state, row: _step_on_host(product, state, row, plan, batch),
-                lambda state: _restart(state, plan, np),
-                lambda state, row: bool(np.all(_examine(host(state.without_vectors()), row, plan, np)[0])),
-                state,
-                plan,
-            )
-        state = run_compiled(
-            lambda state: _advance(state, rows(product, batch)(state.current)),
-            lambda state: _restart(state, plan, jnp),
-            state,
-            plan,
-            lambda: rows(product, batch)(state.current),
-        )
-        return state, plan.size
+        def multiplied(block: Any) -> Any:
+            return products(prepared.product, block, batch, prepared.dtype, xp)
 
-    def _finish(self, prepared, state: "_State", row, refused, plan: Plan, concrete: bool, vectors: int) -> Spectrum:
-        xp: Any = np if concrete else jnp
-        small = state.without_vectors()
-        _, weights, count = _ritz(host(small) if concrete else small, row, xp)
-        chosen = plan.chosen(count, row, xp)
-        weights = jnp.asarray(take_weights(weights, chosen, len(state.basis), xp), prepared.dtype)
-        ritz = ritz_vectors(state.basis, weights)
-        moved = apply_each(prepared.product, ritz, prepared.batch, concrete)
-        parts = _judge(ritz, moved, jnp.asarray(chosen.real), small, refused, plan, vectors)
-        values, multiplicities, residual, largest, status, complete, made = unbatched_all(parts, prepared.batch)
+        def step(state: State) -> State:
+            return _advance(state, multiplied(state.current), plan, xp)
+
+        def restart(state: State) -> State:
+            return _restart(state, plan, xp)
+
+        if xp is np:
+            state = drive(step, restart, lambda state: _examine(state, plan, np)[0], state, plan)
+        else:
+            state = run_compiled(step, restart, state, plan, lambda: multiplied(state.current))
+        _, weights, count = _ritz(state, plan, xp)
+        chosen = plan.chosen(count, weights.shape[1], xp)
+        ritz = unit_rows(combine(take_weights(weights, chosen, xp), state.right, xp), xp)
+        moved = multiplied(ritz)
+        values = xp.sum(ritz * moved, axis=2)
+        residuals = xp.linalg.norm(moved - values[:, :, None] * ritz, axis=2)
+        repeated = repeats(multiplied, state, first, plan, xp)
+        found = judge(values, residuals, chosen.real, state, Status.NOT_SYMMETRIC, repeated, 2 * ROUNDING, plan, xp)
+        largest = largest_vectors(ritz, found.real, vectors, xp)
+        values, real, residuals = sort_real_first(values, found.real, residuals, xp=xp)
+        made = xp.asarray(state.made * plan.block + ritz.shape[1], np.int32)
+        parts = (values, real.astype(np.int32), residuals, largest, found.status, found.complete)
+        values, multiplicities, residuals, largest, status, complete = unbatched_all(parts, batch, prepared.dtype)
         return Spectrum(
             eigenvalues=values,
             multiplicities=multiplicities,
-            residual_norms=residual,
+            residual_norms=residuals,
             vectors=largest,
             singular_values=None,
             singular_residual_norms=None,
             status=status,
             complete=complete,
-            matvecs=made + (3 + len(ritz)),
-            size=prepared.size,
+            matvecs=jnp.asarray(made),
+            size=d,
             dtype=prepared.dtype,
             method=str(self),
+            missing=jnp.where(complete, 0, jnp.inf).astype(values.dtype),
+            krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
+            start_size=d if start is None else 0,
             ends=self.which,
         )
 
 
-@jax.jit(static_argnums=(5, 6))
-def _judge(ritz, moved, real, state: "_State", refused, plan: Plan, vectors: int) -> tuple[Any, ...]:
-    """Rayleigh quotients, recomputed residuals, and what they and the recurrence tell."""
-    real = real & (refused == 0)[:, None]
-    values = jnp.sum(ritz * moved, axis=-1).T
-    residual = jnp.linalg.norm(moved - values.T[:, :, None] * ritz, axis=-1).T
-    allowed = plan.tolerance(values, state.scale, 2 * ROUNDING, jnp)
-    whole = jnp.sum(state.filled, axis=1) == plan.order
-    status = ending(residual, allowed, real, ~state.alive & ~state.settled, whole, refused)
-    largest = largest_vectors(ritz, real, vectors)
-    values, real, residual = sort_real_first(values, real, residual)
-    complete = whole & (status != int(Status.NON_FINITE)) & (refused == 0)
-    return values, real.astype(jnp.int32), residual, largest, status, complete, state.made
-
-
-@pytree
-class _State:
-    """A partial decomposition H Q = Q T + beta q e^T of s problems, T = Q^T H Q; zero rows where there is none."""
-
-    basis: Array
-    """Q, `(rows, s, d)`; zero beyond the rows in use."""
-    current: Array
-    """(s, d): the next basis vector; zero after a breakdown."""
-    matrix: Array
-    """T, (s, size, size)."""
-    filled: Array
-    """(s, size): which rows of T hold something."""
-    row: Array
-    """Rows in use."""
-    made: Array
-    """Steps made."""
-    alive: Array
-    """(s,): neither a breakdown yet, nor settled."""
-    settled: Array
-    """(s,): every wanted value was there at a restart, so that the problem was retired."""
-    beta: Array
-    """(s,): the length of the rest after the last step; 0 after a breakdown."""
-    scale: Array
-    """(s,): the largest ||H q|| seen, for the breakdown test."""
-
-    @staticmethod
-    @jax.jit(static_argnums=(1, 2))
-    def start(q: Array, plan: Plan, concrete: bool) -> "_State":
-        s, dtype = len(q), q.dtype
-        return _State(
-            basis=jnp.zeros((min(plan.size, BUCKET) if concrete else plan.size, *q.shape), dtype),
-            current=q,
-            matrix=jnp.zeros((s, plan.size, plan.size), dtype),
-            filled=jnp.zeros((s, plan.size), bool),
-            row=jnp.zeros((), jnp.int32),
-            made=jnp.zeros((), jnp.int32),
-            alive=jnp.ones(s, bool),
-            settled=jnp.zeros(s, bool),
-            beta=jnp.zeros(s, dtype),
-            scale=jnp.zeros(s, dtype),
-        )
-
-    def without_vectors(self) -> "_State":
-        """The small numbers only."""
-        return dataclasses.replace(self, basis=self.beta, current=self.beta)
-
-
-def _advance(state: _State, moved: Array) -> _State:
-    """One step, given `moved` = H times the current vector."""
-    basis = set_row(state.basis, state.row, state.current)
-    scale = jnp.maximum(state.scale, jnp.linalg.norm(moved, axis=-1))
-    rest, components = orthogonalize(basis, moved)
-    beta, unit = normalize(rest, BREAKDOWN * jnp.finfo(rest.dtype).eps * scale)
-    missing = state.matrix.shape[1] - components.shape[1]
-    components = jnp.pad(components, ((0, 0), (0, missing)))
-    return _State(
-        basis=basis,
-        current=unit,
-        # The components along all of the basis, so that the row that follows a restart needs no formula of its own.
-        matrix=state.matrix.at[:, state.row].set(components).at[:, :, state.row].set(components),
-        filled=state.filled.at[:, state.row].set(state.alive),
-        row=state.row + 1,
+def _advance(state: State, moved: Any, plan: Plan, xp: Any) -> State:
+    """One step, given `moved` = H times the current block."""
+    p, row = plan.block, state.row
+    state = observe(state, moved, xp)
+    basis = in_use(put_rows(state.right, row, state.current, xp), row + p, xp)
+    floor = BREAKDOWN * plan.eps * state.scale
+    components, unit, upper = orthonormalize(basis, nearest_rows(state, 1, 1, plan, xp), moved, floor, xp)
+    components = pad_rows(components, plan.size, xp).astype(state.matrix.dtype)
+    upper = upper.astype(state.matrix.dtype)
+    places = xp.arange(plan.size, dtype=np.int32)
+    own = (places >= row) & (places < row + p)
+    state = foretold(state, components, state.coupling, ~own[None, :, None] & state.live[:, None, :], xp)
+    # The components along all of the basis, so that the rows that follow a restart need no formula of their own.
+    matrix = put_columns(state.matrix, row, components, xp)
+    matrix = put_rows(matrix, row, xp.swapaxes(components, 1, 2), xp)
+    state = dataclasses.replace(
+        state,
+        right=state.right if xp is np else basis,
+        matrix=matrix,
+        filled=put_rows(state.filled, row, state.live, xp),
+        coupling=put_rows(xp.zeros_like(state.coupling), row, xp.swapaxes(upper, 1, 2), xp),
+        row=row + p,
         made=state.made + 1,
-        alive=state.alive & (beta > 0),
-        settled=state.settled,
-        beta=beta,
-        scale=scale,
     )
+    state, unit = revive(state, basis, unit, plan, xp)
+    return dataclasses.replace(state, current=unit, live=xp.any(unit != 0, axis=2))
 
 
-_advance_on_host = jax.jit(_advance, donate_argnums=0)
-
-
-def _step_on_host(product: Partial, state: _State, row: int, plan: Plan, batch: int | None) -> _State:
-    moved = apply(product, state.current, batch)
-    return _advance_on_host(dataclasses.replace(state, basis=grow(state.basis, row + 1, plan.size)), moved)
-
-
-def _restart(state: _State, plan: Plan, xp: Any) -> _State:
+def _restart(state: State, plan: Plan, xp: Any) -> State:
     """The kept Ritz vectors become the basis."""
-    small = state.without_vectors()
-    settled, (theta, weights, count) = _examine(host(small) if xp is np else small, plan.size, plan, xp)
+    settled, (theta, weights, count) = _examine(state, plan, xp)
     chosen = plan.kept(count, xp)
     values = xp.where(chosen.real, xp.take_along_axis(theta, chosen.places, 1), 0)
-    weights = take_weights(weights, chosen, plan.size, xp)
-    weights, values = (jnp.asarray(part, state.basis.dtype) for part in (weights, values))
-    return _compress(state, weights, values, jnp.asarray(chosen.real), jnp.asarray(settled))
+    weights = take_weights(weights, chosen, xp)
+    return retire(compress(state, weights, None, values, chosen.real, plan, xp), settled, xp)
 
 
-@jax.jit(donate_argnums=0)
-def _compress(state: _State, weights: Array, values: Array, real: Array, settled: Array) -> _State:
-    kept = combine(state.basis, weights)
-    places = jnp.arange(len(kept))
-    return dataclasses.replace(
-        state,
-        basis=jnp.zeros_like(state.basis).at[: len(kept)].set(kept),
-        matrix=jnp.zeros_like(state.matrix).at[:, places, places].set(values),
-        filled=jnp.zeros_like(state.filled).at[:, : len(kept)].set(real),
-        row=jnp.asarray(len(kept), jnp.int32),
-        # A settled problem of a batch, or of a fixed number of steps, makes no further steps.
-        current=jnp.where(settled[:, None], 0, state.current),
-        beta=jnp.where(settled, 0, state.beta),
-        settled=state.settled | (state.alive & settled),
-        alive=state.alive & ~settled,
-    )
-
-
-def _examine(state: _State, row: int, plan: Plan, xp: Any) -> tuple[Any, tuple[Any, Any, Any]]:
+def _examine(state: State, plan: Plan, xp: Any) -> tuple[Any, tuple[Any, Any, Any]]:
     """Which problems have every wanted value, and the decomposition that tells."""
-    theta, weights, count = _ritz(state, row, xp)
-    errors = state.beta[:, None] * xp.abs(weights[:, row - 1])
-    return plan.settled(theta, errors, count, state.scale, ROUNDING, xp), (theta, weights, count)
+    theta, weights, count = _ritz(state, plan, xp)
+    errors = residual_norms(state, weights, xp)
+    return finished(state, plan.settled(theta, errors, count, state.scale, ROUNDING, xp), plan), (theta, weights, count)
 
 
-def _ritz(state: _State, row: int, xp: Any) -> tuple[Any, Any, Any]:
-    """Ritz values ascending (s, row), their weights (s, row, row), and how many are real; empty slots stand last."""
-    matrix, filled = state.matrix[:, :row, :row], state.filled[:, :row]
-    theta, weights = xp.linalg.eigh(shifted(matrix, filled, xp))
+def _ritz(state: State, plan: Plan, xp: Any) -> tuple[Any, Any, Any]:
+    """Ritz values ascending (s, K), their weights (s, K, K), and how many are real; empty slots stand last."""
+    rows = state.row if xp is np else plan.size
+    matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
+    theta, weights = xp.linalg.eigh(shifted((matrix + xp.swapaxes(matrix, 1, 2)) / 2, filled, xp))
     return theta, weights, xp.sum(filled, axis=1, dtype=np.int32)

@@ -6,7 +6,7 @@ import jax
 
 from localhessian._status import Status
 from localhessian._tree import is_concrete
-from localhessian._types import Key
+from localhessian._types import Array, Float, Key
 from localhessian.linalg._dense import Dense
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._lanczos import Lanczos
@@ -19,7 +19,9 @@ _REFUSED = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_ADJOINT, Status.
 class Method(Protocol):
     """How eigenvalues are computed: a frozen dataclass, printable and hashable."""
 
-    def run(self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int) -> Spectrum:
+    def run(
+        self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int, start: Array | None = None
+    ) -> Spectrum:
         """Compute."""
 
 
@@ -34,6 +36,7 @@ def spectrum(
     *,
     key: Key | None = None,
     vectors: int = 0,
+    start: Float[Array, "*s d k"] | None = None,
     throw: bool = True,
 ) -> Spectrum:
     """Eigenvalues of a symmetric operator, or of A^T A of a linear map A (with the singular values of A).
@@ -45,6 +48,8 @@ def spectrum(
             then `GolubKahan()` where there is a factor, then `Lanczos()`.
         key: Of the random start vectors; default `jax.random.key(0)`.
         vectors: How many eigenvectors to return, of the largest eigenvalues.
+        start: Vectors near to those wanted, in columns, as an earlier spectrum's `vectors`: an iterative method begins
+            with them, which saves products, and gives up its probability statements. Exact methods need none.
         throw: Whether to raise where the numbers mean nothing. Under `jax.jit` only `status` tells.
 
     Returns:
@@ -53,7 +58,8 @@ def spectrum(
     Raises:
         SpectrumError: Products are not finite, not symmetric (of a linear map: not each other's transpose), or differ
             when repeated.
-        ValueError: The operator does not fit the method, or has fewer than `vectors` eigenvectors.
+        ValueError: The operator does not fit the method, or has fewer than `vectors` eigenvectors; `start` has
+            another shape.
 
     Cost: see the method.
 
@@ -68,12 +74,22 @@ def spectrum(
     if not 0 <= vectors <= size:
         raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {vectors}.")
     method = _choose(operator) if method is None else method
-    found = method.run(operator, jax.random.key(0) if key is None else key, vectors)
+    if start is not None:
+        _check_start(start, operator, size)
+    found = method.run(operator, jax.random.key(0) if key is None else key, vectors, start)
     if throw and is_concrete(found.status):
         worst = [status for status in _REFUSED if bool((found.status == int(status)).any())]
         if worst:
             raise SpectrumError(f"{operator.label or 'the operator'}: {worst[0].message}")
     return found
+
+
+def _check_start(start: Array, operator: LinearMap | SymmetricOperator, size: int) -> None:
+    lead = () if operator.batch is None else (operator.batch,)
+    if start.ndim != len(lead) + 2 or start.shape[:-1] != (*lead, size) or not start.shape[-1]:
+        raise ValueError(
+            f"`start` must hold vectors in columns, shape {(*lead, size)} and one more axis, got shape {start.shape}."
+        )
 
 
 def _choose(operator: LinearMap | SymmetricOperator) -> Method:

@@ -41,8 +41,15 @@ class Spectrum:
     """Of the arithmetic that made the numbers: the rank rule's eps."""
     method: str = static()
     """How the values were computed, printable."""
-    random_start: bool = static(default=True)
-    """Whether the Krylov start was random; probability statements need it."""
+    missing: Float[Array, "*s"]
+    """No eigenvalue that is not here exceeds this in size: 0 of a complete spectrum; infinite where nothing is known.
+
+    `lh.certify` lowers it by an exact trace or Frobenius norm.
+    """
+    krylov_steps: Int[Array, ""] | None = None
+    """Block steps of the iteration before its first restart; None for exact methods."""
+    start_size: int = static(default=0)
+    """The dimension in which the start of an iteration was random; 0 where it was not: a warm start."""
     ends: str = static(default="both")
     """Which ends of the spectrum the method sought: both, largest or smallest."""
 
@@ -50,6 +57,23 @@ class Spectrum:
     def converged(self) -> Array:
         """Boolean, one for each operator: status is CONVERGED."""
         return self.status == 0
+
+    def failure_probability(self, relative_error: float = 0.1) -> Float[Array, "*s"]:
+        """How probable it is, over random starts, that the largest eigenvalue was missed by more than this.
+
+        Of a semi-definite operator: that lambda_max > lambda / (1 - relative_error), lambda the largest value returned.
+        0 for exact methods and complete spectra; 1 (nothing is known) after a warm start. Iterations that were
+        restarted count their first basis only.
+
+        Source: J. Kuczynski and H. Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (1992) 1094, theorem 4.2.
+        """
+        unknown = jnp.ones_like(self.missing)
+        if self.krylov_steps is not None and self.start_size:
+            steps = self.krylov_steps.astype(unknown.dtype)
+            bound = 1.648 * self.start_size**0.5 * jnp.exp(-(relative_error**0.5) * (2 * steps - 1))
+            unknown = jnp.minimum(bound, 1) * unknown
+        exact = self.complete | (self.krylov_steps is None)
+        return jnp.where(exact, 0, unknown)
 
     @property
     def lambda_max(self) -> Float[Array, "*s"]:

@@ -1,0 +1,201 @@
+"""Hostile operators, every method: nothing false is certified, the interval holds, vectors stand up to an audit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+from jax.tree_util import Partial
+
+import localhessian as lh
+from localhessian.linalg import gram, matrix_map
+
+N = 72
+
+SINGULAR_VALUES = {
+    "identity": np.ones(N),
+    "zero": np.zeros(0),
+    "rank one": np.array([3.0]),
+    "each value 8 times": np.repeat(np.linspace(1, 3, N // 8), 8),
+    "clusters of width 1e-9": np.sort(np.repeat([0.5, 1.0, 2.0], N // 3) * (1 + 1e-9 * np.arange(N))),
+    "geometric, kappa 1e2": np.geomspace(0.1, 1, N),
+    "geometric, kappa 1e6": np.geomspace(1e-3, 1, N),
+    "linear, kappa 1e4": np.linspace(1e-2, 1, N),
+    "one outlier": np.append(np.linspace(1, 2, N - 1), 1e3),
+    "1/k": 1 / np.arange(1, N + 1),
+    "half the space null, kappa_plus 1e4": np.geomspace(1e-2, 1, N // 2),
+}
+METHODS = {
+    "Dense": lh.Dense(),
+    "Lanczos, whole": lh.Lanczos(),
+    "Lanczos, restarted": lh.Lanczos(basis_size=20, max_matvecs=90, which="largest"),
+    "Lanczos, blocks": lh.Lanczos(basis_size=24, max_matvecs=120, block_size=4),
+    "Golub-Kahan, whole": lh.GolubKahan(),
+    "Golub-Kahan, restarted": lh.GolubKahan(basis_size=20, max_matvecs=90),
+    "Golub-Kahan, blocks": lh.GolubKahan(basis_size=24, max_matvecs=120, block_size=4, which="largest"),
+}
+
+
+def times(matrix, v):
+    return jnp.matmul(matrix, v, precision="highest")
+
+
+def factor(sigma, rows=N + 8, columns=N, seed=0):
+    random = np.random.default_rng(seed)
+    left = np.linalg.qr(random.normal(size=(rows, rows)))[0][:, : len(sigma)]
+    right = np.linalg.qr(random.normal(size=(columns, columns)))[0][:, : len(sigma)]
+    return jnp.asarray((left * sigma) @ right.T)
+
+
+def symmetric(matrix):
+    matrix = jnp.asarray(matrix)
+    return lh.symmetric_operator(Partial(times, (matrix + matrix.T) / 2), len(matrix))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SINGULAR_VALUES)
+def test_hostile_semi_definite_operators(name, method, tol):
+    sigma, method = SINGULAR_VALUES[name], METHODS[method]
+    operator = gram(matrix_map(factor(sigma)))
+    truth = np.sort(np.append(np.zeros(N - len(sigma)), sigma**2))
+    found = lh.spectrum(operator, method, vectors=2)
+    rounding = 100 * tol.eigenvalue * max(truth[-1], 1e-30)
+    values = np.asarray(found.eigenvalues, np.float64)
+    there = np.asarray(found.multiplicities) > 0
+    distance = np.abs(values[:, None] - truth[None]).min(axis=1)
+    assert (distance <= np.asarray(found.residual_norms) + rounding)[there].all()
+    assert bool(lh.audit(operator, found).agrees)
+    if bool(found.complete):
+        every = np.repeat(values[there], np.asarray(found.multiplicities)[there])
+        np.testing.assert_allclose(np.sort(every), truth, atol=rounding)
+    if method.__class__ is lh.Dense or method.basis_size is None:
+        assert bool(found.complete)
+    if lh.Status(int(found.status)) is lh.Status.CONVERGED and len(sigma):
+        np.testing.assert_allclose(found.lambda_max, truth[-1], rtol=2e-3)
+    kappa = lh.condition_number(found)
+    if len(sigma):
+        # Without a factor rounding of H itself is as large as 1e-7 of lambda_max, and hides what is below.
+        exact = (sigma.max() / sigma.min()) ** 2
+        assert not float(kappa.lower) > exact * (1 + 1e-3)
+        if found.singular_values is not None:
+            assert not float(kappa.upper) < exact * (1 - 1e-3)
+    else:
+        assert int(kappa.rank) == 0
+
+
+@pytest.mark.parametrize(("log", "tolerance"), [(8, 1e-3), (10, 1e-2)])
+def test_the_small_end_from_float32_data_where_the_product_in_float32_has_none(log, tolerance):
+    """lambda_min of R^T R for R in float32; the truth is the SVD of that very R in float64."""
+    R = np.asarray(factor(np.geomspace(10 ** (-log / 2), 1, 48), 96, 48), np.float32)
+    truth = np.linalg.svd(R.astype(np.float64), compute_uv=False)[-1] ** 2
+    operator = gram(matrix_map(jnp.asarray(R)))
+    for method in (lh.Dense(), lh.GolubKahan()):
+        found = lh.spectrum(operator, method)
+        np.testing.assert_allclose(found.lambda_min, truth, rtol=tolerance)
+        assert int(lh.condition_number(found, rtol=1e-6).rank) == 48
+    assert np.linalg.eigvalsh(R.T @ R)[0] < 0 or log == 8
+    assert abs(np.linalg.eigvalsh(R.T @ R)[0] - truth) > tolerance * truth
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+def test_an_indefinite_spectrum_is_what_arpack_finds(which):
+    eigenvalues = np.concatenate([[-9.0, -7.5], np.linspace(-1, 2, 197), [5.0]])
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(200, 200)))[0]
+    matrix = basis * eigenvalues @ basis.T
+    found = lh.spectrum(symmetric(matrix), lh.Lanczos(which=which, k=2, rtol=1e-5, basis_size=30, max_matvecs=900))
+    arpack = {"largest": "LA", "smallest": "SA", "both": "BE"}[which]
+    count = 4 if which == "both" else 2
+    second = scipy.sparse.linalg.eigsh((matrix + matrix.T) / 2, count, which=arpack, return_eigenvectors=False)
+    assert lh.Status(int(found.status)) is lh.Status.CONVERGED
+    np.testing.assert_allclose(found.eigenvalues, np.sort(second), atol=1e-4)
+
+
+def test_order_one_and_as_many_values_as_there_are():
+    for method in METHODS.values():
+        one = lh.spectrum(gram(matrix_map(jnp.array([[3.0]]))), method)
+        np.testing.assert_allclose(one.eigenvalues, [9.0], rtol=1e-5)
+        assert bool(one.complete)
+    diagonal = np.arange(1.0, 8.0)
+    for method in (lh.Lanczos(k=7), lh.Lanczos(k=7, block_size=3), lh.GolubKahan(k=7, block_size=3)):
+        found = lh.spectrum(gram(matrix_map(jnp.diag(jnp.asarray(diagonal)))), method, vectors=7)
+        np.testing.assert_allclose(found.eigenvalues, diagonal**2, rtol=1e-5)
+        assert found.vectors.shape == (7, 7)
+
+
+@pytest.mark.parametrize("kind", [lh.Lanczos, lh.GolubKahan])
+def test_a_block_sees_copies(kind):
+    """The largest value four times, in a space too large to be seen whole."""
+    sigma = np.concatenate([np.full(4, 2.0), np.geomspace(0.1, 1, 296)])
+    operator = gram(matrix_map(factor(sigma, 300, 300)))
+    found = lh.spectrum(operator, kind(which="largest", k=4, block_size=4, basis_size=24))
+    assert lh.Status(int(found.status)) is lh.Status.CONVERGED
+    np.testing.assert_allclose(found.eigenvalues, np.full(4, 4.0), rtol=1e-3)
+
+
+@pytest.mark.once
+def test_a_warm_start_saves_products_and_gives_up_probability():
+    matrix = np.asarray(factor(np.geomspace(0.3, 1, 300), 300, 300))
+    moved = matrix + 1e-3 * np.random.default_rng(5).normal(size=matrix.shape) / 300**0.5
+    for method in (lh.Lanczos(which="largest", k=1, rtol=1e-4), lh.GolubKahan(which="largest", k=1, rtol=1e-4)):
+        before = lh.spectrum(gram(matrix_map(jnp.asarray(matrix))), method, vectors=1)
+        operator = gram(matrix_map(jnp.asarray(moved, matrix.dtype)))
+        cold, warm = lh.spectrum(operator, method), lh.spectrum(operator, method, start=before.vectors)
+        assert int(warm.matvecs) <= 0.75 * int(cold.matvecs)
+        np.testing.assert_allclose(warm.lambda_max, cold.lambda_max, rtol=1e-3)
+        assert float(cold.failure_probability()) < 0.1
+        assert float(warm.failure_probability()) == 1
+        assert float(lh.condition_number(warm).failure_probability) == 1
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("method", [lh.Lanczos, lh.GolubKahan])
+def test_the_stated_failure_probability_bounds_the_frequency(method):
+    """800 random starts of 4 steps on one matrix; the bound is loose, but a bound."""
+    diagonal = jnp.asarray(np.append(np.full(39, 0.5), 1.0))
+    batch = matrix_map(jnp.broadcast_to(jnp.diag(jnp.sqrt(diagonal)), (800, 40, 40)))
+    found = lh.spectrum(gram(batch), method(which="largest", k=1, max_matvecs=4))
+    stated = np.asarray(found.failure_probability(0.45))
+    missed = np.mean(np.asarray(found.lambda_max) * 1 < (1 - 0.45))
+    assert missed <= stated.max()
+    assert (np.asarray(lh.spectrum(gram(batch)).failure_probability()) == 0).all()
+
+
+@pytest.mark.parametrize("moment", ["trace", "frobenius"])
+def test_exact_moments_certify_a_low_rank(moment):
+    """Rank 3 of 400, seen by a short basis: complete as far as a cutoff of 1e-2 can tell."""
+    sigma = np.array([1.0, 2.0, 4.0])
+    operator = gram(matrix_map(factor(sigma, 400, 400)))
+    method = lh.Lanczos if moment == "frobenius" else lh.GolubKahan
+    found = lh.spectrum(operator, method(which="largest", k=3, basis_size=12))
+    assert np.isinf(lh.condition_number(found, rtol=1e-2).upper)
+    exact = {"trace": (sigma**2).sum(), "frobenius": (sigma**4).sum() ** 0.5}[moment]
+    kappa = lh.condition_number(lh.certify(found, **{moment: exact}), rtol=0.04)
+    assert (int(kappa.rank), np.isinf(kappa.whole)) == (3, True)
+    np.testing.assert_allclose([kappa.lower, kappa.value, kappa.upper], 16, rtol=1e-3)
+    # What was found is not all of this trace: then nothing is certified.
+    more = lh.certify(found, **{moment: 1.1 * exact})
+    assert np.isinf(lh.condition_number(more, rtol=0.04).upper)
+
+
+def test_messages_of_start_and_certify():
+    operator = symmetric(np.eye(5))
+    with pytest.raises(ValueError, match=r"`start` must hold vectors in columns, shape \(5,\) and one more axis, got"):
+        lh.spectrum(operator, lh.Lanczos(), start=jnp.ones((4, 1)))
+    found = lh.spectrum(operator, lh.Lanczos())
+    with pytest.raises(ValueError, match="`certify` needs an exact moment: pass `trace`, `frobenius` or both"):
+        lh.certify(found)
+    with pytest.raises(ValueError, match="`trace` certifies a semi-definite operator"):
+        lh.certify(found, trace=5.0)
+    with pytest.raises(ValueError, match="`block_size` must not exceed `max_matvecs`, got 8 and 5"):
+        lh.Lanczos(block_size=8, max_matvecs=5)
+
+
+def test_both_ways_to_run_agree_with_blocks_and_restarts(tol):
+    operator = gram(matrix_map(factor(np.geomspace(0.3, 1, 90), 100, 90)))
+    for method in (lh.Lanczos, lh.GolubKahan):
+        settings = method(block_size=2, basis_size=24, k=2, which="largest", rtol=1e-4, max_matvecs=120)
+        host = lh.spectrum(operator, settings)
+        compiled = jax.jit(lambda operator, settings=settings: lh.spectrum(operator, settings))(operator)
+        assert int(host.status) == int(compiled.status) == 0
+        np.testing.assert_allclose(host.eigenvalues, compiled.eigenvalues, rtol=1e-6 + 10 * tol.eigenvalue)
