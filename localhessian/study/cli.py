@@ -94,6 +94,7 @@ def train_command(
     steps: Annotated[int, typer.Option(min=1, help="Of every run.")] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Images of each step.")] = 64,
     seeds: Annotated[int, typer.Option(help="Final runs; no interval is claimed below 5.")] = 5,
+    first_seed: Annotated[int, typer.Option(min=0, help="The seeds are this one and those that follow.")] = 0,
     trials: Annotated[int, typer.Option(min=1, help="Learning rates that each algorithm tries.")] = 9,
     schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, or cosine down to 0.")] = "constant",
     validation: Annotated[float, typer.Option(help="Share of the training images set aside for tuning.")] = 0.1,
@@ -107,7 +108,16 @@ def train_command(
 ) -> None:
     """Compare training algorithms: each tuned on the same budget, several seeds, means with intervals."""
     try:
-        plan = Plan(steps, batch, seeds, trials, schedule=schedule, validation=validation, evaluations=evaluations)
+        plan = Plan(
+            steps=steps,
+            batch=batch,
+            seeds=seeds,
+            first_seed=first_seed,
+            trials=trials,
+            schedule=schedule,
+            validation=validation,
+            evaluations=evaluations,
+        )
         contestants = [algorithm(name) for name in _listed(algorithms)]
         for one in _listed(data):
             loaded = load_images(one, folder).take(images, test_images)

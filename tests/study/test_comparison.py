@@ -66,6 +66,9 @@ def test_no_interval_is_claimed_from_few_runs_or_without_numbers():
         interval([1.0])
     with pytest.raises(ValueError, match="`seeds` must be at least 2, got 1: a single run is no result"):
         Plan(seeds=1)
+    assert Plan(first_seed=7).final_seeds() == range(7, 12)
+    with pytest.raises(ValueError, match="`first_seed` must be between 0 and 999995, got 999996"):
+        Plan(first_seed=999_996)
 
 
 def test_the_best_rate_is_that_of_the_validation_accuracy():

@@ -159,7 +159,7 @@ def _meta(
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     settings = dataclasses.asdict(plan)
-    for name in ("seeds", "checkpoint_every"):  # these change no run
+    for name in ("seeds", "first_seed", "checkpoint_every"):  # these change no run
         del settings[name]
     return {
         "settings": {"data": digest.hexdigest(), "augment": str(augment)} | settings,

@@ -6,6 +6,9 @@ import numpy as np
 
 from localhessian.study.comparison._trainer import SCHEDULES
 
+FIRST_TRIAL = 1_000_000
+"""Seeds from here on are those of tuning runs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -16,6 +19,7 @@ class Plan:
         batch: Samples of each step.
         seeds: Final runs, each with its initialization, order and augmentation; the same seeds for every algorithm, so
             differences are taken seed by seed. Below five no interval is claimed; a single run is refused.
+        first_seed: The final runs have the seeds `first_seed`, `first_seed + 1`, ..
         trials: Learning rates tried by each algorithm, on a logarithmic grid over its range.
         tuning_seeds: Runs for each trial; their seeds are never those of final runs.
         schedule: Of the learning rate within a run: `constant`, or `cosine` from the tuned value down to 0.
@@ -32,6 +36,7 @@ class Plan:
     seeds: int = 5
     trials: int = 9
     tuning_seeds: int = 1
+    first_seed: int = 0
     schedule: str = "constant"
     validation: float = 0.1
     evaluations: int = 10
@@ -46,6 +51,8 @@ class Plan:
             raise ValueError(f"`seeds` must be at least 2, got {self.seeds}: a single run is no result, take 5.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
+        if self.first_seed < 0 or self.first_seed + self.seeds > FIRST_TRIAL:
+            raise ValueError(f"`first_seed` must be between 0 and {FIRST_TRIAL - self.seeds}, got {self.first_seed}.")
         if not 0 < self.validation < 1:
             raise ValueError(f"`validation` must be a share between 0 and 1, got {self.validation}.")
 
@@ -61,9 +68,9 @@ class Plan:
         return [float(f"{np.exp(value):.3g}") for value in at]
 
     def final_seeds(self) -> range:
-        """0, 1, .."""
-        return range(self.seeds)
+        """Those of the final runs."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def trial_seeds(self) -> range:
-        """Far from those of the final runs."""
-        return range(1_000_000, 1_000_000 + self.tuning_seeds)
+        """Those of the tuning runs."""
+        return range(FIRST_TRIAL, FIRST_TRIAL + self.tuning_seeds)
