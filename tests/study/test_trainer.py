@@ -174,9 +174,11 @@ def test_an_array_in_two_blocks_is_refused(key):
 
 
 @pytest.mark.once
-def test_a_batch_that_is_too_large(momentum):
+def test_settings_that_cannot_be(momentum):
     with pytest.raises(ValueError, match="`batch` must be between 1 and the 200 training samples, got 201"):
         momentum.run(DATA, steps=1, batch=201, learning_rate=0.1)
+    with pytest.raises(ValueError, match="`schedule` must be one of constant, cosine, got 'linear'"):
+        momentum.run(DATA, steps=1, batch=20, learning_rate=0.1, schedule="linear")
 
 
 def _noisy(params, z, context):

@@ -114,15 +114,15 @@ class Trainer:
             The last state and the curve. A run whose loss is not finite at a test is stopped there.
 
         Raises:
-            ValueError: A batch larger than the training part, or a checkpoint of another run.
+            ValueError: A batch larger than the training part, a schedule that does not exist, or a checkpoint of
+                another run.
         """
         n = len(data.train_x)
-        if not 0 < batch <= n:
-            raise ValueError(f"`batch` must be between 1 and the {n} training samples, got {batch}.")
+        _check(n, batch, schedule)
         state = self.start(seed) if start is None else _strong(start)
         curve, done, spent = _empty(steps, evaluations), 0, 0.0
         if checkpoint is not None:
-            identity = np.array([steps, batch, learning_rate, seed, n], np.float64)
+            identity = np.array([steps, batch, learning_rate, list(SCHEDULES).index(schedule), seed, n], np.float64)
             state, curve, done, spent = _resume(checkpoint, identity, state, curve)
         images, labels = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
         key, dtype = jax.random.key(seed), jnp.zeros(()).dtype
@@ -201,6 +201,13 @@ def _test(
     return jnp.sum(jnp.where(counts, loss(logits, y), 0)), jnp.sum(hits & counts)
 
 
+def _check(n: int, batch: int, schedule: str) -> None:
+    if not 0 < batch <= n:
+        raise ValueError(f"`batch` must be between 1 and the {n} training samples, got {batch}.")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+
+
 def batch_indices(seed: int, step: int, n: int, batch: int) -> np.ndarray:
     """The samples of a step: each epoch is a permutation of its own, and what does not fill a batch is left out."""
     epoch, place = divmod(step, n // batch)
@@ -226,8 +233,8 @@ def _resume(
     state, curve, found, (done, spent) = restored
     if not np.array_equal(found, identity):
         raise ValueError(
-            f"`{checkpoint.folder}` is a checkpoint of a run with other settings (steps, batch, learning rate, seed, "
-            f"samples: {found.tolist()}, now {identity.tolist()}): remove it, or choose another folder."
+            f"`{checkpoint.folder}` is a checkpoint of a run with other settings (steps, batch, learning rate, "
+            f"schedule, seed, samples: {found.tolist()}, now {identity.tolist()}): remove it, or choose another folder."
         )
     return state, curve, int(done), float(spent)
 
