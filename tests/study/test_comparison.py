@@ -31,7 +31,7 @@ pytestmark = pytest.mark.once
 
 DATA = digits().take(100, 40)
 NETWORK = network("linear-1", DATA, width=4)
-PLAN = Plan(steps=6, batch=16, trials=2, evaluations=2)
+PLAN = Plan(steps=6, batch=16, trials=2, tuning_seeds=1, evaluations=2)
 ALGORITHMS = (algorithm("sgd"), algorithm("momentum"))
 
 
@@ -224,7 +224,7 @@ def test_networks_of_that_name(key):
 
 
 def test_command_line_compares(tmp_path):
-    options = ["--networks", "tanh-1", "--algorithms", "sgd,momentum", "--steps", "3", "--trials", "1", "--width", "3"]
+    options = ["--networks", "tanh-1", "--algorithms", "sgd,momentum", "--steps", "3", "--trials", "2", "--width", "3"]
     result = CliRunner().invoke(app, ["train", *options, "--images", "80", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} >= {
