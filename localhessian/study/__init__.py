@@ -1,8 +1,13 @@
 """Studies with the public names of the rooms above: analyze and Report, models, data, figures, the command line."""
 
 from localhessian.study._analyze import analyze as analyze
+from localhessian.study._augment import Augmentation as Augmentation
+from localhessian.study._cifar import cifar10 as cifar10
+from localhessian.study._cifar import cifar100 as cifar100
 from localhessian.study._data import Images as Images
 from localhessian.study._data import digits as digits
+from localhessian.study._data import images_from_arrays as images_from_arrays
+from localhessian.study._data import images_from_npz as images_from_npz
 from localhessian.study._figure import figure as figure
 from localhessian.study._findings import findings as findings
 from localhessian.study._html import html as html
@@ -15,3 +20,23 @@ from localhessian.study._row import RowSpectrum as RowSpectrum
 from localhessian.study._table import table as table
 from localhessian.study._train import Trained as Trained
 from localhessian.study._train import train as train
+from localhessian.study.comparison import Algorithm as Algorithm
+from localhessian.study.comparison import Batch as Batch
+from localhessian.study.comparison import Checkpoint as Checkpoint
+from localhessian.study.comparison import Comparison as Comparison
+from localhessian.study.comparison import Curve as Curve
+from localhessian.study.comparison import Descent as Descent
+from localhessian.study.comparison import Interval as Interval
+from localhessian.study.comparison import Network as Network
+from localhessian.study.comparison import Outcome as Outcome
+from localhessian.study.comparison import Plan as Plan
+from localhessian.study.comparison import Run as Run
+from localhessian.study.comparison import State as State
+from localhessian.study.comparison import Stepped as Stepped
+from localhessian.study.comparison import Trainer as Trainer
+from localhessian.study.comparison import Tuned as Tuned
+from localhessian.study.comparison import algorithm as algorithm
+from localhessian.study.comparison import compare as compare
+from localhessian.study.comparison import interval as interval
+from localhessian.study.comparison import network as network
+from localhessian.study.comparison import nnx_network as nnx_network

@@ -68,7 +68,9 @@ MODELS = tuple(_KINDS)
 """The names that `digits_network` takes."""
 
 
-def digits_network(kind: str, key: Key, *, depth: int = 5, width: int = 12, classes: int = 10) -> Model:
+def digits_network(
+    kind: str, key: Key, *, depth: int = 5, width: int = 12, classes: int = 10, channels: int = 1
+) -> Model:
     """A network for 8 x 8 images: a stem of stride 2, `depth - 1` blocks of equal shape, and a pooled linear head.
 
     Each block is a 3 x 3 convolution and a ReLU; `batchnorm` normalizes between the two, `skip` adds the block's
@@ -80,6 +82,7 @@ def digits_network(kind: str, key: Key, *, depth: int = 5, width: int = 12, clas
         depth: Convolutional blocks.
         width: Channels.
         classes: Logits.
+        channels: Of the images.
 
     Returns:
         The chain and its parameters, in the default float dtype.
@@ -95,8 +98,8 @@ def digits_network(kind: str, key: Key, *, depth: int = 5, width: int = 12, clas
     keys = jax.random.split(key, depth + 1)
     params = {}
     for name, block_key in zip(names, keys[:-1], strict=True):
-        channels = 1 if name == "stem" else width
-        kernel = jax.random.normal(block_key, (3, 3, channels, width)) * (2 / (9 * channels)) ** 0.5
+        below = channels if name == "stem" else width
+        kernel = jax.random.normal(block_key, (3, 3, below, width)) * (2 / (9 * below)) ** 0.5
         params[name] = {"kernel": kernel, "bias": jnp.zeros(width)}
         if kind == "batchnorm":
             params[name] |= {"gamma": jnp.ones(width), "beta": jnp.zeros(width)}

@@ -1,15 +1,13 @@
-"""A short training loop for the demonstration."""
+"""Training without ceremony, for the demonstration: the loop of the comparisons with one algorithm."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
-import optax
 
-from localhessian._types import Array
 from localhessian.network import Chain
 from localhessian.study._data import Images
+from localhessian.study.comparison import Network, Trainer, algorithm
 
 
 class Trained(NamedTuple):
@@ -33,7 +31,7 @@ def train(
 ) -> Trained:
     """SGD with momentum 0.9 on the cross-entropy, by a host loop over one compiled step.
 
-    Batch normalization uses the statistics of the batch at hand, in testing too (all test images in one batch).
+    Batch normalization uses the statistics of the batch at hand, in testing too (up to 1,000 test images in one batch).
 
     Args:
         chain: Ends at logits.
@@ -45,28 +43,8 @@ def train(
         seed: Of the order of the images.
         progress: Called with (done, total).
     """
-    optimizer = optax.sgd(learning_rate, momentum=0.9)
-
-    @jax.jit
-    def step(params, state, x, y):
-        loss, gradient = jax.value_and_grad(lambda params: _loss(chain, params, x, y))(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    state, losses = optimizer.init(params), []
-    random, order = np.random.default_rng(seed), np.empty(0, int)
-    for done in range(steps):
-        if len(order) < batch:
-            order = random.permutation(len(data.train_x))
-        chosen, order = order[:batch], order[batch:]
-        params, state, loss = step(params, state, data.train_x[chosen], data.train_y[chosen])
-        losses.append(loss)
-        progress(done + 1, steps)
-    logits = jax.jit(chain.forward)(params, data.test_x)[-1]
-    accuracy = float(np.mean(np.argmax(np.asarray(logits), axis=1) == data.test_y))
-    return Trained(params, np.asarray(losses, np.float64), accuracy)
-
-
-def _loss(chain: Chain, params: dict, x: Array, y: Array) -> Array:
-    logits = chain.forward(params, x)[-1]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    trainer = Trainer(Network("network", chain, lambda key: (params, None)), algorithm("momentum"))
+    state, curve = trainer.run(
+        data, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, progress=progress
+    )
+    return Trained(state.params, curve.losses, float(curve.accuracy[-1]))

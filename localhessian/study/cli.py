@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from localhessian._version import __version__
 from localhessian.study._analyze import analyze
+from localhessian.study._augment import Augmentation
+from localhessian.study._cifar import load_images
 from localhessian.study._data import Images, digits
 from localhessian.study._figure import SEPARATOR, figure
 from localhessian.study._findings import findings
@@ -19,6 +21,7 @@ from localhessian.study._optional import optional
 from localhessian.study._report import Report
 from localhessian.study._table import table
 from localhessian.study._train import train
+from localhessian.study.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare, network
 
 typer = optional("typer")
 app = typer.Typer(
@@ -74,12 +77,74 @@ def analyze_command(
     _write(reports, out)
 
 
+@app.command("train")
+def train_command(
+    data: Annotated[str, typer.Option(help="With commas between: digits, cifar10, cifar100, an .npz of yours.")] = (
+        "digits"
+    ),
+    folder: Annotated[Path | None, typer.Option(help="Where the CIFAR files lie; default: download them.")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Use that many training images only.")] = None,
+    test_images: Annotated[int | None, typer.Option(min=1, help="Test on that many images only.")] = None,
+    networks: Annotated[str, typer.Option(help="Names, with commas between: plain, batchnorm, skip, tanh-20, ...")] = (
+        "batchnorm"
+    ),
+    algorithms: Annotated[
+        str, typer.Option(help="Names, the one to compare with first: momentum, adam, any optax optimizer, ...")
+    ] = ",".join(DEFAULT_ALGORITHMS),
+    steps: Annotated[int, typer.Option(min=1, help="Of every run.")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="Images of each step.")] = 64,
+    seeds: Annotated[int, typer.Option(help="Final runs; no interval is claimed below 5.")] = 5,
+    first_seed: Annotated[int, typer.Option(min=0, help="The seeds are this one and those that follow.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Learning rates that each algorithm tries.")] = 7,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Runs for each of these learning rates.")] = 2,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, or cosine down to 0.")] = "constant",
+    validation: Annotated[float, typer.Option(help="Share of the training images set aside for tuning.")] = 0.1,
+    evaluations: Annotated[int, typer.Option(min=1, help="Tests of each run.")] = 10,
+    depth: Annotated[int, typer.Option(min=1, help="Of networks without a depth of their own.")] = 5,
+    width: Annotated[int, typer.Option(min=1, help="Channels or units.")] = 16,
+    augment: Annotated[bool, typer.Option(help="Random crops and flips.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the study; again with it goes on where it stopped.")] = (
+        Path("runs/train")
+    ),
+) -> None:
+    """Compare training algorithms: each tuned on the same budget, several seeds, means with intervals."""
+    try:
+        plan = Plan(
+            steps=steps,
+            batch=batch,
+            seeds=seeds,
+            first_seed=first_seed,
+            trials=trials,
+            tuning_seeds=tuning_seeds,
+            schedule=schedule,
+            validation=validation,
+            evaluations=evaluations,
+        )
+        contestants = [algorithm(name) for name in _listed(algorithms)]
+        for one in _listed(data):
+            loaded = load_images(one, folder).take(images, test_images)
+            chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
+            how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
+            place = out / Path(one).stem if len(_listed(data)) > 1 else out
+            with tqdm(unit="run") as bar:
+                result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
+            _write_comparison(result, place, one)
+    except (ValueError, FileNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted; the same command goes on from what is in {out}/.")
+        raise typer.Exit(130) from None
+
+
 @app.command("report")
 def report_command(
-    files: Annotated[list[Path], typer.Argument(help="Reports (.npz), or a folder of them.")],
+    files: Annotated[list[Path], typer.Argument(help="Reports (.npz), a folder of them, or a study of `train`.")],
     out: Annotated[Path, typer.Option(help="Folder for the figure and the page.")] = Path("runs/report"),
 ) -> None:
-    """Render table, figure and page again from saved reports."""
+    """Render table, figure and page again from saved reports, or table and curves from a study."""
+    if len(files) == 1 and (files[0] / "study.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        return _write_comparison(Comparison.load(files[0]), out, str(files[0]))
     paths = [path for file in files for path in (sorted(file.glob("*.npz")) if file.is_dir() else [file])]
     if not paths:
         raise typer.BadParameter(f"there is no report (.npz) in {', '.join(map(str, files))}.")
@@ -89,7 +154,7 @@ def report_command(
         raise typer.BadParameter(str(error)) from error
     loaded.sort(key=lambda item: item[1].meta.get("place", 0))
     reports = {report.meta.get("label", stem): report for stem, report in loaded}
-    _write(reports, out)
+    return _write(reports, out)
 
 
 def _follow(bar: tqdm) -> Callable[[int, int], None]:
@@ -99,8 +164,22 @@ def _follow(bar: tqdm) -> Callable[[int, int], None]:
     return show
 
 
+def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
+    def show(done: int, total: int, what: str) -> None:
+        bar.total = total
+        bar.set_description(what, refresh=False)
+        bar.update(done - bar.n)
+        bar.refresh()
+
+    return show
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _names(models: str) -> list[str]:
-    names = [name.strip() for name in models.split(",") if name.strip()]
+    names = _listed(models)
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
         raise typer.BadParameter(f"`--models` takes names of {', '.join(MODELS)}, got {models!r}.")
@@ -133,6 +212,13 @@ def _write(reports: dict[str, Report], out: Path) -> None:
     figure(reports, out / "figure.png")
     page = html(reports, out / "report.html", text=text)
     typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
+
+
+def _write_comparison(result: Comparison, out: Path, data: str) -> None:
+    (out / "table.txt").write_text(f"{result}\n", encoding="utf-8")
+    result.to_dataframe().to_csv(out / "outcomes.csv", index=False)
+    result.plot(out / "curves.png")
+    typer.echo(f"{data}\n{result}\n\nWritten: table.txt, outcomes.csv, curves.png in {out}/")
 
 
 def main() -> None:

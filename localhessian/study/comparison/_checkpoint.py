@@ -1,0 +1,75 @@
+"""Checkpoints of a run by orbax: whole or not at all, and the same bits when read."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian.study._optional import optional
+
+
+class Checkpoint:
+    """The latest state of one run, in a folder of its own.
+
+    Args:
+        folder: Made when first written.
+        every: Steps between two writes.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        """Nothing is read or written yet."""
+        self.folder, self.every = Path(folder).absolute(), every
+
+    def save(self, step: int, tree: Any) -> None:
+        """Write the state after `step` steps; the one before is removed when this one is complete."""
+        # As numpy arrays: they are read on any device.
+        leaves = [np.asarray(_numbers(leaf)) for leaf in jax.tree.leaves(tree)]
+        with self._manager() as manager:
+            manager.save(step, args=optional("orbax.checkpoint").args.StandardSave({"leaves": leaves}))
+
+    def restore(self, template: Any) -> Any:
+        """The latest complete state in the structure of `template`, or None if there is none.
+
+        Raises:
+            ValueError: It does not fit the template: it belongs to another run.
+        """
+        if not self.folder.is_dir():
+            return None
+        leaves, treedef = jax.tree.flatten(template)
+        with self._manager() as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            restored = manager.restore(step, args=optional("orbax.checkpoint").args.StandardRestore())["leaves"]
+        expected = [np.asarray(_numbers(leaf)) for leaf in leaves]
+        if [(a.shape, a.dtype) for a in restored] != [(a.shape, a.dtype) for a in expected]:
+            raise ValueError(f"`{self.folder}` is a checkpoint of another run: remove it, or choose another folder.")
+        return jax.tree.unflatten(treedef, [_like(a, leaf) for a, leaf in zip(restored, leaves, strict=True)])
+
+    def remove(self) -> None:
+        """Of a run that is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _manager(self) -> Any:
+        orbax = optional("orbax.checkpoint")
+        options = orbax.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        return orbax.CheckpointManager(self.folder, options=options)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _like(restored: np.ndarray, leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return np.array(restored)
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(restored), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(restored)

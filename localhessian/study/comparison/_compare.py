@@ -1,0 +1,193 @@
+"""Run a comparison: tune every algorithm on the same budget, then the final runs; what is finished is kept."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from localhessian._tree import shapes
+from localhessian._types import Loss
+from localhessian._version import __version__
+from localhessian.study._augment import Augmentation
+from localhessian.study._data import Images
+from localhessian.study.comparison._algorithm import Algorithm
+from localhessian.study.comparison._checkpoint import Checkpoint
+from localhessian.study.comparison._comparison import Comparison
+from localhessian.study.comparison._network import Network
+from localhessian.study.comparison._outcome import best
+from localhessian.study.comparison._plan import Plan
+from localhessian.study.comparison._run import Run, write_atomically
+from localhessian.study.comparison._trainer import PLAIN, Curve, Trainer
+
+Progress = Callable[[int, int, str], None]
+"""progress(runs done, runs in total, what runs now)."""
+
+
+def compare(
+    networks: Sequence[Network],
+    algorithms: Sequence[Algorithm],
+    data: Images,
+    plan: Plan,
+    *,
+    out: str | Path,
+    augment: Augmentation = PLAIN,
+    loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+    progress: Progress = lambda done, total, what: None,
+) -> Comparison:
+    """Compare training algorithms on the same budget.
+
+    For each network and algorithm: every learning rate of the plan's grid is tried on a validation part of the training
+    data, the best is run for every seed, and tested on the testing part, which tuning never sees. The final runs go
+    seed by seed through the algorithms, so that a machine which becomes slower is so for all. Each finished run is a
+    file in `out`, and an unfinished one has a checkpoint there: the same call again goes on where it was
+    interrupted. More seeds, algorithms and networks may be added later.
+
+    Args:
+        networks: What is trained; names differ.
+        algorithms: How; names differ. The others are compared with the first.
+        data: Samples and labels.
+        plan: The budget.
+        out: Folder of the study.
+        augment: Of the training batches, and normalization of both.
+        loss: Per-sample losses, shape `(n,)`.
+        progress: Called with (runs done, runs in total, what runs now).
+
+    Returns:
+        Every run, with table, figure and data frame.
+
+    Raises:
+        ValueError: Names that occur twice, a folder of another study, or data too few for a batch.
+
+    Cost: networks x algorithms x (trials x tuning_seeds + seeds) runs of `steps` steps; one compilation for each
+        network and algorithm.
+    """
+    _check_names("networks", networks)
+    _check_names("algorithms", algorithms)
+    out = Path(out)
+    tuning, final = data.validation(max(1, round(plan.validation * len(data.train_x))))
+    meta = _meta(networks, algorithms, data, plan, augment)
+    _check_folder(out, meta)
+    study = _Study(plan, out, progress, total=len(networks) * len(algorithms) * plan.runs)
+    for network in networks:
+        contestants = [_Contestant(study, Trainer(network, algorithm, loss, augment)) for algorithm in algorithms]
+        rates = [contestant.tuned(tuning) for contestant in contestants]
+        for seed in plan.final_seeds():
+            for contestant, rate in zip(contestants, rates, strict=True):
+                contestant.run(final, rate, seed, "final")
+    progress(study.total, study.total, "done")
+    return Comparison(tuple(study.runs), plan, meta)
+
+
+@dataclasses.dataclass
+class _Study:
+    """The runs so far."""
+
+    plan: Plan
+    out: Path
+    progress: Progress
+    total: int
+    runs: list[Run] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class _Contestant:
+    """One algorithm on one network: its runs, from their files or made now."""
+
+    study: _Study
+    trainer: Trainer
+    warm: bool = False
+
+    def tuned(self, data: Images) -> float:
+        """The best learning rate of the grid."""
+        plan = self.study.plan
+        rates = plan.learning_rates(self.trainer.algorithm.grid)
+        return best([self.run(data, r, seed, "tuning") for r in rates for seed in plan.trial_seeds()]).learning_rate
+
+    def run(self, data: Images, rate: float, seed: int, role: Literal["tuning", "final"]) -> Run:
+        """One run; it is added to those of the study."""
+        study, names = self.study, (self.trainer.network.name, self.trainer.algorithm.name)
+        what = f"{' / '.join(names)} / {role}, learning rate {rate:g}, seed {seed}"
+        study.progress(len(study.runs), study.total, what)
+        place = Path(*names, f"{role}-rate={rate:g}-seed={seed}")
+        path = study.out / "runs" / place.with_name(f"{place.name}.json")
+        if not path.exists():
+            checkpoint = Checkpoint(study.out / "unfinished" / place, study.plan.checkpoint_every)
+            Run(*names, rate, seed, role, self._train(data, rate, seed, checkpoint)).save(path)
+            checkpoint.remove()
+        study.runs.append(Run.load(path))
+        return study.runs[-1]
+
+    def _train(self, data: Images, rate: float, seed: int, checkpoint: Checkpoint) -> Curve:
+        plan = self.study.plan
+        if not self.warm:
+            self.trainer.warm(data, plan.batch)
+            self.warm = True
+        _, curve = self.trainer.run(
+            data,
+            steps=plan.steps,
+            batch=plan.batch,
+            learning_rate=rate,
+            schedule=plan.schedule,
+            seed=seed,
+            evaluations=plan.evaluations,
+            checkpoint=checkpoint,
+        )
+        return curve
+
+
+def _check_names(what: str, things: Sequence[Any]) -> None:
+    names = [thing.name for thing in things]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"`{what}` must have different names, got {', '.join(names) or 'none'}.")
+    odd = [name for name in names if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()]
+    if odd:
+        raise ValueError(f"`{what}`: names become folders, so use letters, digits, `-`, `_` and `.`, got {odd[0]!r}.")
+
+
+def _meta(
+    networks: Sequence[Network], algorithms: Sequence[Algorithm], data: Images, plan: Plan, augment: Augmentation
+) -> dict[str, Any]:
+    """What a run depends on besides its algorithm, learning rate and seed; and the machine."""
+    digest = hashlib.sha256()
+    for array in data:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    settings = dataclasses.asdict(plan)
+    for name in ("seeds", "first_seed", "checkpoint_every"):  # these change no run
+        del settings[name]
+    return {
+        "settings": {"data": digest.hexdigest(), "augment": str(augment)} | settings,
+        "networks": {network.name: _shapes(network) for network in networks},
+        "algorithms": {algorithm.name: list(algorithm.grid) for algorithm in algorithms},
+        "plan": dataclasses.asdict(plan),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "localhessian": __version__,
+    }
+
+
+def _shapes(network: Network) -> str:
+    return shapes(jax.eval_shape(lambda: network.start(jax.random.key(0))[0]))
+
+
+def _check_folder(out: Path, meta: dict[str, Any]) -> None:
+    """A folder holds one study: runs of other settings or networks must not mix."""
+    head = out / "study.json"
+    if head.exists():
+        there = json.loads(head.read_text(encoding="utf-8"))
+        old = there["settings"]
+        different = [f"{k}: {old.get(k)}, now {v}" for k, v in meta["settings"].items() if old.get(k) != v]
+        for kind in ("networks", "algorithms"):
+            different += [f"{kind[:-1]} {k}" for k, v in meta[kind].items() if there[kind].get(k, v) != v]
+            meta = meta | {kind: there[kind] | meta[kind]}
+        if different:
+            raise ValueError(
+                f"`{out}` holds a study with other settings ({'; '.join(different)}): choose another folder for `out`."
+            )
+    write_atomically(head, json.dumps(meta, indent=2))
