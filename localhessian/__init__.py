@@ -48,3 +48,14 @@ from localhessian.network import mark as mark
 from localhessian.study import Report as Report
 from localhessian.study import Row as Row
 from localhessian.study import analyze as analyze
+from localhessian.training import BlockInfo as BlockInfo
+from localhessian.training import GaussNewton as GaussNewton
+from localhessian.training import GradientStep as GradientStep
+from localhessian.training import LeastSquares as LeastSquares
+from localhessian.training import LevenbergMarquardt as LevenbergMarquardt
+from localhessian.training import OptaxSteps as OptaxSteps
+from localhessian.training import PropagateInfo as PropagateInfo
+from localhessian.training import ScaledGradient as ScaledGradient
+from localhessian.training import propagate as propagate
+from localhessian.training import scale_amended_sgd as scale_amended_sgd
+from localhessian.training import scale_by_local_hessian as scale_by_local_hessian

@@ -19,6 +19,8 @@ class Status(enum.IntEnum):
     INDEFINITE = 6
     RANK_UNCERTAIN = 7
     NOT_ADJOINT = 8
+    REJECTED = 9
+    NOT_AFFINE = 10
 
     @property
     def message(self) -> str:
@@ -58,5 +60,13 @@ _MESSAGES = {
     Status.RANK_UNCERTAIN: (
         "No clear gap separates zero from non-zero singular values at the cutoff, so the rank and kappa_plus hang on "
         "`rtol`. Compare quantile condition numbers as well."
+    ),
+    Status.REJECTED: (
+        "The step found would have raised the back-matching loss, or was not finite, and was undone. Lower the rate or "
+        "raise the damping of the solver."
+    ),
+    Status.NOT_AFFINE: (
+        "The block is not affine in the variables, so the least-squares solution is that of its linearization, not the "
+        "minimizer. Use `LevenbergMarquardt` or `GaussNewton`."
     ),
 }

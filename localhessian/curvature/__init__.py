@@ -4,3 +4,5 @@ from localhessian.curvature._identities import IdentityCheck as IdentityCheck
 from localhessian.curvature._identities import IdentityError as IdentityError
 from localhessian.curvature._identities import check_identities as check_identities
 from localhessian.curvature._local_hessian import local_hessian as local_hessian
+from localhessian.curvature._scalars import SCALARS as SCALARS
+from localhessian.curvature._scalars import local_scalar as local_scalar

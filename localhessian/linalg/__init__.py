@@ -12,6 +12,7 @@ from localhessian.linalg._distribution import Density as Density
 from localhessian.linalg._distribution import Interval as Interval
 from localhessian.linalg._distribution import QuadratureEstimate as QuadratureEstimate
 from localhessian.linalg._golub_kahan import GolubKahan as GolubKahan
+from localhessian.linalg._krylov import repeat as repeat
 from localhessian.linalg._lanczos import Lanczos as Lanczos
 from localhessian.linalg._moments import frobenius_norm as frobenius_norm
 from localhessian.linalg._moments import range_mean as range_mean

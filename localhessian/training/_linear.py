@@ -1,0 +1,82 @@
+"""Linear systems with the Gauss-Newton part: conjugate gradients, and dense least squares."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from localhessian._status import Status
+from localhessian._tree import floating, ravel, ravel_samples
+from localhessian._types import Array
+from localhessian.linalg import repeat
+from localhessian.training._problem import Problem, Step, inner, plus, times, where
+
+
+def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: int, rtol: float) -> tuple[Step, Array]:
+    """-(G + damping I)^-1 gradient by conjugate gradients, and a status.
+
+    JAX's own solver iterates in a `while_loop`, in which the CPU runs convolutions a hundred times slower; this one
+    makes a fixed number of iterations, unrolled there, and stands still once the residual is small.
+    """
+    curvature = problem.curvature()
+    enough = rtol**2 * inner(gradient, gradient)
+
+    def product(step: Step) -> Step:
+        return plus(curvature(step), times(damping, step))
+
+    def iterate(state: tuple) -> tuple:
+        step, residual, direction, square = state
+        moved = product(direction)
+        bend = inner(direction, moved)
+        going = (square > enough) & (bend > 0)
+        alpha = jnp.where(going, square / jnp.where(bend > 0, bend, 1), 0)
+        step, residual_next = plus(step, times(alpha, direction)), plus(residual, times(-alpha, moved))
+        square_next = inner(residual_next, residual_next)
+        beta = square_next / jnp.where(square > 0, square, 1)
+        after = (step, residual_next, plus(residual_next, times(beta, direction)), square_next)
+        return where(going, after, state)
+
+    down = times(-1.0, gradient)
+    state = ([jnp.zeros_like(leaf) for leaf in gradient], down, down, inner(gradient, gradient))
+    state = repeat(iterate, state, iterations, lambda: product(down))
+    done = jnp.where(state[3] <= enough, int(Status.CONVERGED), int(Status.BUDGET_SPENT)).astype(jnp.int32)
+    return state[0], done
+
+
+def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
+    """argmin sum_i 1/2 ||delta_b[i] - (J p)[i]||^2 of least norm; of the input, for each sample by itself.
+
+    Raises:
+        ValueError: The Jacobian has more than `max_numbers` numbers.
+    """
+    targets = floating(problem.target)[0]
+    if problem.wrt == "params":
+        start, unravel = ravel(problem.start)
+        target = ravel(targets)[0][None]
+        shape = (1, target.shape[1], start.shape[0])
+    else:
+        rows, unravel_rows = ravel_samples(problem.start)
+        target = ravel_samples(targets)[0]
+        shape = (target.shape[0], target.shape[1], rows.shape[1])
+    numbers = shape[0] * shape[1] * shape[2]
+    if numbers > max_numbers:
+        raise ValueError(
+            f"`LeastSquares(max_numbers={max_numbers})` cannot hold a Jacobian of {numbers} numbers (block with "
+            f"{shape[2]} variables and {shape[1]} outputs): use `GaussNewton(...)`, or raise `max_numbers`."
+        )
+    _, jvp = jax.linearize(problem.of_variables, problem.start)
+
+    def column(unit: Array) -> Array:
+        if problem.wrt == "params":
+            return ravel(jvp(unravel(unit)))[0][None]
+        return ravel_samples(jvp(unravel_rows(jnp.broadcast_to(unit, rows.shape))))[0]
+
+    jacobian = jax.vmap(column, out_axes=-1)(jnp.eye(shape[2], dtype=target.dtype))
+    left, sigma, right = jnp.linalg.svd(jacobian, full_matrices=False)
+    top = sigma[:, :1]
+    kept = sigma > 100 * float(jnp.finfo(target.dtype).eps) * top
+    weights = jnp.where(kept, sigma / jnp.where(kept, sigma**2 + ridge * top**2, 1), 0)
+    highest = jax.lax.Precision.HIGHEST
+    parts = weights * jnp.einsum("smk,sm->sk", left, target, precision=highest)
+    solution = jnp.einsum("skd,sk->sd", right, parts, precision=highest)
+    return unravel(solution[0]) if problem.wrt == "params" else unravel_rows(solution)

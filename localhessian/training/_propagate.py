@@ -1,0 +1,190 @@
+"""Back-matching propagation: Procedure 1, of which a step of SGD is the case with gradient solvers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from localhessian._status import Status
+from localhessian._tree import floating, pytree
+from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
+from localhessian.network import Chain
+from localhessian.training._problem import Problem, Step, norm, plus, where
+from localhessian.training._solvers import GradientStep, Solver
+
+Solvers = Solver | Mapping[str, Solver] | Callable[[str], Solver]
+"""One for all blocks, one for each name (of the others weights stay, and inputs are back-propagated), or a function."""
+
+
+@pytree
+class BlockInfo:
+    """What happened in one block."""
+
+    loss_before: Scalar
+    """l_b(W_b^k, z_{b-1}^k)."""
+    loss_after: Scalar
+    """l_b(W_b^{k+1}, z_{b-1}^k)."""
+    step_norm: Scalar
+    """||W_b^{k+1} - W_b^k||."""
+    displacement_norm: Scalar
+    """||delta_{b-1}||, over the batch; 0 for the first block."""
+    weight_status: Array
+    """A `localhessian.Status` code; REJECTED where the step was undone."""
+    input_status: Array
+    """The same for the input; where its step was undone a unit gradient step took its place."""
+
+
+@pytree
+class PropagateInfo:
+    """What one step of back-matching propagation tells; `state` goes into the next call."""
+
+    loss: Scalar
+    """J at W^k."""
+    blocks: dict[str, BlockInfo]
+    """By block."""
+    state: dict[str, Any]
+    """Of the solvers, by block: (weight side, input side)."""
+
+    @property
+    def rejected(self) -> Array:
+        """How many steps were undone."""
+        codes = [code for info in self.blocks.values() for code in (info.weight_status, info.input_status)]
+        return jnp.sum(jnp.stack(codes) == int(Status.REJECTED))
+
+
+def propagate(
+    chain: Chain,
+    params: dict[str, Params],
+    x: Activations,
+    y: Any,
+    loss: Loss,
+    weight_solver: Solvers = GradientStep(0.1),  # noqa: B008  frozen
+    input_solver: Solvers = GradientStep(1.0),  # noqa: B008
+    context: Context = None,
+    state: dict[str, Any] | None = None,
+    *,
+    key: Key | None = None,
+) -> tuple[dict[str, Params], PropagateInfo]:
+    """One step of block-coordinate back-matching propagation (Procedure 1).
+
+    For b = B .. 1, with l_b carrying 1/n and n l_b for the input (THEORY section 2):
+
+        W_b^{k+1}       ~= argmin_W l_b(W, z_{b-1}^k)     by the weight solver, from W_b^k
+        z_{b-1}^{k+1/2} ~= argmin_z l_b(W_b^k, z)         by the input solver, from z_{b-1}^k, with the old weights
+
+    With `GradientStep(rate)` and `GradientStep(1.0)` this is a step of SGD, to rounding. Some blocks train by
+    back-propagation and others not: give solvers by name. A trust rule undoes a step that is not finite or, of any
+    solver but `GradientStep`, raises the back-matching loss: the weights stay, the input falls back to a unit gradient
+    step, and the status says so.
+
+    Args:
+        chain: The network.
+        params: The parameters of each block by its name.
+        x: Inputs, samples on the leading axis.
+        y: What the loss compares with.
+        loss: Per-sample losses, shape `(n,)`.
+        weight_solver: Of the parameters: a solver, a mapping from block names (the others keep their weights), or a
+            function of the name.
+        input_solver: Of the inputs, likewise (the others take a unit gradient step).
+        context: Handed to every block that takes one.
+        state: `info.state` of the step before; None to begin.
+        key: Of solvers that use random vectors; default `jax.random.key(0)`.
+
+    Returns:
+        The new parameters, and what happened. Works under `jax.jit`, in a loop of your own.
+
+    Raises:
+        KeyError: A solver for a block that is not in the chain.
+        ValueError: A solver does not fit a block.
+
+    Cost: one forward pass, and for each block its two solvers and two values of its loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> chain = lh.Chain([lh.Block("a", lambda w, z: z * w), lh.Block("b", lambda w, z: z * w)])
+        >>> params = {"a": jnp.array([1.0]), "b": jnp.array([2.0])}
+        >>> x, y = jnp.array([[1.0]]), jnp.array([[1.0]])
+        >>> new, info = lh.propagate(
+        ...     chain, params, x, y, lambda z, y: 0.5 * ((z - y) ** 2).sum(1), lh.GradientStep(0.1))
+        >>> print(new["a"], new["b"], info.loss)
+        [0.8] [1.9] 0.5
+
+    Source: Zhang, Chen & Liu (2018), Procedure 1.
+    """
+    for solvers in (weight_solver, input_solver):
+        for name in solvers if isinstance(solvers, Mapping) else ():
+            chain.index(name)
+    key = jax.random.key(0) if key is None else key
+    context = chain.context_for(x, context)
+    activations = chain.forward(params, x, context)
+    losses = loss(activations[-1], y)
+    target: Any = y
+    new, blocks, states = dict(params), {}, {}
+    for b in range(len(chain), 0, -1):
+        block, z = chain.blocks[b - 1], activations[b - 1]
+        of_params = params.get(block.name, ())
+        of_block = loss if b == len(chain) else None
+        before = None if state is None else state[block.name]
+        keys = jax.random.split(jax.random.fold_in(key, b))
+        of_weights = Problem(of_params, z, context, target, block=block, loss=of_block, wrt="params")
+        of_inputs = Problem(of_params, z, context, target, block=block, loss=of_block, wrt="input")
+        weights = _Side(of_weights, _pick(weight_solver, block.name, 0.0))
+        inputs = _Side(of_inputs, _pick(input_solver, block.name, 1.0))
+        step, weight_state, weight_status, values = weights.solve(None if before is None else before[0], keys[0])
+        new[block.name] = _moved(of_params, step)
+        delta: Step | None = None
+        input_state, input_status = (), jnp.zeros((), jnp.int32)
+        if b > 1 and floating(z)[0]:
+            delta, input_state, input_status, _ = inputs.solve(None if before is None else before[1], keys[1])
+            target = floating(jax.tree.map(jnp.zeros_like, z))[1](delta)
+        norms = (norm(step) if step else jnp.zeros(()), norm(delta) if delta else jnp.zeros(()))
+        blocks[block.name] = BlockInfo(*values, *norms, weight_status, input_status)
+        states[block.name] = (weight_state, input_state)
+    return new, PropagateInfo(losses.mean(), {name: blocks[name] for name in chain.names}, states)
+
+
+class _Side(NamedTuple):
+    """One argmin of one block."""
+
+    problem: Problem
+    solver: Any
+
+    def solve(self, state: Any, key: Key) -> tuple[Step, Any, Array, tuple[Scalar, Scalar]]:
+        """A trusted step, the solver's next state, a status, and phi before and after."""
+        problem = self.problem
+        zero = [jnp.zeros_like(leaf) for leaf in problem.start]
+        before = problem.objective(zero) if zero else problem.objective([])
+        if not zero:
+            return [], (), jnp.zeros((), jnp.int32), (before, before)
+        state = self.solver.init(problem) if state is None else state
+        step, next_state, status = self.solver.solve(problem, state, key)
+        after = problem.objective(step)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
+        rounding = 100 * float(jnp.finfo(zero[0].dtype).eps) * jnp.abs(before)
+        kept = finite if self.solver.trusted else finite & (after <= before + rounding)
+        instead = zero if problem.wrt == "params" else _unit_gradient(problem, self.solver.trusted)
+        step = where(kept, step, instead)
+        next_state = where(finite, next_state, state)
+        status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)
+        return step, next_state, status, (before, jnp.where(kept, after, before))
+
+
+def _unit_gradient(problem: Problem, trusted: bool) -> Step:
+    if trusted:  # it was a gradient step already
+        return [jnp.zeros_like(leaf) for leaf in problem.start]
+    return [-leaf for leaf in problem.gradient()]
+
+
+def _moved(params: Params, step: Step) -> Params:
+    if not step:
+        return params
+    leaves, rebuild = floating(params)
+    return rebuild(plus(leaves, step))
+
+
+def _pick(solvers: Solvers, name: str, rate: float) -> Solver:
+    if isinstance(solvers, Mapping):
+        return solvers.get(name, GradientStep(rate))
+    return cast(Solver, solvers) if hasattr(solvers, "solve") else cast(Any, solvers)(name)

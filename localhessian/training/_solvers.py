@@ -1,0 +1,237 @@
+"""Solvers of the two argmins of Procedure 1, for either side; frozen, printable, hashable.
+
+A solver proposes a step; the trust rule of `propagate` undoes it where the back-matching loss does not go down.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from localhessian._status import Status
+from localhessian._types import Array, Key
+from localhessian.training._linear import damped_newton, least_squares
+from localhessian.training._problem import Problem, Step, check_scalar, inner, norm, plus, times, where
+
+
+class Solver(Protocol):
+    """How a step of one side of a block is found."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether a step that raises the loss stays: plain gradient steps are what the user asked for."""
+
+    def init(self, problem: Problem) -> Any:
+        """The state before the first step: a pytree of arrays, or ()."""
+
+    def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
+        """A step, the state for the next call, and a `localhessian.Status` code."""
+
+
+def _status(status: Status) -> Array:
+    return jnp.asarray(int(status), jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientStep:
+    """p = -rate * gradient of phi. On both sides (rate 1 for the input) this is back-propagation.
+
+    Args:
+        rate: The step size; a number, or a traced scalar.
+    """
+
+    rate: Any = 1.0
+    trusted = True
+
+    def init(self, problem: Problem) -> Any:
+        """No state."""
+        del problem
+        return ()
+
+    def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
+        """Cost: one vjp of the block."""
+        del key
+        return times(-self.rate, problem.gradient()), state, _status(Status.CONVERGED)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledGradient:
+    """p = -(rate / m) * gradient, m a scalar for the local Hessian: Algorithm 2, refreshed at every step.
+
+    Args:
+        rate: The step size.
+        scalar: `range_mean`, `mean` or `max`, as in `lh.scale_by_local_hessian`.
+        probes: Random vectors of the estimate.
+        damping: Added to m, relative to the largest m seen.
+
+    """
+
+    rate: Any = 1.0
+    scalar: str = "range_mean"
+    probes: int = 2
+    damping: float = 1e-3
+    trusted = False
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            ValueError: An unknown scalar.
+        """
+        check_scalar(self.scalar)
+
+    def init(self, problem: Problem) -> Any:
+        """The largest m seen."""
+        return jnp.zeros((), problem.start[0].dtype)
+
+    def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
+        """Cost: one vjp and `probes` jvps of the block."""
+        m = problem.scalar(self.scalar, key, self.probes).astype(state.dtype)
+        largest = jnp.maximum(state, m)
+        m = m + self.damping * largest
+        step = times(-self.rate / jnp.where(m > 0, m, 1), problem.gradient())
+        return step, largest, _status(Status.CONVERGED)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptaxSteps:
+    """`n` steps of an optax optimizer on phi, from where the variables are.
+
+    Args:
+        optimizer: Any optax optimizer that needs gradients and values only. On the parameters its state goes on from
+            call to call; on the input it begins anew, because the samples differ.
+        n: Steps.
+    """
+
+    optimizer: optax.GradientTransformation
+    n: int = 5
+    trusted = False
+
+    def init(self, problem: Problem) -> Any:
+        """The optimizer's state."""
+        return self.optimizer.init(problem.start)
+
+    def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
+        """Cost: n gradients of the block."""
+        del key
+        current = state if problem.wrt == "params" else self.optimizer.init(problem.start)
+        step = [jnp.zeros_like(leaf) for leaf in problem.start]
+        for i in range(self.n):  # unrolled: convolutions run slowly in loops on the CPU
+            gradient = jax.grad(problem.objective)(step) if i else problem.gradient()
+            updates, current = self.optimizer.update(gradient, current, plus(problem.start, step))
+            step = plus(step, updates)
+        return step, current if problem.wrt == "params" else state, _status(Status.CONVERGED)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussNewton:
+    """p = -(G + damping I)^-1 gradient, G the Gauss-Newton part of the local Hessian, by conjugate gradients.
+
+    Args:
+        damping: lambda, absolute, in the units of G.
+        iterations: Of conjugate gradients, at most; a residual below `rtol` of the gradient ends them.
+        rtol: Relative residual.
+    """
+
+    damping: float = 1e-3
+    iterations: int = 10
+    rtol: float = 1e-4
+    trusted = False
+
+    def init(self, problem: Problem) -> Any:
+        """No state."""
+        del problem
+        return ()
+
+    def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
+        """Cost: one vjp, and `iterations` products with G (a jvp and a vjp each)."""
+        del key
+        step, status = damped_newton(problem, problem.gradient(), self.damping, self.iterations, self.rtol)
+        return step, state, status
+
+
+@dataclasses.dataclass(frozen=True)
+class LevenbergMarquardt:
+    """Gauss-Newton steps whose damping adapts: a step that keeps what it promised lowers it, a bad one is rejected.
+
+    Args:
+        damping: At the beginning, absolute.
+        iterations: Of conjugate gradients.
+        rtol: Their relative residual.
+        up: Factor on the damping after a rejected step.
+        down: Factor after a good one.
+
+    Source: K. Levenberg (1944); the ratio test as in Nocedal & Wright, chapter 10.
+    """
+
+    damping: float = 1.0
+    iterations: int = 10
+    rtol: float = 1e-4
+    up: float = 4.0
+    down: float = 0.5
+    trusted = False
+
+    def init(self, problem: Problem) -> Any:
+        """The damping."""
+        return jnp.asarray(self.damping, problem.start[0].dtype)
+
+    def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
+        """Cost: that of `GaussNewton`, and two values of phi."""
+        del key
+        gradient = problem.gradient()
+        step, status = damped_newton(problem, gradient, state, self.iterations, self.rtol)
+        promised = -0.5 * inner(gradient, step)
+        zero = [jnp.zeros_like(leaf) for leaf in step]
+        gained = problem.objective(zero) - problem.objective(step)
+        ratio = gained / jnp.where(promised > 0, promised, 1)
+        good = jnp.isfinite(ratio) & (ratio > 0.1)
+        status = jnp.where(good | (norm(gradient) == 0), status, int(Status.REJECTED))
+        damping = jnp.where(good, jnp.where(ratio > 0.75, self.down * state, state), self.up * state)
+        return where(good, step, zero), damping.astype(state.dtype), status.astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastSquares:
+    """The exact minimizer for a block that is affine in the variables, of least norm: a dense least-squares solve.
+
+    For the input each sample has a problem of its own (an uncoupled block). On the input side, with every other step a
+    gradient step, this is Gauss-Newton target propagation.
+
+    Args:
+        ridge: Tikhonov term, relative to the largest squared singular value; singular values below
+            `sqrt(ridge)` of the largest hardly count.
+        max_numbers: Largest explicit Jacobian.
+
+    Source: Meulemans et al. (2020), Gauss-Newton targets.
+    """
+
+    ridge: float = 0.0
+    max_numbers: int = 2**26
+    trusted = False
+
+    def init(self, problem: Problem) -> Any:
+        """No state."""
+        del problem
+        return ()
+
+    def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
+        """Cost: as many jvps as there are variables (of one sample), and a dense decomposition.
+
+        Raises:
+            ValueError: The last block, whose loss is no square; a Jacobian beyond `max_numbers`.
+        """
+        if problem.loss is not None:
+            raise ValueError(
+                "`LeastSquares` needs a back-matching loss, which is a square, and the last block has the model's own: "
+                "give it another solver, as in `{'head': GradientStep(0.1)}` for a block named `head`."
+            )
+        step = least_squares(problem, self.ridge, self.max_numbers)
+        center, image = jax.jvp(problem.of_variables, (problem.start,), (step,))
+        moved = problem.of_variables(plus(problem.start, step))
+        gap = [m - c - i for m, c, i in zip(moved, center, image, strict=True)]
+        eps = float(jnp.finfo(step[0].dtype).eps)
+        affine = norm(gap) <= 1e3 * eps * (norm(center) + norm(moved))
+        status = jnp.where(affine, int(Status.CONVERGED), int(Status.NOT_AFFINE)).astype(jnp.int32)
+        return step, state, status

@@ -1,0 +1,188 @@
+"""Scale-amended SGD: the scalars against dense Hessians, the formula, and what optax asks of a transformation."""
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import optax
+import pytest
+
+import localhessian as lh
+from localhessian.curvature import SCALARS, local_scalar
+
+
+def norm(tree):
+    return float(np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree))))
+
+
+def gradient(case, params=None):
+    def objective(params):
+        return case.loss(case.chain.forward(params, case.x, case.context)[-1], case.y).mean()
+
+    return jax.jit(jax.grad(objective))(case.params if params is None else params)
+
+
+def updater(transform, case):
+    return jax.jit(lambda grads, state, params: transform.update(grads, state, params, x=case.x, y=case.y))
+
+
+def exact_scalars(case):
+    """m_W and m_z of every block by dense Hessians, range_mean."""
+    matching = lh.back_match(case.chain, case.params, case.x, case.y, case.loss, case.context)
+    found = {}
+    for i, block in enumerate(case.chain.names):
+        for wrt in ("params", "input") if i else ("params",):
+            hessian = np.asarray(lh.local_hessian(matching, block, wrt).to_dense(), np.float64)
+            found[block, wrt] = {
+                "range_mean": np.trace(hessian @ hessian) / np.trace(hessian),
+                "mean": np.trace(hessian) / len(hessian),
+                "top": np.linalg.eigvalsh(hessian)[-1],
+            }
+    return found
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("make", [networks.mlp, networks.normalized], ids=["mlp", "batch norm"])
+def test_scalars_are_unbiased_estimates_of_those_of_the_dense_hessians(make):
+    """Many probes: tr H and tr H^2 to a few percent (their relative deviation over 400 probes is below 10 %)."""
+    case = make()
+    truth, z = exact_scalars(case), case.chain.forward(case.params, case.x, case.context)
+    for (name, wrt), exact in truth.items():
+        b = case.chain.index(name)
+        block, last = case.chain.blocks[b], case.loss if b == len(case.chain) - 1 else None
+        place = (case.params[name], z[b], case.y, case.context, jax.random.key(3))
+        estimate = jax.jit(lambda *place: [local_scalar(block, last, wrt, s, *place, probes=400) for s in SCALARS])  # noqa: B023
+        found = dict(zip(SCALARS, estimate(*place), strict=True))
+        for scalar in ("range_mean", "mean"):
+            np.testing.assert_allclose(found[scalar], exact[scalar], rtol=0.12)
+        assert exact["top"] * 0.9 <= float(found["max"]) <= 1.1 * exact["top"] * len(z[b].ravel()) ** 0.5
+
+
+@pytest.mark.once
+def test_the_update_is_the_formula(tol):
+    case = networks.mlp(n=16)
+    transform = lh.scale_by_local_hessian(case.chain, case.loss, normalize=False, damping=0.0, probes=400)
+    grads = gradient(case)
+    updates, state = updater(transform, case)(grads, transform.init(case.params), case.params)
+    exact = exact_scalars(case)
+    names = case.chain.names
+    for b, name in enumerate(names):
+        above = np.prod([exact[other, "input"]["range_mean"] for other in names[b + 1 :]])
+        expected = 1 / (exact[name, "params"]["range_mean"] * above)
+        factor = float(state.factors(case.chain)[name])
+        np.testing.assert_allclose(factor, expected, rtol=0.3)
+        moved = jax.tree.map(lambda u, g, factor=factor: np.asarray(u - factor * g), updates[name], grads[name])
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) <= 100 * tol.identity * factor
+
+
+def test_normalized_factors_have_geometric_mean_one(tol):
+    case = networks.mlp()
+    transform = lh.scale_by_local_hessian(case.chain, case.loss)
+    _, state = updater(transform, case)(gradient(case), transform.init(case.params), case.params)
+    counts = np.array([sum(leaf.size for leaf in jax.tree.leaves(case.params[name])) for name in case.chain.names])
+    assert abs(float((counts * np.asarray(state.log_factors)).sum() / counts.sum())) < 1e3 * tol.identity
+
+
+@pytest.mark.relaxed
+def test_the_admission_exam_of_optax(count_compilations):
+    """State shapes and dtypes stay, refreshes do not recompile, accumulation, masks and schedules work, bits of a
+    step that is no refresh do not depend on the batch."""
+    case = networks.mlp()
+    schedule = optax.cosine_decay_schedule(0.1, 20)
+    inner = lh.scale_amended_sgd(case.chain, case.loss, schedule, momentum=0.9, refresh=3)
+    mask = {name: name != "head" for name in case.chain.names}
+    frozen = optax.masked(optax.set_to_zero(), {name: not keep for name, keep in mask.items()})
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), inner, frozen)
+
+    @jax.jit
+    def step(params, state, x):
+        grads = gradient(case._replace(x=x), params)
+        updates, state = optimizer.update(grads, state, params, x=x, y=case.y)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(case.params)
+    params, after = step(case.params, state, case.x)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, after))
+    assert shapes[0] == shapes[1]
+    params, after = step(params, after, case.x)
+    batches = [case.x + 0.01 * i for i in range(5)]
+    with count_compilations() as seen:
+        for x in batches:
+            params, after = step(params, after, x)
+    assert seen.names == []
+    assert jax.tree.map(lambda a, b: bool((a == b).all()), params["head"], case.params["head"]) == {
+        "kernel": True,
+        "bias": True,
+    }
+    many = optax.MultiSteps(lh.scale_amended_sgd(case.chain, case.loss, 0.1), every_k_schedule=2)
+    state = many.init(case.params)
+    for _ in range(2):
+        updates, state = updater(many, case)(gradient(case), state, case.params)
+    assert (norm(updates)) > 0
+
+
+def test_it_stays_sane_as_the_loss_goes_to_zero():
+    """Logits that grow without end: S of the last block vanishes, and the factors stay bounded."""
+    case = networks.mlp()
+    transform = lh.scale_by_local_hessian(case.chain, case.loss, refresh=1, decay=0.0)
+    state, params, update = transform.init(case.params), case.params, updater(transform, case)
+    for growth in (1.0, 30.0, 1e3, 1e6):
+        params = {**params, "head": jax.tree.map(lambda leaf, growth=growth: growth * leaf, case.params["head"])}
+        updates, state = update(gradient(case, params), state, params)
+        assert np.isfinite(np.asarray(state.log_factors)).all()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.relaxed
+@pytest.mark.once
+def test_both_layouts_of_a_model_and_tied_arrays():
+    shared = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)) / 2, jnp.zeros(()).dtype)
+    model_params = {"tied": shared, "bias": jnp.zeros(4), "out": jnp.ones((4, 2)) / 3}
+
+    def model(params, x):
+        z = lh.mark(jnp.tanh(x @ params["tied"] + params["bias"]), "one")
+        z = lh.mark(jnp.tanh(z @ params["tied"]), "two")
+        return z @ params["out"]
+
+    x, y = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4)), shared.dtype), jnp.arange(6) % 2
+    chain, blocks, _ = lh.chain_from_function(model, model_params, x)
+    transform = lh.scale_by_local_hessian(chain, networks.cross_entropy)
+    grads = jax.grad(lambda p: networks.cross_entropy(model(p, x), y).mean())(model_params)
+    updates, state = transform.update(grads, transform.init(model_params), model_params, x=x, y=y)
+    factors = state.factors(chain)
+    names = list(chain.names)
+    np.testing.assert_allclose(updates["out"], factors[names[2]] * grads["out"], rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], factors[names[0]] * grads["bias"], rtol=1e-5)
+    mean = (factors[names[0]] + factors[names[1]]) / 2
+    np.testing.assert_allclose(updates["tied"], mean * grads["tied"], rtol=1e-5)
+    of_blocks = jax.grad(lambda p: networks.cross_entropy(chain.forward(p, x)[-1], y).mean())(blocks)
+    _, same = transform.update(of_blocks, transform.init(blocks), blocks, x=x, y=y)
+    np.testing.assert_allclose(same.log_factors, state.log_factors, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scalar": "median"}, "`scalar` must be one of range_mean, mean, max, got 'median'."),
+        ({"refresh": 0}, "`refresh` must be at least 1, got 0."),
+        ({"probes": 1}, "`probes` must be at least 2, got 1."),
+        ({"decay": 1.0}, "`decay` must lie between 0 and 1, got 1.0."),
+        ({"damping": -1.0}, "`damping` must not be negative, got -1.0."),
+    ],
+)
+def test_messages_of_settings(settings, message):
+    case = networks.mlp()
+    with pytest.raises(ValueError, match="`") as error:
+        lh.scale_by_local_hessian(case.chain, case.loss, **settings)
+    assert str(error.value) == message
+
+
+def test_messages_of_update():
+    case = networks.mlp()
+    transform = lh.scale_by_local_hessian(case.chain, case.loss)
+    state = transform.init(case.params)
+    with pytest.raises(ValueError, match=r"call `optimizer.update\(grads, state, params, x=x, y=y\)`"):
+        transform.update(gradient(case), state, case.params)
+    flat = jax.tree.leaves(case.params)
+    with pytest.raises(ValueError, match="gradients must be a dict of the blocks' names"):
+        transform.update(flat, state, flat, x=case.x, y=case.y)
