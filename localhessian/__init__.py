@@ -10,6 +10,7 @@ from localhessian.linalg import Audit as Audit
 from localhessian.linalg import ConditionNumber as ConditionNumber
 from localhessian.linalg import Dense as Dense
 from localhessian.linalg import Density as Density
+from localhessian.linalg import Explanation as Explanation
 from localhessian.linalg import GolubKahan as GolubKahan
 from localhessian.linalg import Interval as Interval
 from localhessian.linalg import Lanczos as Lanczos
@@ -17,6 +18,7 @@ from localhessian.linalg import LinearMap as LinearMap
 from localhessian.linalg import QuadratureEstimate as QuadratureEstimate
 from localhessian.linalg import Spectrum as Spectrum
 from localhessian.linalg import SpectrumError as SpectrumError
+from localhessian.linalg import Structured as Structured
 from localhessian.linalg import Summary as Summary
 from localhessian.linalg import SymmetricOperator as SymmetricOperator
 from localhessian.linalg import TraceEstimate as TraceEstimate
@@ -24,6 +26,7 @@ from localhessian.linalg import audit as audit
 from localhessian.linalg import certify as certify
 from localhessian.linalg import condition_number as condition_number
 from localhessian.linalg import diagonal as diagonal
+from localhessian.linalg import explain as explain
 from localhessian.linalg import frobenius_norm as frobenius_norm
 from localhessian.linalg import linear_map as linear_map
 from localhessian.linalg import quantile_condition_number as quantile_condition_number

@@ -11,6 +11,8 @@ from localhessian.linalg._density import spectral_density as spectral_density
 from localhessian.linalg._distribution import Density as Density
 from localhessian.linalg._distribution import Interval as Interval
 from localhessian.linalg._distribution import QuadratureEstimate as QuadratureEstimate
+from localhessian.linalg._explain import Explanation as Explanation
+from localhessian.linalg._explain import explain as explain
 from localhessian.linalg._golub_kahan import GolubKahan as GolubKahan
 from localhessian.linalg._krylov import repeat as repeat
 from localhessian.linalg._lanczos import Lanczos as Lanczos
@@ -29,6 +31,7 @@ from localhessian.linalg._solve import Method as Method
 from localhessian.linalg._solve import SpectrumError as SpectrumError
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg._spectrum import Spectrum as Spectrum
+from localhessian.linalg._structured import Structured as Structured
 from localhessian.linalg._summaries import Summary as Summary
 from localhessian.linalg._summaries import summarize as summarize
 from localhessian.linalg._traces import diagonal as diagonal

@@ -1,7 +1,7 @@
 """Figures made of tr(H) and tr(H^2), from products alone, with the jackknife's standard errors."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,16 @@ from localhessian.linalg._probes import (
     size_of,
     unit_vector,
 )
+from localhessian.linalg._structured import Structured
 
 
 def frobenius_norm(
-    operator: LinearMap | SymmetricOperator, /, *, key: Key | None = None, probes: int = 32
+    operator: LinearMap | SymmetricOperator,
+    /,
+    *,
+    method: Literal["hutchinson", "structured"] = "hutchinson",
+    key: Key | None = None,
+    probes: int = 32,
 ) -> TraceEstimate:
     r"""The Frobenius norm of a symmetric operator, or of A^T A of a linear map A: the root of tr(H^2).
 
@@ -31,6 +37,7 @@ def frobenius_norm(
 
     Args:
         operator: Any operator; batched operators give one estimate each.
+        method: `"structured"` is exact where `lh.Structured` finds something: Gram matrices, and no decomposition.
         key: Of the random signs; default `jax.random.key(0)`.
         probes: How many products; exact where the operator (or its factor's smaller side) is no larger.
 
@@ -38,7 +45,7 @@ def frobenius_norm(
         The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        ValueError: `probes` is less than 3.
+        ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
 
     Cost: `probes` products with H.
 
@@ -48,16 +55,22 @@ def frobenius_norm(
         >>> print(lh.frobenius_norm(lh.symmetric_operator(lambda v: jnp.array([3.0, 4.0]) * v, 2)).value)
         5.0
     """
-    return _of_moments(lambda first, second: jnp.sqrt(jnp.maximum(second, 0)), operator, key, probes)
+    return _of_moments(lambda first, second: jnp.sqrt(jnp.maximum(second, 0)), operator, method, key, probes)
 
 
 def range_mean(
-    operator: LinearMap | SymmetricOperator, /, *, key: Key | None = None, probes: int = 32
+    operator: LinearMap | SymmetricOperator,
+    /,
+    *,
+    method: Literal["hutchinson", "structured"] = "hutchinson",
+    key: Key | None = None,
+    probes: int = 32,
 ) -> TraceEstimate:
     r"""tr(H^2) / tr(H): the mean eigenvalue weighted by itself, which leaves the null space out.
 
     Args:
         operator: A semi-definite operator; batched operators give one estimate each.
+        method: `"structured"` is exact where `lh.Structured` finds something: Gram matrices, and no decomposition.
         key: Of the random signs; default `jax.random.key(0)`.
         probes: How many products; exact where the operator (or its factor's smaller side) is no larger.
 
@@ -66,7 +79,7 @@ def range_mean(
         where tr(H) is zero. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        ValueError: `probes` is less than 3.
+        ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
 
     Cost: `probes` products with H.
 
@@ -78,13 +91,25 @@ def range_mean(
 
     Source: the scalar `range_mean` of scale-amended SGD.
     """
-    return _of_moments(lambda first, second: second / jnp.where(first == 0, jnp.nan, first), operator, key, probes)
+    return _of_moments(_ratio, operator, method, key, probes)
+
+
+def _ratio(first: Any, second: Any) -> Any:
+    return second / jnp.where(first == 0, jnp.nan, first)
 
 
 def _of_moments(
-    figure: Callable[[Any, Any], Any], operator: LinearMap | SymmetricOperator, key: Key | None, probes: int
+    figure: Callable[[Any, Any], Any],
+    operator: LinearMap | SymmetricOperator,
+    method: str,
+    key: Key | None,
+    probes: int,
 ) -> TraceEstimate:
     """A function of tr(H) and tr(H^2), with the jackknife's standard error."""
+    if method not in ("hutchinson", "structured"):
+        raise ValueError(f"`method` must be 'hutchinson' or 'structured', got {method!r}.")
+    if method == "structured":
+        return exact_moment(operator, figure)
     check_probes(probes, 3)
     key = jax.random.key(0) if key is None else key
     factor = factor_of(operator)
@@ -101,6 +126,12 @@ def _of_moments(
     left_out = figure(*((jnp.sum(part, 0, keepdims=True) - part) / (count - 1) for part in (first, second)))
     spread = jnp.std(left_out, axis=0) * (count - 1) ** 0.5
     return result(figure(jnp.mean(first, 0), jnp.mean(second, 0)), spread, count, False, operator)
+
+
+def exact_moment(operator: LinearMap | SymmetricOperator, figure: Callable[[Any, Any], Any]) -> TraceEstimate:
+    """A function of tr(H) and tr(H^2) by structure; a ValueError where there is none."""
+    squares = jnp.asarray(Structured().require(operator).squares(), operator.dtype)
+    return result(figure(squares[..., 0], squares[..., 1]), None, 1, True, operator)
 
 
 def _two_forms(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s 2"]:

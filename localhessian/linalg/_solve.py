@@ -1,5 +1,6 @@
 """The verb: eigenvalues of an operator by a method."""
 
+import contextlib
 from typing import Protocol
 
 import jax
@@ -8,10 +9,12 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._dense import Dense
+from localhessian.linalg._dependence import Declined
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._lanczos import Lanczos
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._structured import Structured
 
 _REFUSED = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC)
 
@@ -44,8 +47,9 @@ def spectrum(
     Args:
         operator: From `lh.local_hessian`, `lh.symmetric_operator` or `lh.linear_map`; a batched operator gives a
             batched spectrum.
-        method: `lh.Dense`, `lh.GolubKahan` (needs a factor) or `lh.Lanczos`; None takes `Dense()` where it fits,
-            then `GolubKahan()` where there is a factor, then `Lanczos()`.
+        method: `lh.Structured`, `lh.Dense`, `lh.GolubKahan` (needs a factor) or `lh.Lanczos`; None takes
+            `Structured()` where it finds something and no vectors are asked for, `Dense()` where it fits, then
+            `GolubKahan()` where there is a factor, then `Lanczos()`. `lh.explain` tells which and why.
         key: Of the random start vectors; default `jax.random.key(0)`.
         vectors: How many eigenvectors to return, of the largest eigenvalues.
         start: Vectors near to those wanted, in columns, as an earlier spectrum's `vectors`: an iterative method begins
@@ -73,10 +77,9 @@ def spectrum(
     size = operator.in_size if isinstance(operator, LinearMap) else operator.size
     if not 0 <= vectors <= size:
         raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {vectors}.")
-    method = _choose(operator) if method is None else method
     if start is not None:
         _check_start(start, operator, size)
-    found = method.run(operator, jax.random.key(0) if key is None else key, vectors, start)
+    found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start)
     if throw and is_concrete(found.status):
         worst = [status for status in _REFUSED if bool((found.status == int(status)).any())]
         if worst:
@@ -92,7 +95,16 @@ def _check_start(start: Array, operator: LinearMap | SymmetricOperator, size: in
         )
 
 
-def _choose(operator: LinearMap | SymmetricOperator) -> Method:
+def _run(operator, method: Method | None, key: Key, vectors: int, start: Array | None) -> Spectrum:
+    if method is None and not vectors:
+        structured = Structured()
+        with contextlib.suppress(Declined):
+            return structured.decompose(structured.find(operator), operator.dtype, operator.batch)
+    return (unstructured(operator) if method is None else method).run(operator, key, vectors, start)
+
+
+def unstructured(operator: LinearMap | SymmetricOperator) -> Method:
+    """The method for an operator without structure."""
     if Dense().fits(operator):
         return Dense()
     has_factor = isinstance(operator, LinearMap) or operator.factor is not None

@@ -1,8 +1,11 @@
 """The answer to "what are the eigenvalues?", with everything needed to judge it."""
 
-import jax.numpy as jnp
+from types import ModuleType
 
-from localhessian._tree import pytree, static
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int
 
 
@@ -78,9 +81,14 @@ class Spectrum:
     @property
     def lambda_max(self) -> Float[Array, "*s"]:
         """The largest eigenvalue returned."""
-        return jnp.nanmax(self.eigenvalues, axis=-1)
+        return jnp.asarray(self._numpy.nanmax(self.eigenvalues, axis=-1))
 
     @property
     def lambda_min(self) -> Float[Array, "*s"]:
         """The smallest eigenvalue returned."""
-        return jnp.nanmin(self.eigenvalues, axis=-1)
+        return jnp.asarray(self._numpy.nanmin(self.eigenvalues, axis=-1))
+
+    @property
+    def _numpy(self) -> ModuleType:
+        """NumPy where there are numbers: it compiles nothing for a new count of values."""
+        return np if is_concrete(self.eigenvalues) else jnp

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._types import Array, Float, Key
+from localhessian.linalg._moments import exact_moment
 from localhessian.linalg._operators import HIGHEST, LinearMap, SymmetricOperator, gram
 from localhessian.linalg._probes import (
     TraceEstimate,
@@ -33,7 +34,7 @@ def trace(
     operator: LinearMap | SymmetricOperator,
     /,
     *,
-    method: Literal["hutchinson", "hutch++", "xtrace"] = "hutchinson",
+    method: Literal["hutchinson", "hutch++", "xtrace", "structured"] = "hutchinson",
     key: Key | None = None,
     probes: int = 32,
 ) -> TraceEstimate:
@@ -47,6 +48,7 @@ def trace(
       1/probes at least, and faster where eigenvalues decay. `"xtrace"` uses every vector for both, leaves each out in
       turn, and needs fewer products for the same error; its standard error comes from that, and is too small
       (by 0.6 in the test of a steep spectrum) where eigenvalues fall steeply.
+    - `"structured"` is exact where `lh.Structured` finds something: Gram matrices, and no decomposition.
 
     Args:
         operator: Any operator; batched operators give one estimate each.
@@ -59,7 +61,7 @@ def trace(
         The estimate with its standard error. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        ValueError: `probes` is too small for an error bar, or `method` is unknown.
+        ValueError: `probes` is too small for an error bar, `Structured` declines, or `method` is unknown.
 
     Cost: `probes` products with H (Hutchinson: with the factor alone where there is one); the other two keep
     `probes` vectors and orthogonalize them.
@@ -73,9 +75,11 @@ def trace(
     Source: M. F. Hutchinson, Commun. Stat. Simul. Comput. 18 (1989) 1059; R. A. Meyer, C. Musco, C. Musco and D. P.
     Woodruff, SOSA (2021) 142; E. N. Epperly, J. A. Tropp and R. J. Webber, SIAM J. Matrix Anal. Appl. 45 (2024) 1.
     """
+    if method == "structured":
+        return exact_moment(operator, lambda first, _: first)
     least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
     if method not in least:
-        raise ValueError(f"`method` must be 'hutchinson', 'hutch++' or 'xtrace', got {method!r}.")
+        raise ValueError(f"`method` must be 'hutchinson', 'hutch++', 'xtrace' or 'structured', got {method!r}.")
     check_probes(probes, least[method], "" if method == "hutchinson" else f" by {method!r}")
     key = jax.random.key(0) if key is None else key
     factor = factor_of(operator)

@@ -262,7 +262,9 @@ def test_messages_of_operators_that_do_not_fit():
 
 
 def test_method_is_chosen_by_size_and_factor():
-    factor = lh.linear_map(lambda v: v, lambda u: u, 5000, 5000)
+    scaled = lh.linear_map(lambda v: 2 * v, lambda u: 2 * u, 5000, 5000)
+    assert lh.spectrum(scaled).method.startswith("Structured")
+    factor = lh.linear_map(jnp.cumsum, lambda u: jnp.cumsum(u[::-1])[::-1], 5000, 5000)
     assert lh.spectrum(factor).method.startswith("GolubKahan")
     assert lh.spectrum(gram(factor)).method.startswith("GolubKahan")
     assert lh.spectrum(lh.symmetric_operator(lambda v: v, 5000)).method.startswith("Lanczos")

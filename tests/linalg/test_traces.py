@@ -132,7 +132,9 @@ def test_too_few_probes_and_unknown_methods_are_refused():
     operator = operator_of(jnp.eye(D))
     with pytest.raises(ValueError, match=r"`probes` must be at least 6 for an error bar by 'hutch\+\+', got 5"):
         lh.trace(operator, method="hutch++", probes=5)
-    with pytest.raises(ValueError, match="`method` must be 'hutchinson', 'hutch\\+\\+' or 'xtrace', got 'magic'"):
+    with pytest.raises(
+        ValueError, match="`method` must be 'hutchinson', 'hutch\\+\\+', 'xtrace' or 'structured', got 'magic'"
+    ):
         lh.trace(operator, method="magic")
     with pytest.raises(ValueError, match="`probes` must be at least 3"):
         lh.range_mean(operator, probes=2)

@@ -1,0 +1,198 @@
+"""H = R^T R as a direct sum of blocks: channels, samples or features that share no variable.
+
+The Kronecker product I x C of an affine layer is the case in which all blocks are equal: they are held once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import blas
+from scipy.sparse import csgraph
+
+from localhessian.linalg._dependence import UNKNOWN, Declined
+from localhessian.linalg._discover import Found, members
+from localhessian.linalg._unit import CHUNK, Part, Unit, squares_of
+
+NOTHING = np.zeros((1, 0), np.float32)
+
+
+class BlockDiagonal:
+    """Each unit has variables of its own; equal units are held once, with their number."""
+
+    def __init__(self, found: Found, size: int, batch: int | None) -> None:
+        """Sort what was found by unit.
+
+        Raises:
+            Declined: a variable serves several units.
+        """
+        self.found, self.size, self.batch = found, size, batch
+        self.unit_of_element, self.unit_of_variable = _units(found, size * (batch or 1))
+        self.units = self._make_units()
+
+    def _make_units(self) -> list[Unit]:
+        found, output = self.found, self.found.output
+        own, place = (found.flat(field) for field in (output.own, output.place))
+        shared = [found.flat(coefficient) for coefficient in output.shared.values()]
+        single = [(found.flat(coefficient), found.flat(entry)) for coefficient, entry in output.single]
+        variables_of = members(self.unit_of_variable)
+        inputs_of = [NOTHING] if found.grid is None else list(found.grid.inputs)
+        made: list[Unit] = []
+        seen: dict[tuple, int] = {}
+        live = np.zeros(len(own), bool)
+        for coefficient in (own, *shared, *(coefficient for coefficient, _ in single)):
+            live |= coefficient != 0
+        for u, every in members(self.unit_of_element).items():
+            elements = every[live[every]]
+            batch = int(every[0]) // (len(own) // (self.batch or 1))
+            first = np.zeros(0, np.int64) if found.grid is None else found.grid.entries[u]
+            columns = np.concatenate([first, np.setdiff1d(variables_of[u], first)])
+            beside = _single(elements, single, columns)
+            group = 0 if found.grid is None else int(found.grid.group[u])
+            parts = (own[elements], place[elements], beside.data, beside.indices, beside.indptr)
+            key = (group, batch, len(columns), *(part.tobytes() for part in parts))
+            if key in seen and not shared:
+                twin = made[seen[key]]
+                made[seen[key]] = dataclasses.replace(twin, copies=twin.copies + 1)
+                continue
+            seen[key] = len(made)
+            weights = [found.sums[k][u] for k in output.shared]
+            made.append(
+                Unit(
+                    inputs_of[group],
+                    own[elements].astype(np.float64),
+                    place[elements],
+                    np.stack([s[elements] for s in shared], 1).astype(np.float64) if shared else np.zeros((0, 0)),
+                    np.stack(weights) if weights else np.zeros((0, len(inputs_of[group]))),
+                    beside,
+                    1,
+                    batch,
+                )
+            )
+        return made
+
+    @property
+    def count(self) -> int:
+        """Blocks, copies counted."""
+        return sum(unit.copies for unit in self.units)
+
+    @property
+    def splits(self) -> bool:
+        """Whether it is more than one block."""
+        return self.count > 1 or self.units[0].shape[1] < self.size
+
+    @property
+    def order(self) -> int:
+        """Of the largest matrix to decompose."""
+        return max((unit.order for unit in self.units), default=0)
+
+    def __str__(self) -> str:
+        """In words."""
+        same = "all equal" if len(self.units) == 1 else f"{len(self.units)} different"
+        return f"block diagonal: {self.count} blocks, {same}, decomposed at order {self.order} or less"
+
+    @functools.cached_property
+    def _inputs(self) -> list[tuple[np.ndarray, bool]]:
+        """Every A, with whether one A A^T for all its units is less work than a Gram matrix for each."""
+        found = []
+        for inputs in {id(unit.inputs): unit.inputs for unit in self.units}.values():
+            duals = [u for u in self.units if u.inputs is inputs and u.shape[0] < u.shape[1] and u.is_separate]
+            found.append((inputs, sum(u.shape[0] ** 2 for u in duals) > len(inputs) ** 2))
+        return found
+
+    @functools.cached_property
+    def _grams(self) -> dict[int, np.ndarray]:
+        made = {}
+        for inputs, pays in self._inputs:
+            if pays:
+                upper = blas.dsyrk(1.0, np.asfortranarray(inputs, np.float64))
+                made[id(inputs)] = np.triu(upper) + np.triu(upper, 1).T
+        return made
+
+    def operations(self) -> tuple[float, float]:
+        """Multiplications of the Gram matrices, and of the decompositions."""
+        gram, at_hand = 0.0, set()
+        for inputs, pays in self._inputs:
+            if pays:
+                at_hand.add(id(inputs))
+                gram += float(len(inputs)) ** 2 * inputs.shape[1]
+        gram += sum(float(u.order) * u.shape[0] * u.shape[1] for u in self.units if id(u.inputs) not in at_hand)
+        return gram, sum(4 / 3 * float(unit.order) ** 3 for unit in self.units)
+
+    def bytes(self) -> float:
+        """Of memory, roughly."""
+        inputs = sum(inputs.nbytes + pays * 16.0 * len(inputs) ** 2 for inputs, pays in self._inputs)
+        blocks = (8.0 * (min(CHUNK, u.shape[0]) * u.shape[1] + 2 * u.order**2) for u in self.units)
+        return inputs + max(blocks, default=0.0)
+
+    def parts(self, is_double: bool) -> Iterator[Part]:
+        """The spectrum of every different block."""
+        for unit in self.units:
+            sigma = unit.singular_values(self._grams.get(id(unit.inputs)), is_double)
+            yield Part(sigma, unit.copies, unit.batch)
+
+    def squares(self) -> np.ndarray:
+        """tr H and ||H||_F^2 of each map, (batch, 2), without a decomposition."""
+        total = np.zeros((self.batch or 1, 2))
+        for unit in self.units:
+            gram = unit.gram(self._grams.get(id(unit.inputs)))
+            total[unit.batch] += unit.copies * np.array(squares_of(gram))
+        return total
+
+
+def _single(elements: np.ndarray, single: list, columns: np.ndarray) -> sparse.csr_matrix:
+    """The single variables of some elements, in the order of `columns`."""
+    order = np.argsort(columns)
+    rows, places, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    for coefficient, entry in single:
+        some = np.flatnonzero(coefficient[elements])
+        rows.append(some)
+        places.append(order[np.searchsorted(columns, entry[elements[some]], sorter=order)])
+        values.append(coefficient[elements[some]].astype(np.float64))
+    at = (np.concatenate(rows), np.concatenate(places))
+    return sparse.csr_matrix((np.concatenate(values), at), shape=(len(elements), len(columns)))
+
+
+def _units(found: Found, variables: int) -> tuple[np.ndarray, np.ndarray]:
+    """The unit of every element of the result and of every variable; UNKNOWN for what plays no part."""
+    output = found.output
+    elements = found.flat(output.unit).astype(np.int64)
+    single = [
+        (found.flat(coefficient) != 0, found.flat(entry).astype(np.int64)) for coefficient, entry in output.single
+    ]
+    if found.grid is None:
+        return _components(len(elements), single, variables)
+    of_variable = np.full(variables, UNKNOWN, np.int64)
+    of_variable[found.grid.entries] = np.arange(found.grid.channels)[:, None]
+    for live, entry in single:
+        used = live & (elements != UNKNOWN)
+        new = used & (of_variable[entry] == UNKNOWN)
+        of_variable[entry[new]] = elements[new]
+        if np.any(of_variable[entry[used]] != elements[used]):
+            raise Declined("one variable serves several units")
+    for live, entry in single:
+        alone = live & (elements == UNKNOWN)
+        elements = np.where(alone, of_variable[entry], elements)
+        if np.any(elements[alone] == UNKNOWN):
+            raise Declined("some results depend only on variables beside the product")
+    return elements, of_variable
+
+
+def _components(count: int, single: list, variables: int) -> tuple[np.ndarray, np.ndarray]:
+    """Without a product: variables that meet in an element belong together."""
+    first = np.full(count, UNKNOWN, np.int64)
+    used = np.zeros(variables, bool)
+    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for live, entry in single:
+        used[entry[live]] = True
+        both = live & (first != UNKNOWN)
+        rows.append(first[both])
+        columns.append(entry[both])
+        first = np.where(live & (first == UNKNOWN), entry, first)
+    links = np.concatenate(rows), np.concatenate(columns)
+    graph = sparse.coo_matrix((np.ones(len(links[0]), np.int8), links), shape=(variables, variables))
+    labels = csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
+    of_variable = np.where(used, labels, UNKNOWN)
+    return np.where(first == UNKNOWN, UNKNOWN, of_variable[first]), of_variable

@@ -1,0 +1,328 @@
+"""Finding structure in the traced product of a linear map: v -> R v is a linear program, walked once with numbers.
+
+The walk keeps, for every array, how its elements depend on v (`Dependent`). It starts with the variables, lets them
+meet constants in one dot product or convolution (`Grid`), and follows what is done to the result. Where the program
+does anything that the form does not hold, it declines and says what.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from localhessian._tree import is_concrete
+from localhessian.linalg import _mixing
+from localhessian.linalg._dependence import (
+    UNKNOWN,
+    Declined,
+    Dependent,
+    Sums,
+    add,
+    concatenate,
+    select,
+    variables,
+)
+from localhessian.linalg._mixing import Grid
+from localhessian.linalg._operators import LinearMap
+
+EXACT_INTEGERS = 2**24
+"""Integers below this are exact in float32."""
+
+
+@dataclasses.dataclass
+class Found:
+    """What a walk found: how the results depend on the variables."""
+
+    output: Dependent
+    """Of shape (m,), or (s, m) for a batch of maps."""
+    grid: Grid | None
+    """None: no product, every element is a sum of single variables."""
+    sums: list[np.ndarray]
+    """(units, places) each."""
+    by_channel: bool
+    """Whether units are channels of u (else places)."""
+
+    def flat(self, field: np.ndarray | None) -> np.ndarray:
+        """One field of the output, as a vector; None is zero."""
+        return np.broadcast_to(np.zeros((), np.int32) if field is None else field, self.output.shape).ravel()
+
+    def apply(self, v: np.ndarray) -> np.ndarray:
+        """R v from the numbers that were found: what a probe compares with the map's own product."""
+        output, unit = self.output, np.maximum(self.flat(self.output.unit), 0)
+        result = np.zeros(len(unit))
+        if self.grid is not None:
+            u = self.grid.apply(v) if self.by_channel else self.grid.apply(v).T  # (units, places)
+            result += self.flat(output.own) * u[unit, self.flat(output.place)]
+            for k, coefficient in output.shared.items():
+                result += self.flat(coefficient) * np.einsum("up,up->u", self.sums[k], u)[unit]
+        for coefficient, entry in output.single:
+            result += self.flat(coefficient) * v[self.flat(entry)]
+        return result
+
+
+def members(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each label stands, in order; UNKNOWN is none."""
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    parts = np.split(order, starts[1:])
+    return {int(label): part for label, part in zip(found, parts, strict=True) if label != UNKNOWN}
+
+
+def walk(prepared: LinearMap, by_channel: bool, max_bytes: float) -> Found:
+    """Follow the variables of a prepared map through its product.
+
+    Args:
+        prepared: A map whose set-up is done.
+        by_channel: Whether the units to keep apart are the channels of u, or its places.
+        max_bytes: For the unfolded inputs of a convolution.
+
+    Raises:
+        Declined: the product does something that does not keep the units apart.
+
+    Cost: one trace, one unfolding of the inputs, and a few passes over the block's activations.
+    """
+    shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
+    program = jax.make_jaxpr(prepared.forward)(jax.ShapeDtypeStruct(shape, prepared.dtype))
+    if not is_concrete(program.consts):
+        raise Declined("its numbers are not known while JAX traces it")
+    walker = _Walker(by_channel, max_bytes)
+    (output,) = walker.run(program.jaxpr, program.consts, [variables(shape)])
+    if not isinstance(output, Dependent):
+        raise Declined("the result does not depend on the variables")
+    return Found(output, walker.grid, walker.sums.weights, by_channel)
+
+
+class _Walker:
+    def __init__(self, by_channel: bool, max_bytes: float) -> None:
+        self.by_channel, self.max_bytes = by_channel, max_bytes
+        self.grid: Grid | None = None
+        self.sums = Sums()
+
+    def run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        for eqn in jaxpr.eqns:
+            values = [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in eqn.invars]
+            if any(isinstance(value, Dependent) for value in values):
+                results = self.step(eqn, values)
+            else:
+                results = _evaluate(eqn, values)
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in jaxpr.outvars]
+
+    def step(self, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+        name = eqn.primitive.name
+        if name in _CALLS:
+            inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            closed = isinstance(inner, core.ClosedJaxpr)
+            return self.run(inner.jaxpr, inner.consts, values) if closed else self.run(inner, (), values)
+        if name in _RULES:
+            return _RULES[name](self, eqn, values)
+        raise Declined(f"it applies `{name}` to them")
+
+    def enter(self, grid: Grid, place: np.ndarray, channel: np.ndarray, shape: tuple[int, ...]) -> Dependent:
+        """u itself."""
+        if self.grid is not None:
+            raise Declined("they enter by more than one product")
+        self.grid = grid
+        units, inner = (channel, place) if self.by_channel else (place, channel)
+        sizes = (grid.channels, grid.places)
+        self.sums.units_and_places = sizes if self.by_channel else sizes[::-1]
+        own = np.ones(shape, grid.inputs.dtype)
+        return Dependent(shape, np.broadcast_to(units, shape), own, np.broadcast_to(inner, shape))
+
+
+def _evaluate(eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    """An equation of constants."""
+    outputs = eqn.primitive.bind(*(jnp.asarray(value) for value in values), **eqn.params)
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def _numbers(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array if array.dtype in (np.float32, np.float64, np.bool_) else array.astype(np.float32)
+
+
+def _add(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    x, y = (value if isinstance(value, Dependent) else None for value in values)
+    if x is None or y is None:
+        raise Declined("it adds a constant: the program is not linear")
+    for u, other in ((x, y), (y, x)):
+        bias = _bias(walker, u, other)
+        if bias is not None:
+            walker.grid.with_bias(bias)  # type: ignore[union-attr]
+            return [u]
+    return [add(x, y)]
+
+
+def _bias(walker: _Walker, u: Dependent, other: Dependent) -> np.ndarray | None:
+    """The variable that each channel of an untouched u gets, where this is what is added."""
+    if walker.grid is None or u.own is None or u.shared or u.single or not other.is_single:
+        return None
+    coefficient, entry = other.single[0]
+    if u.shape != np.broadcast_shapes(u.shape, other.shape) or not (np.all(u.own == 1) and np.all(coefficient == 1)):
+        return None
+    channel = np.broadcast_to(u.unit if walker.by_channel else u.place, u.shape).ravel()  # type: ignore[arg-type]
+    entry = np.broadcast_to(entry, u.shape).ravel()
+    found = np.full(walker.grid.channels, UNKNOWN, np.int64)
+    found[channel] = entry
+    taken = np.isin(found, walker.grid.entries)
+    return found if np.all(found[channel] == entry) and np.all(found >= 0) and not np.any(taken) else None
+
+
+def _subtract(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    x, y = values
+    return _add(walker, eqn, [x, y.times(np.float32(-1)) if isinstance(y, Dependent) else y])
+
+
+def _multiply(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    x, y = values
+    if isinstance(x, Dependent) and isinstance(y, Dependent):
+        raise Declined("it multiplies them with each other: the program is not linear")
+    return [x.times(_numbers(y)) if isinstance(x, Dependent) else y.times(_numbers(x))]
+
+
+def _divide(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    x, y = values
+    if isinstance(y, Dependent):
+        raise Declined("it divides by them: the program is not linear")
+    return [x.times(1 / _numbers(y))]
+
+
+def _negate(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    return [values[0].times(np.float32(-1))]
+
+
+def _keep(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    return list(values)
+
+
+def _reshape(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    return [values[0].rearranged(lambda field: field.reshape(shape))]
+
+
+def _transpose(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    return [values[0].rearranged(lambda field: field.transpose(eqn.params["permutation"]))]
+
+
+def _broadcast(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    shape, axes = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    sizes = [values[0].shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(shape))]
+    return [values[0].rearranged(lambda field: np.broadcast_to(field.reshape(sizes), shape))]
+
+
+def _split(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
+    ends = np.cumsum(sizes)
+    return [
+        values[0].rearranged(lambda field, a=end - size, b=end: field[(slice(None),) * axis + (slice(a, b),)])
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _slice(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    p = eqn.params
+    steps = p["strides"] or (1,) * len(p["start_indices"])
+    chosen = tuple(slice(*one) for one in zip(p["start_indices"], p["limit_indices"], steps, strict=True))
+    return [values[0].rearranged(lambda field: field[chosen])]
+
+
+def _reverse(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    return [values[0].rearranged(lambda field: np.flip(field, eqn.params["dimensions"]))]
+
+
+def _concatenate(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    if not all(isinstance(value, Dependent) for value in values):
+        raise Declined("it joins them with constants")
+    return [concatenate(values, eqn.params["dimension"])]
+
+
+def _select(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    which, *cases = values
+    if isinstance(which, Dependent):
+        raise Declined("it chooses by their values: the program is not linear")
+    dependents = [case if isinstance(case, Dependent) else None for case in cases]
+    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    return [select(np.asarray(which).astype(np.int32), dependents, shape)]
+
+
+def _reduce_sum(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    return [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))]
+
+
+def _chosen(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    """One element each, found by sending the numbers of the elements through the equation: gather, max pooling."""
+    x, *rest = values
+    if not isinstance(x, Dependent) or any(isinstance(value, Dependent) for value in rest):
+        raise Declined("it chooses by their values: the program is not linear")
+    size = int(np.prod(x.shape))
+    if size + 1 >= EXACT_INTEGERS:
+        raise Declined(f"it chooses among more than {EXACT_INTEGERS} elements")
+    floats = [jnp.result_type(value) for value in rest if jnp.issubdtype(jnp.result_type(value), jnp.floating)]
+    numbers = jnp.arange(1, size + 1, dtype=floats[0] if floats else jnp.float32).reshape(x.shape)
+    (found,) = _evaluate(eqn, [numbers, *rest])
+    at = np.asarray(found).astype(np.int64)
+    if not np.all((at >= 1) & (at <= size)):
+        raise Declined("it fills in elements that are not there")
+    return [x.rearranged(lambda field: field.ravel()[at - 1])]
+
+
+def _dot(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    return [_product(walker, eqn, values, lambda x, y, first: _mixing.of_dot(eqn, x, y, first))]
+
+
+def _convolution(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    if isinstance(values[0], Dependent):
+        raise Declined("it convolves them, which couples neighbouring positions")
+    return [_product(walker, eqn, values, lambda x, y, first: _mixing.of_convolution(eqn, x, y, walker.max_bytes))]
+
+
+def _product(walker: _Walker, eqn: core.JaxprEqn, values: list[Any], make: Callable) -> Dependent:
+    first = isinstance(values[0], Dependent)
+    dependent, constant = values if first else values[::-1]
+    if isinstance(constant, Dependent):
+        raise Declined("it multiplies them with each other: the program is not linear")
+    if dependent.own is not None or dependent.shared:
+        raise Declined("a second product mixes channels")
+    grid, place, channel = make(dependent, _numbers(constant), first)
+    return walker.enter(grid, place, channel, eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
+
+
+_CALLS = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2", "remat"}
+)
+_RULES: dict[str, Callable[[_Walker, core.JaxprEqn, list[Any]], list[Any]]] = {
+    "add": _add,
+    "add_any": _add,
+    "sub": _subtract,
+    "mul": _multiply,
+    "div": _divide,
+    "neg": _negate,
+    "convert_element_type": _keep,
+    "reduce_precision": _keep,
+    "copy": _keep,
+    "copy_p": _keep,
+    "name": _keep,
+    "optimization_barrier": _keep,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "expand_dims": _reshape,
+    "transpose": _transpose,
+    "broadcast_in_dim": _broadcast,
+    "split": _split,
+    "slice": _slice,
+    "rev": _reverse,
+    "concatenate": _concatenate,
+    "select_n": _select,
+    "reduce_sum": _reduce_sum,
+    "gather": _chosen,
+    "dynamic_slice": _chosen,
+    "select_and_gather_add": _chosen,
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+}

@@ -1,0 +1,99 @@
+"""H = sum over rows of (a a^T) x (g g^T): rows that are Kronecker products, as of the last block with a softmax."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.linalg import blas
+
+from localhessian.linalg._dependence import UNKNOWN, Declined
+from localhessian.linalg._discover import Found, members
+from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of
+
+
+class KhatriRao:
+    """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables."""
+
+    def __init__(self, found: Found, size: int, eps: float) -> None:
+        """Collect the rows g of every place, made independent up to `eps`.
+
+        Raises:
+            Declined: single variables enter beside the product, or its kernel is grouped.
+        """
+        output, grid = found.output, found.grid
+        if grid is None or len(grid.inputs) != 1 or output.single or np.any(output.unit == UNKNOWN):
+            raise Declined("it mixes channels, and more than one product enters")
+        self.size = size
+        place_of = found.flat(output.unit)
+        mixing = np.zeros((len(place_of), grid.channels))
+        mixing[np.arange(len(mixing)), found.flat(output.place)] = found.flat(output.own)
+        for k, coefficient in output.shared.items():
+            mixing += found.flat(coefficient)[:, None] * found.sums[k][place_of]
+        self.places, self.mixing = _independent_rows(place_of, mixing, eps)
+        self.inputs = grid.inputs[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of R, its rows made independent at each place."""
+        return len(self.places), self.inputs.shape[1] * self.mixing.shape[1]
+
+    @property
+    def splits(self) -> bool:
+        """Whether there is more than one channel to mix."""
+        return self.mixing.shape[1] > 1
+
+    @property
+    def order(self) -> int:
+        """Of the matrix to decompose."""
+        return min(self.shape)
+
+    def __str__(self) -> str:
+        """In words."""
+        rows, columns = self.shape
+        return f"Khatri-Rao: {rows} rows a x g of {columns} variables, decomposed at order {self.order}"
+
+    def operations(self) -> tuple[float, float]:
+        """Multiplications of the Gram matrix, and of the decomposition."""
+        rows, columns = self.shape
+        widths = self.inputs.shape[1] + self.mixing.shape[1]
+        gram = float(rows) ** 2 * widths if rows < columns else float(columns) ** 2 * rows
+        return gram, 4 / 3 * float(self.order) ** 3
+
+    def bytes(self) -> float:
+        """Of memory, roughly."""
+        return self.inputs.nbytes + self.mixing.nbytes + 24.0 * self.order**2
+
+    def parts(self, is_double: bool) -> Iterator[Part]:
+        """The one spectrum."""
+        sigma = np.zeros(self.shape[1])
+        if is_double:
+            found = np.linalg.svd(self._rows(0, len(self.places)), compute_uv=False)[::-1]
+        else:
+            found = roots(self._gram())
+        sigma[len(sigma) - len(found) :] = found
+        yield Part(sigma, 1, 0)
+
+    def squares(self) -> np.ndarray:
+        """tr H and ||H||_F^2, (1, 2), without a decomposition."""
+        return np.array([squares_of(self._gram())])
+
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        left = self.inputs[self.places[start:stop]].astype(np.float64)
+        return (left[:, :, None] * self.mixing[start:stop, None, :]).reshape(len(left), -1)
+
+    def _gram(self) -> np.ndarray:
+        rows, columns = self.shape
+        if rows >= columns:
+            return gram_of_rows(self._rows, rows, columns)
+        left = np.asfortranarray(self.inputs[self.places], np.float64)
+        return blas.dsyrk(1.0, left) * blas.dsyrk(1.0, np.asfortranarray(self.mixing))
+
+
+def _independent_rows(place_of: np.ndarray, mixing: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """As few rows of each place with the same Gram matrix: L^T of a softmax has a null direction."""
+    places, rows = [], []
+    for place, elements in members(place_of).items():
+        _, sigma, right = np.linalg.svd(mixing[elements], full_matrices=False)
+        kept = sigma > eps * sigma[0]
+        rows.append(sigma[kept, None] * right[kept])
+        places.append(np.full(len(rows[-1]), place))
+    return np.concatenate(places), np.concatenate(rows)

@@ -1,0 +1,121 @@
+"""One block of a matrix that splits, and its Gram matrix in float64."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import blas
+
+CHUNK = 8192
+"""Rows that are in float64 at a time."""
+
+
+class Part(NamedTuple):
+    """The spectrum of one block."""
+
+    singular_values: np.ndarray
+    """Of R_j, as many as it has columns."""
+    copies: int
+    """How many equal blocks there are."""
+    batch: int
+    """To which of a batch of maps they belong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One block R_j = (diag(own) A[place] + shared weights A, 0) + single; rows that are zero are left out."""
+
+    inputs: np.ndarray
+    """A, (places, d)."""
+    own: np.ndarray
+    """(m,)."""
+    place: np.ndarray
+    """(m,)."""
+    shared: np.ndarray
+    """(m, sums)."""
+    weights: np.ndarray
+    """(sums, places)."""
+    single: sparse.csr_matrix
+    """(m, p): the single variables; the first d columns are the product's."""
+    copies: int
+    batch: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of R_j."""
+        return self.single.shape
+
+    @property
+    def order(self) -> int:
+        """Of the matrix to decompose."""
+        return min(self.shape)
+
+    @functools.cached_property
+    def is_separate(self) -> bool:
+        """Whether no single variable is also one of the product's, so that Gram matrices add."""
+        return self.single[:, : self.inputs.shape[1]].nnz == 0
+
+    def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows of R_j in float64."""
+        part = slice(start, stop)
+        out = self.single[part].toarray()
+        mixed = np.take(self.inputs, self.place[part], axis=0).astype(np.float64)
+        mixed *= self.own[part, None]
+        if len(self.weights):
+            mixed += self.shared[part] @ self._sums
+        out[:, : mixed.shape[1]] += mixed
+        return out
+
+    @functools.cached_property
+    def _sums(self) -> np.ndarray:
+        return self.weights @ self.inputs.astype(np.float64)
+
+    def gram(self, of_inputs: np.ndarray | None = None) -> np.ndarray:
+        """The upper triangle of the smaller of R_j R_j^T and R_j^T R_j; `of_inputs` is A A^T where it is at hand."""
+        m, p = self.shape
+        if of_inputs is not None and m < p and self.is_separate:
+            return self._dual(of_inputs)
+        if m < p:
+            return blas.dsyrk(1.0, np.asfortranarray(self.rows()))
+        return gram_of_rows(self.rows, m, p)
+
+    def _dual(self, of_inputs: np.ndarray) -> np.ndarray:
+        out = of_inputs[np.ix_(self.place, self.place)]
+        out *= self.own
+        out *= self.own[:, None]
+        if len(self.weights):
+            through = of_inputs @ self.weights.T  # A A^T rho
+            cross = (self.own[:, None] * through[self.place]) @ self.shared.T
+            out += cross + cross.T + self.shared @ (self.weights @ through) @ self.shared.T
+        return out + (self.single @ self.single.T).toarray() if self.single.nnz else out
+
+    def singular_values(self, of_inputs: np.ndarray | None, is_double: bool) -> np.ndarray:
+        """Ascending, as many as there are columns; numbers that are float64 themselves are not squared."""
+        p = self.shape[1]
+        sigma = np.zeros(p)
+        if is_double and self.order:
+            sigma[p - self.order :] = np.linalg.svd(self.rows(), compute_uv=False)[::-1]
+        elif self.order:
+            sigma[p - self.order :] = roots(self.gram(of_inputs))
+        return sigma
+
+
+def gram_of_rows(rows, count: int, order: int) -> np.ndarray:
+    """The upper triangle of R^T R, a chunk of rows at a time."""
+    out = np.zeros((order, order), order="F")
+    for start in range(0, count, CHUNK):
+        out = blas.dsyrk(1.0, rows(start, start + CHUNK).T, beta=1.0, c=out, overwrite_c=True)
+    return out
+
+
+def roots(gram: np.ndarray) -> np.ndarray:
+    """The square roots of the eigenvalues of a Gram matrix, from its upper triangle."""
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram, UPLO="U"), 0))
+
+
+def squares_of(gram: np.ndarray) -> tuple[float, float]:
+    """Trace and squared Frobenius norm, from the upper triangle."""
+    upper, diagonal = np.triu(gram), np.diagonal(gram)
+    return float(diagonal.sum()), float(2 * np.sum(upper**2) - np.sum(diagonal**2))

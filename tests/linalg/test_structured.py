@@ -1,0 +1,390 @@
+"""Structured spectra against dense float64 on fuzzed layers of every kind, and layers that must be declined."""
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import localhessian as lh
+from localhessian.linalg import matrix_map
+
+ACTIVATIONS = {
+    "none": lambda u: u,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "leaky": lambda u: jax.nn.leaky_relu(u, 0.1),
+    "swish": jax.nn.swish,
+}
+
+
+def close(spectrum, matrix, tol):
+    """Every eigenvalue with its multiplicity, against LAPACK in float64."""
+    matrix = np.asarray(matrix, np.float64)
+    exact = np.linalg.eigvalsh(matrix)
+    found = np.repeat(np.asarray(spectrum.eigenvalues, np.float64), np.asarray(spectrum.multiplicities))
+    assert len(found) == len(exact)
+    np.testing.assert_allclose(found, exact, atol=10 * tol.eigenvalue * max(exact[-1], 1e-30))
+    assert bool(spectrum.complete)
+    assert int(np.max(spectrum.status)) == lh.Status.CONVERGED
+
+
+def random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.zeros(()).dtype)
+
+
+def block_hessian(apply, params, z, wrt="params", samples=None):
+    """H of a block that stands before a linear head."""
+    out = jax.eval_shape(apply, params, z)
+    flat = int(np.prod(out.shape[1:]))
+    chain = lh.Chain([lh.Block("block", apply), lh.Block("head", lambda w, z: z.reshape(z.shape[0], -1) @ w)])
+    y = jnp.zeros((z.shape[0], 2), out.dtype)
+    head = random(9, flat, 2) / flat
+    matching = lh.back_match(chain, {"block": params, "head": head}, z, y, networks.squared_error)
+    return lh.local_hessian(matching, "block", wrt, samples=samples)
+
+
+@st.composite
+def convolutions(draw):
+    """Settings of a convolution with 1 or 2 spatial dimensions."""
+    dims = draw(st.integers(1, 2))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    window = tuple(draw(st.integers(1, 3)) for _ in range(dims))
+    pads = st.tuples(st.integers(-1, 2), st.integers(0, 2))
+    return {
+        "dims": dims,
+        "groups": groups,
+        "fan_in": groups * draw(st.integers(1, 2)),
+        "fan_out": groups * draw(st.integers(1 if groups > 1 else 2, 3)),
+        "window": window,
+        "size": tuple(draw(st.integers(5, 6)) for _ in range(dims)),
+        "strides": tuple(draw(st.integers(1, 2)) for _ in range(dims)),
+        "padding": draw(st.sampled_from(["SAME", "VALID", [draw(pads) for _ in range(dims)]])),
+        "lhs_dilation": tuple(draw(st.sampled_from([1, 1, 2])) for _ in range(dims)),
+        "rhs_dilation": tuple(draw(st.sampled_from([1, 1, 2])) for _ in range(dims)),
+        "activation": draw(st.sampled_from(sorted(ACTIVATIONS))),
+        "bias": draw(st.booleans()),
+        "norm": draw(st.sampled_from(["none", "batch", "fixed"])),
+    }
+
+
+def convolution(case):
+    """A block of these settings with its parameters and input."""
+    dims, groups = case["dims"], case["groups"]
+    layout = ("NHWC", "HWIO", "NHWC") if dims == 2 else ("NWC", "WIO", "NWC")
+    padding = case["padding"]
+    if isinstance(padding, str) and max(case["lhs_dilation"]) > 1:
+        padding = [(1, 1)] * dims
+
+    def apply(params, z):
+        u = jax.lax.conv_general_dilated(
+            z,
+            params["kernel"],
+            case["strides"],
+            padding,
+            case["lhs_dilation"],
+            case["rhs_dilation"],
+            layout,
+            groups,
+        )
+        lead = (None,) * (u.ndim - 1)
+        if case["bias"]:
+            u = u + params["bias"][lead]
+        if case["norm"] == "batch":
+            u = networks.batch_norm(params, u)
+        elif case["norm"] == "fixed":
+            u = u * params["gamma"][lead] * 0.7 + params["beta"][lead]
+        return ACTIVATIONS[case["activation"]](u)
+
+    out = case["fan_out"]
+    params = {"kernel": random(1, *case["window"], case["fan_in"] // groups, out) / 2}
+    if case["bias"]:
+        params["bias"] = random(2, out)
+    if case["norm"] != "none":
+        params |= {"gamma": 1 + random(3, out) / 4, "beta": random(4, out)}
+    return apply, params, random(5, 3, *case["size"], case["fan_in"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # `tol` is a constant
+@given(case=convolutions())
+def test_convolutions_of_every_kind(tol, case):
+    apply, params, z = convolution(case)
+    operator = block_hessian(apply, params, z)
+    close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("n", [3, 9], ids=["dual", "primal"])
+def test_dense_layers(tol, activation, n):
+    def apply(params, z):
+        return ACTIVATIONS[activation](networks.linear(params, z))
+
+    params = {"kernel": random(0, 5, 4), "bias": random(1, 4)}
+    z = random(2, n, 5)
+    operator = block_hessian(apply, params, z)
+    spectrum = lh.spectrum(operator, lh.Structured())
+    close(spectrum, operator.to_dense(), tol)
+    if activation == "none":
+        assert set(np.asarray(spectrum.multiplicities)[np.asarray(spectrum.eigenvalues) > 0].tolist()) == {4}
+        assert len(lh.explain(operator).structure.units) == 1
+    of_samples = block_hessian(apply, params, z, "input", samples=[0, 2])
+    both = lh.spectrum(of_samples, lh.Structured())
+    for s, matrix in enumerate(np.asarray(of_samples.to_dense())):
+        one = jax.tree.map(lambda leaf, s=s: leaf[s] if jnp.ndim(leaf) else leaf, both)
+        close(one, matrix, tol)
+    whole = block_hessian(apply, params, z, "input")
+    close(lh.spectrum(whole, lh.Structured()), whole.to_dense(), tol)
+
+
+def normed(params, z):
+    return jax.nn.relu(networks.batch_norm(params["norm"], networks.linear(params, z)))
+
+
+def normed_first(params, z):
+    return networks.linear(params, jax.nn.relu(networks.batch_norm({"gamma": jnp.ones(5), "beta": jnp.ones(5)}, z)))
+
+
+def pooled(params, z):
+    u = jax.nn.relu(networks.conv(params, z))
+    return jax.lax.reduce_window(u, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+def heads(params, z):
+    return jnp.tanh(jnp.einsum("nd,dhk->nhk", z, params["kernel"]) + params["bias"][None])
+
+
+def per_head(params, z):
+    return jnp.tanh(jnp.einsum("nhd,hdk->nhk", z.reshape(z.shape[0], 5, 1), params))
+
+
+def turned(params, z):
+    return jnp.tanh(jax.lax.rev((params @ z.T).T, (1,)))
+
+
+def tokens_and_places(params, z):
+    return params["table"][z] + params["places"][None]
+
+
+KINDS = {
+    "batch normalization": (normed, "norm"),
+    "after a normalization without parameters": (normed_first, "dense"),
+    "a skip around": (lambda p, z: z @ jnp.ones((5, 4), z.dtype) + jnp.tanh(networks.linear(p, z)), "dense"),
+    "several heads": (heads, "heads"),
+    "a kernel for each head": (per_head, "per head"),
+    "a transposed kernel, reversed": (turned, "transposed"),
+    "half of the outputs": (lambda p, z: jnp.tanh(networks.linear(p, z))[:, ::2], "dense"),
+    "in a jit": (jax.jit(networks.tanh_dense), "dense"),
+    "in a checkpoint": (jax.checkpoint(networks.tanh_dense), "dense"),
+}
+
+
+def parameters(kind):
+    dense = {"kernel": random(0, 5, 4), "bias": random(1, 4)}
+    return {
+        "dense": dense,
+        "norm": dense | {"norm": {"gamma": 1 + random(2, 4) / 4, "beta": random(3, 4)}},
+        "heads": {"kernel": random(0, 5, 2, 3), "bias": random(1, 2, 3)},
+        "per head": random(0, 5, 1, 3),
+        "transposed": random(0, 4, 5),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_forms_of_a_layer(tol, kind):
+    apply, of = KINDS[kind]
+    operator = block_hessian(apply, parameters(of), random(4, 6, 5))
+    close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
+
+
+def test_pooling_after_a_convolution(tol):
+    params = {"kernel": random(0, 3, 3, 2, 3) / 3, "bias": random(1, 3)}
+    operator = block_hessian(pooled, params, random(2, 4, 4, 4, 2))
+    close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
+
+
+def test_an_identity_skip_around_a_layer_in_its_input(tol):
+    params = {"kernel": random(0, 5, 5), "bias": random(1, 5)}
+    operator = block_hessian(networks.skip_dense, params, random(2, 4, 5), "input", samples=[0, 1, 3])
+    spectrum = lh.spectrum(operator, lh.Structured())
+    exact = np.linalg.eigvalsh(np.asarray(operator.to_dense(), np.float64))
+    np.testing.assert_allclose(spectrum.eigenvalues, exact, atol=10 * tol.eigenvalue * exact.max())
+
+
+def test_embeddings(tol):
+    params = {"table": random(0, 6, 4), "places": random(1, 3, 4)}
+    tokens = jnp.asarray([[0, 1, 1], [2, 0, 5], [1, 1, 1]])
+    table = block_hessian(lambda p, z: p["table"][z], {"table": params["table"]}, tokens)
+    close(lh.spectrum(table, lh.Structured()), table.to_dense(), tol)
+    both = block_hessian(tokens_and_places, params, tokens)
+    assert len(lh.explain(both).structure.units) == 1
+    close(lh.spectrum(both, lh.Structured()), both.to_dense(), tol)
+
+
+@pytest.mark.parametrize("loss", [networks.cross_entropy, networks.squared_error])
+@pytest.mark.parametrize("n", [4, 30], ids=["rows", "variables"])
+def test_the_last_block(tol, loss, n):
+    matching = lh.back_match(*networks.mlp(n=n, loss=loss))
+    for wrt in ("params", "input"):
+        operator = lh.local_hessian(matching, "head", wrt)
+        close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
+
+
+def test_variables_that_nothing_uses_are_zeros(tol):
+    params = {"kernel": random(0, 5, 4), "bias": random(1, 4), "spare": random(2, 3)}
+    operator = block_hessian(networks.tanh_dense, params, random(3, 9, 5))
+    spectrum = lh.spectrum(operator, lh.Structured())
+    close(spectrum, operator.to_dense(), tol)
+    assert int(lh.condition_number(spectrum).rank) == 24
+
+
+def test_rank_one_and_dead_units(tol):
+    """One sample; a ReLU that is off everywhere for one channel."""
+    params = {"kernel": random(0, 5, 4), "bias": jnp.asarray([0.0, 0.0, -100.0, 0.0])}
+    for n in (1, 6):
+        operator = block_hessian(networks.relu_dense, params, random(2, n, 5))
+        close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
+
+
+@pytest.mark.skipif(jnp.zeros(()).dtype != jnp.float32, reason="of float32 numbers")
+@pytest.mark.parametrize("kappa", [1e4, 1e6, 1e8, 1e10])
+def test_the_small_end_from_float32(kappa):
+    """lambda_min of H = I x C within 1e-3 at kappa 1e8 and 1e-2 at 1e10, from float32 inputs."""
+    generator = np.random.default_rng(0)
+    left = np.linalg.qr(generator.standard_normal((40, 12)))[0]
+    right = np.linalg.qr(generator.standard_normal((12, 12)))[0]
+    inputs = jnp.asarray(left * np.geomspace(1, kappa**-0.5, 12) @ right.T, jnp.float32)
+    params = jnp.zeros((12, 3), jnp.float32)
+    operator = block_hessian(lambda w, z: z @ w, params, inputs)
+    spectrum = lh.spectrum(operator, lh.Structured())
+    exact = np.linalg.svd(np.asarray(inputs, np.float64), compute_uv=False) ** 2 / 40
+    found = float(lh.condition_number(spectrum, rtol=1e-7).value)
+    assert abs(found / (exact[0] / exact[-1]) - 1) < (1e-3 if kappa <= 1e8 else 1e-2)
+
+
+def mixing_norm(params, z):
+    u = networks.linear(params, z)
+    return (u - jnp.mean(u, 1, keepdims=True)) / jnp.std(u, 1, keepdims=True)
+
+
+DECLINED = {
+    "used twice": (lambda p, z: jnp.tanh(z @ p["kernel"]) @ p["kernel"].T, "params", "product mixes channels"),
+    "two products": (
+        lambda p, z: z @ p["kernel"] + jnp.roll(z, 1, 1) @ p["kernel"],
+        "params",
+        "they enter by more than one product",
+    ),
+    "mixed by another map": (
+        lambda p, z: jnp.tanh(z @ p["kernel"]) @ jnp.ones((4, 4), z.dtype),
+        "params",
+        "a second product mixes channels",
+    ),
+    "a skip that is not the identity": (
+        lambda p, z: z @ jnp.triu(jnp.ones((5, 5), z.dtype)) + jnp.tanh(z @ jnp.eye(5, dtype=z.dtype)),
+        "input",
+        "they enter by more than one product",
+    ),
+    "a running sum": (lambda p, z: jnp.cumsum(jnp.tanh(z @ p["kernel"]), 1), "params", "it applies `cumsum`"),
+    "a rolled skip": (lambda p, z: jnp.roll(z, 1, 1) + jnp.tanh(z @ jnp.eye(5, dtype=z.dtype)), "input", None),
+}
+
+
+@pytest.mark.parametrize("kind", DECLINED)
+def test_what_looks_like_a_layer_and_is_none_is_declined_or_right(tol, kind):
+    apply, wrt, reason = DECLINED[kind]
+    operator = block_hessian(apply, {"kernel": random(0, 5, 4)}, random(1, 6, 5), wrt)
+    explanation = lh.explain(operator)
+    if reason is not None:
+        assert reason in explanation.reason
+        assert explanation.structure is None
+    exact = np.linalg.eigvalsh(np.asarray(operator.to_dense(), np.float64))
+    spectrum = lh.spectrum(operator)
+    found = np.repeat(np.asarray(spectrum.eigenvalues), np.asarray(spectrum.multiplicities))
+    np.testing.assert_allclose(found, exact, atol=10 * tol.eigenvalue * exact[-1])
+
+
+def test_channels_mixed_by_a_normalization_take_the_rows(tol):
+    params = {"kernel": random(0, 5, 4), "bias": random(1, 4)}
+    operator = block_hessian(mixing_norm, params, random(2, 6, 5))
+    assert "Khatri-Rao" in lh.explain(operator).reason
+    close(lh.spectrum(operator), operator.to_dense(), tol)
+
+
+def test_a_parameter_of_all_units_is_declined():
+    operator = block_hessian(
+        lambda p, z: jnp.tanh(z @ p["kernel"]) * p["gain"][None],
+        {"kernel": random(0, 5, 4), "gain": random(1, 1)},
+        random(2, 6, 5),
+    )
+    assert "one variable serves several units" in lh.explain(operator).reason
+
+
+def test_full_parts_and_plain_matrices_are_declined():
+    matching = lh.back_match(*networks.mlp())
+    full = lh.local_hessian(matching, "layer0", part="full")
+    assert "it has no factor" in lh.explain(full).reason
+    plain = matrix_map(random(0, 4, 3))
+    assert "nothing in it splits" in lh.explain(plain).reason
+    with pytest.raises(ValueError, match=r"`Structured` declines the operator: nothing in it splits. Use another"):
+        lh.spectrum(plain, lh.Structured())
+
+
+def test_under_jit_other_methods_take_over(tol):
+    case = networks.mlp()
+
+    @jax.jit
+    def top(params):
+        matching = lh.back_match(case.chain, params, case.x, case.y, case.loss)
+        return lh.spectrum(lh.local_hessian(matching, "layer0")).lambda_max
+
+    operator = lh.local_hessian(lh.back_match(*case), "layer0")
+    exact = lh.spectrum(operator).lambda_max
+    np.testing.assert_allclose(top(case.params), exact, rtol=10 * tol.eigenvalue)
+
+
+def test_limits_and_vectors():
+    operator = lh.local_hessian(lh.back_match(*networks.mlp()), "layer0")
+    with pytest.raises(ValueError, match="but `max_size` = 2 is less than the 5 needed"):
+        lh.spectrum(operator, lh.Structured(max_size=2))
+    with pytest.raises(ValueError, match="no eigenvectors"):
+        lh.spectrum(operator, lh.Structured(), vectors=1)
+    assert lh.spectrum(operator, vectors=1).vectors.shape == (30, 1)
+
+
+def test_nan_is_not_taken_for_structure():
+    params = {"kernel": random(0, 5, 4).at[0, 0].set(jnp.nan), "bias": random(1, 4)}
+    jacobian = jnp.tanh(random(2, 6, 5) @ params["kernel"])
+    operator = matrix_map(jnp.where(jnp.isnan(jacobian), jnp.nan, jacobian))
+    with pytest.raises(lh.SpectrumError, match="finite"):
+        lh.spectrum(operator)
+
+
+@pytest.mark.parametrize("make", [networks.mlp, networks.normalized])
+def test_traces_by_structure(tol, make):
+    matching = lh.back_match(*make())
+    for name in matching.chain.names[:1]:
+        for wrt, samples in (("params", None), ("input", [0, 2])):
+            operator = lh.local_hessian(matching, name, wrt, samples=samples)
+            matrix = np.asarray(operator.to_dense(), np.float64)
+            trace = lh.trace(operator, method="structured")
+            norm = lh.frobenius_norm(operator, method="structured")
+            mean = lh.range_mean(operator, method="structured")
+            exact, squares = np.trace(matrix, axis1=-2, axis2=-1), np.sum(matrix**2, axis=(-2, -1))
+            np.testing.assert_allclose(trace.value, exact, rtol=10 * tol.eigenvalue)
+            np.testing.assert_allclose(norm.value, squares**0.5, rtol=10 * tol.eigenvalue)
+            np.testing.assert_allclose(mean.value, squares / exact, rtol=10 * tol.eigenvalue)
+
+
+def test_explain_tells_the_route_of_every_kind():
+    matching = lh.back_match(*networks.transformer())
+    text = str(lh.explain(lh.local_hessian(matching, "attention")))
+    assert text.splitlines()[0] == "H_W of block `attention` (gauss-newton): order 48"
+    assert "route   Dense" in text
+    assert "no structure: they enter by more than one product" in text
+    assert "cost    about" in text
+    assert "block diagonal" in str(lh.explain(lh.local_hessian(matching, "embed")))
+    iterative = lh.explain(lh.symmetric_operator(lambda v: 2 * v, 10_000))
+    assert "route   Lanczos" in str(iterative)
+    assert "too large to hold" in iterative.reason
