@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -137,11 +138,11 @@ def _spectrum(rows, size: int, dtype: jnp.dtype, batch: int | None, method: str)
         sigma, copies = sigma[0], copies[0]
     rho = ROUNDING * float(jnp.finfo(dtype).eps) * np.nanmax(sigma, axis=-1, keepdims=True) * np.ones_like(sigma)
     # Shapes follow the data (how many values are zero, or equal), so nothing here may compile.
-    numbers = [jnp.asarray(value.astype(dtype)) for value in (sigma**2, (2 * sigma + rho) * rho, sigma, rho)]
+    numbers = [jax.device_put(value.astype(dtype)) for value in (sigma**2, (2 * sigma + rho) * rho, sigma, rho)]
     lead = () if batch is None else (batch,)
     return Spectrum(
         eigenvalues=numbers[0],
-        multiplicities=jnp.asarray(copies.astype(np.int32)),
+        multiplicities=jax.device_put(copies.astype(np.int32)),
         residual_norms=numbers[1],
         vectors=None,
         singular_values=numbers[2],
