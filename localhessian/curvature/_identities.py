@@ -96,7 +96,7 @@ def check_identities(
         >>> lh.check_identities(chain, params, x, y, lambda z, y: ((z - y) ** 2).sum(1)).failures
         {}
 
-    Source: THEORY sections 2 and 3, the statements marked (v).
+    Source: docs/theory.md, 2 and 3.
     """
     matching = back_match(chain, params, x, y, loss, context)
     key = jax.random.key(0) if key is None else key

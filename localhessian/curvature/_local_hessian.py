@@ -68,7 +68,7 @@ def local_hessian(
         [[1. 0.]
          [0. 9.]]
 
-    Source: Zhang, Chen & Liu (2018), section 3; the parts and the scaling as in THEORY section 3.
+    Source: Zhang, Chen & Liu (2018), section 3; the parts and the scaling as in docs/theory.md, 3.
     """
     b = matching.chain.index(block) + 1
     _check_choice("wrt", wrt, ("params", "input"))

@@ -48,7 +48,7 @@ def local_scalar(
     Returns:
         m >= 0. Cost: one forward pass of the block and `probes` jvps; no vjp of it.
 
-    Source: THEORY section 5; Hutchinson (1989).
+    Source: docs/theory.md, 5; Hutchinson (1989).
     """
     n = jax.tree.leaves(z)[0].shape[0]
     variables, rebuild = floating(params if wrt == "params" else z)

@@ -65,7 +65,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
         >>> print(round(float(kappa.value)), int(kappa.rank), float(kappa.whole))
         50 2 inf
 
-    Source: THEORY section 4; the interval by |lambda - theta| <= ||r||.
+    Source: docs/theory.md, 4; the interval by |lambda - theta| <= ||r||.
     """
     if rtol is not None and not 0 < rtol < 1:
         raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")

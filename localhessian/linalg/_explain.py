@@ -46,11 +46,12 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(operator: LinearMap | SymmetricOperator, /) -> Explanation:
+def explain(operator: LinearMap | SymmetricOperator, structured: Structured | None = None, /) -> Explanation:
     """Which route `lh.spectrum` takes with an operator, why, and the predicted time and memory.
 
     Args:
         operator: From `lh.local_hessian`, `lh.symmetric_operator` or `lh.linear_map`, with numbers.
+        structured: Limits of the structured route; None for those of `lh.spectrum`.
 
     Returns:
         An explanation to print. Predictions are operation counts over the rates of this machine, measured once; of
@@ -71,7 +72,8 @@ def explain(operator: LinearMap | SymmetricOperator, /) -> Explanation:
     """
     size = operator.in_size if isinstance(operator, LinearMap) else operator.size
     try:
-        structure = Structured().find(operator)
+        structured = structured or Structured()
+        structure = structured.find(operator)
     except Declined as declined:
         method = unstructured(operator)
         seconds, needed = _iterative(operator, method) if isinstance(method, Krylov) else _dense(operator)
@@ -82,7 +84,7 @@ def explain(operator: LinearMap | SymmetricOperator, /) -> Explanation:
     gram_rate, eigen_rate = _rates()
     seconds = gram / gram_rate + eigen / eigen_rate
     reason, needed = str(structure), structure.bytes()
-    return Explanation(operator.label, size, operator.batch, Structured(), reason, structure, seconds, needed)
+    return Explanation(operator.label, size, operator.batch, structured, reason, structure, seconds, needed)
 
 
 def _dense(operator: LinearMap | SymmetricOperator) -> tuple[float, float]:

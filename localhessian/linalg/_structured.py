@@ -41,7 +41,7 @@ class Structured:
         max_bytes: Of memory.
         max_operations: Multiplications that are affordable.
 
-    Source: THEORY section 3; Dangel et al. (2019) and Grosse & Martens (2016) for the Kronecker structure of layers.
+    Source: docs/theory.md, 3; Dangel et al. (2019) and Grosse & Martens (2016) for the Kronecker structure of layers.
     """
 
     max_size: int = 4096

@@ -34,7 +34,7 @@ class BackMatching:
     residuals: tuple[Activations, ...]
     """r_b = n dJ/dz_b for b = 1..B (without coupling: of each sample's own loss); None for z_0. -delta_b for b < B."""
     gradients: dict[str, Params]
-    """dl_b/dW_b = dJ/dW_b (Proposition of THEORY section 2); zero for integer leaves."""
+    """dl_b/dW_b = dJ/dW_b (Proposition of docs/theory.md, 2); zero for integer leaves."""
     losses: dict[str, Scalar]
     """l_b at (W_b^k, z_{b-1}^k); of the last block, J."""
     coupled: dict[str, Array]
@@ -185,7 +185,7 @@ def back_matching_loss(matching: BackMatching, block: str, /) -> Callable[[Param
         >>> print(jax.grad(lh.back_matching_loss(matching, "a"))(params["a"], x))
         [2.]
 
-    Source: Zhang, Chen & Liu (2018), eq. 3 and 4; scaling by 1/n as THEORY section 2.
+    Source: Zhang, Chen & Liu (2018), eq. 3 and 4; scaling by 1/n as in docs/theory.md, 2.
     """
     b = matching.chain.index(block) + 1
     where = matching.chain.blocks[b - 1]

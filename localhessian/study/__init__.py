@@ -30,6 +30,7 @@ from localhessian.study.comparison import Interval as Interval
 from localhessian.study.comparison import Network as Network
 from localhessian.study.comparison import Outcome as Outcome
 from localhessian.study.comparison import Plan as Plan
+from localhessian.study.comparison import Propagation as Propagation
 from localhessian.study.comparison import Run as Run
 from localhessian.study.comparison import State as State
 from localhessian.study.comparison import Stepped as Stepped

@@ -2,6 +2,7 @@
 
 from localhessian.training._propagate import BlockInfo as BlockInfo
 from localhessian.training._propagate import PropagateInfo as PropagateInfo
+from localhessian.training._propagate import initial_state as initial_state
 from localhessian.training._propagate import propagate as propagate
 from localhessian.training._scale import ScaleByLocalHessianState as ScaleByLocalHessianState
 from localhessian.training._scale import scale_amended_sgd as scale_amended_sgd

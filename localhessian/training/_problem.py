@@ -20,7 +20,7 @@ class Problem:
     """Minimize phi over a step p of the variables, which are W_b or z_{b-1}.
 
     phi(p) = s sum_i 1/2 ||delta_b[i] - (F_b(v + p) - F_b(v))[i]||^2, of the last block s sum_i loss(F_B(v + p), y)[i];
-    s = 1/n for W (phi is l_b) and 1 for z (phi is n l_b, as THEORY section 2 defines the unit step).
+    s = 1/n for W (phi is l_b) and 1 for z (phi is n l_b, as docs/theory.md, 2 defines the unit step).
     """
 
     params: Params

@@ -68,7 +68,7 @@ def propagate(
 ) -> tuple[dict[str, Params], PropagateInfo]:
     """One step of block-coordinate back-matching propagation (Procedure 1).
 
-    For b = B .. 1, with l_b carrying 1/n and n l_b for the input (THEORY section 2):
+    For b = B .. 1, with l_b carrying 1/n and n l_b for the input (docs/theory.md, 2):
 
         W_b^{k+1}       ~= argmin_W l_b(W, z_{b-1}^k)     by the weight solver, from W_b^k
         z_{b-1}^{k+1/2} ~= argmin_z l_b(W_b^k, z)         by the input solver, from z_{b-1}^k, with the old weights
@@ -143,6 +143,34 @@ def propagate(
         blocks[block.name] = BlockInfo(*values, *norms, weight_status, input_status)
         states[block.name] = (weight_state, input_state)
     return new, PropagateInfo(losses.mean(), {name: blocks[name] for name in chain.names}, states)
+
+
+def initial_state(
+    chain: Chain,
+    params: dict[str, Params],
+    weight_solver: Solvers = GradientStep(0.1),  # noqa: B008  frozen
+    input_solver: Solvers = GradientStep(1.0),  # noqa: B008
+) -> dict[str, Any]:
+    """What `lh.propagate` begins with where `state` is None: for loops whose state must keep its structure.
+
+    Args:
+        chain: The network.
+        params: The parameters of each block by its name.
+        weight_solver: As in `lh.propagate`.
+        input_solver: As in `lh.propagate`; its state must not depend on the shape of the input (no solver's here does).
+    """
+    states = {}
+    for b, block in enumerate(chain.blocks):
+        of_block = params.get(block.name, ())
+        stand_in = jnp.zeros((), jnp.result_type(*floating(params)[0]))
+        of_weights = Problem(of_block, stand_in, None, None, block=block, loss=None, wrt="params")
+        of_inputs = Problem(of_block, stand_in, None, None, block=block, loss=None, wrt="input")
+        weights, inputs = _pick(weight_solver, block.name, 0.0), _pick(input_solver, block.name, 1.0)
+        states[block.name] = (
+            weights.init(of_weights) if of_weights.start else (),
+            inputs.init(of_inputs) if b else (),
+        )
+    return states
 
 
 class _Side(NamedTuple):

@@ -95,7 +95,7 @@ def scale_by_local_hessian(
         >>> bool(state[0].factors(chain)["a"] > state[0].factors(chain)["b"])
         False
 
-    Source: Zhang, Chen & Liu (2018), Algorithm 2; the scalars as defined in THEORY section 5.
+    Source: Zhang, Chen & Liu (2018), Algorithm 2; the scalars as defined in docs/theory.md, 5.
     """
     check_scalar(scalar)
     _check(refresh=refresh, decay=decay, damping=damping, samples=samples, probes=probes)

@@ -110,19 +110,20 @@ class OptaxSteps:
     trusted = False
 
     def init(self, problem: Problem) -> Any:
-        """The optimizer's state."""
-        return self.optimizer.init(problem.start)
+        """The optimizer's state; none for the input."""
+        return () if problem.wrt == "input" else self.optimizer.init(problem.start)
 
     def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
         """Cost: n gradients of the block."""
         del key
-        current = state if problem.wrt == "params" else self.optimizer.init(problem.start)
+        anew = problem.wrt == "input"
+        current = self.optimizer.init(problem.start) if anew else state
         step = [jnp.zeros_like(leaf) for leaf in problem.start]
         for i in range(self.n):  # unrolled: convolutions run slowly in loops on the CPU
             gradient = jax.grad(problem.objective)(step) if i else problem.gradient()
             updates, current = self.optimizer.update(gradient, current, plus(problem.start, step))
             step = plus(step, updates)
-        return step, current if problem.wrt == "params" else state, _status(Status.CONVERGED)
+        return step, state if anew else current, _status(Status.CONVERGED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Training algorithms of one form, so that any optax optimizer and back-matching look the same to the loop."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -11,23 +10,6 @@ import optax
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
 from localhessian.network import Chain
 from localhessian.study.comparison._network import Network
-
-DEFAULT_ALGORITHMS = ("momentum", "adam")
-"""What is compared if nothing else is said."""
-_DECADES = 4.0
-"""Every named algorithm searches its learning rate over as many decades, so that no grid is finer than another."""
-_GRID_TOP = {
-    "adabelief": 0.1,
-    "adam": 0.1,
-    "adamax": 0.1,
-    "adamw": 0.1,
-    "lion": 0.01,
-    "momentum": 1.0,
-    "nadam": 0.1,
-    "radam": 0.1,
-    "rmsprop": 0.1,
-}
-"""Upper end of the grid; 10 for every name that is not here. Heuristic: their usual rates lie in the middle."""
 
 
 class Batch(NamedTuple):
@@ -109,42 +91,3 @@ class Descent:
         extra = {**batch._asdict(), "value": value, "grad": gradient, "value_fn": lambda params: objective(params)[0]}
         updates, state = optimizer.update(gradient, state, params, **extra)
         return Stepped(optax.apply_updates(params, updates), state, context, value)
-
-
-@functools.lru_cache
-def algorithm(name: str) -> Algorithm:
-    """An algorithm by name.
-
-    Args:
-        name: `momentum` (SGD with momentum 0.9), or the name of an optax optimizer that takes a learning rate:
-            `sgd`, `adam`, `adamw`, `rmsprop`, ...
-
-    Returns:
-        With a grid of learning rates over four decades around the usual ones.
-
-    Raises:
-        ValueError: There is none of that name.
-
-    Example:
-        >>> from localhessian.study import algorithm
-        >>> algorithm("adam").grid[1]
-        0.1
-    """
-    top = _GRID_TOP.get(name, 10.0)
-    grid = (top / 10**_DECADES, top)
-    if name == "momentum":
-        return Descent(name, lambda chain, loss, rate: optax.sgd(rate, momentum=0.9), grid)
-    factory = getattr(optax, name, None)
-    if not callable(factory) or name.startswith("_") or not _is_optimizer(factory):
-        raise ValueError(
-            f"there is no algorithm {name!r}: use `momentum`, or an optax optimizer that needs a learning rate only, "
-            "such as `sgd` or `adam`; or make a `Descent` of your own."
-        )
-    return Descent(name, lambda chain, loss, rate: factory(learning_rate=rate), grid)
-
-
-def _is_optimizer(factory: Callable) -> bool:
-    try:
-        return isinstance(factory(learning_rate=1.0), optax.GradientTransformation)
-    except TypeError:
-        return False

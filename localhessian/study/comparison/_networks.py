@@ -1,6 +1,9 @@
 """Networks to train by name, for the images at hand."""
 
 import functools
+import math
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,8 @@ from localhessian._types import Array, Context, Key
 from localhessian.network import Block, Chain
 from localhessian.study._data import Images
 from localhessian.study._models import MODELS, digits_network
-from localhessian.study.comparison._network import Network
+from localhessian.study._optional import optional
+from localhessian.study.comparison._network import Network, nnx_network
 
 _ACTIVATIONS = {
     "linear": (lambda u: u, 1.0),
@@ -20,13 +24,19 @@ _ACTIVATIONS = {
 """The activation, and n times the variance of the initial weights, n the width below."""
 
 
+_ZOO = re.compile(r"(vgg|resnet)(\d+)(-bn|-plain)?(?:-by(\d+))?")
+"""Family, depth, what is changed, and by what the number of channels is divided."""
+
+
 def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Network:
     """A network by name.
 
     Args:
-        name: `plain`, `batchnorm` or `skip`, the convolutional networks of `digits_network`; or a plain dense network
+        name: `plain`, `batchnorm` or `skip`, the convolutional networks of `digits_network`; a plain dense network
             without normalization and skips: `linear`, `relu`, `sigmoid` or `tanh`, with a depth of its own if one
-            follows: `sigmoid-20`.
+            follows: `sigmoid-20`; or of the zoo (flax nnx, tested with running statistics) `vgg13`, `vgg13-bn`,
+            `resnet20`, `resnet20-plain` (without skips) and other depths, a divisor of the channels behind:
+            `vgg13-bn-by4`.
         images: Their shape and number of classes are used.
         depth: Blocks before the head.
         width: Channels, or units.
@@ -37,6 +47,8 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
     kind, _, own = name.partition("-")
     if kind in _ACTIVATIONS and (own.isdigit() or not own):
         return dense_network(name, kind, images, depth=int(own or depth), width=width)
+    if match := _ZOO.fullmatch(name):
+        return _of_the_zoo(name, images, *match.groups())
     if name in MODELS:
         sizes = {"depth": depth, "width": width, "classes": images.classes, "channels": images.train_x.shape[-1]}
 
@@ -45,7 +57,25 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
 
         return Network(name, digits_network(name, jax.random.key(0), **sizes).chain, init)
     known = ", ".join((*MODELS, *_ACTIVATIONS))
-    raise ValueError(f"there is no network {name!r}: use {known}; a depth may follow the last four, as in `tanh-20`.")
+    raise ValueError(
+        f"there is no network {name!r}: use {known}; a depth may follow the last four, as in `tanh-20`; or `vgg13-bn`, "
+        "`resnet20` and their like, with a divisor of the channels behind, as in `vgg13-bn-by4`."
+    )
+
+
+def _of_the_zoo(name: str, images: Images, family: str, depth: str, change: str | None, divisor: str | None) -> Network:
+    zoo = optional("localhessian.study.zoo")  # it imports flax, which only its users wait for
+    sizes: dict[str, Any] = {"classes": images.classes, "channels": images.train_x.shape[-1]}
+    share = 1 / int(divisor or 1)
+
+    def build(rngs: Any) -> Any:
+        if family == "vgg":
+            norm = "batch" if change == "-bn" else None
+            stages = min(5, int(math.log2(min(images.train_x.shape[1:3]))))
+            return zoo.vgg(int(depth), width=share, norm=norm, stages=stages, rngs=rngs, **sizes)
+        return zoo.resnet(int(depth), width=max(round(16 * share), 1), skip=change != "-plain", rngs=rngs, **sizes)
+
+    return nnx_network(name, build, jnp.zeros((2, *images.train_x.shape[1:])), at="layers.*")
 
 
 def dense_network(name: str, activation: str, images: Images, *, depth: int, width: int) -> Network:
