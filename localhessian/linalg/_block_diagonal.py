@@ -14,9 +14,8 @@ from scipy.sparse import csgraph
 
 from localhessian.linalg._dependence import UNKNOWN, Declined
 from localhessian.linalg._discover import Found, members
-from localhessian.linalg._unit import CHUNK, Part, Unit, squares_of
-
-NOTHING = np.zeros((1, 0), np.float32)
+from localhessian.linalg._inputs import CHUNK, Inputs
+from localhessian.linalg._unit import Part, Unit, squares_of
 
 
 class BlockDiagonal:
@@ -38,7 +37,8 @@ class BlockDiagonal:
         shared = [found.flat(coefficient) for coefficient in output.shared.values()]
         single = [(found.flat(coefficient), found.flat(entry)) for coefficient, entry in output.single]
         variables_of = members(self.unit_of_variable)
-        inputs_of = [NOTHING] if found.grid is None else list(found.grid.inputs)
+        inputs_of = [Inputs(np.zeros((1, 0), np.float32), 1)] if found.grid is None else found.grid.inputs
+        weights_of, sums_of = self._sums()
         made: list[Unit] = []
         seen: dict[tuple, int] = {}
         live = np.zeros(len(own), bool)
@@ -58,20 +58,32 @@ class BlockDiagonal:
                 made[seen[key]] = dataclasses.replace(twin, copies=twin.copies + 1)
                 continue
             seen[key] = len(made)
-            weights = [found.sums[k][u] for k in output.shared]
             made.append(
                 Unit(
                     inputs_of[group],
                     own[elements].astype(np.float64),
                     place[elements],
                     np.stack([s[elements] for s in shared], 1).astype(np.float64) if shared else np.zeros((0, 0)),
-                    np.stack(weights) if weights else np.zeros((0, len(inputs_of[group]))),
+                    weights_of[u] if shared else np.zeros((0, 0)),
+                    sums_of[u] if shared else np.zeros((0, 0)),
                     beside,
                     1,
                     batch,
                 )
             )
         return made
+
+    def _sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """The weights of the sums of every unit, (units, sums, places), and what they make of A, (units, sums, d)."""
+        grid, shared = self.found.grid, self.found.output.shared
+        if grid is None or not shared:
+            return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
+        weights = np.stack([self.found.sums[k] for k in shared], axis=1)
+        sums = np.empty((*weights.shape[:2], grid.inputs[0].shape[1]))
+        for group, inputs in enumerate(grid.inputs):
+            mine = weights[grid.group == group]
+            sums[grid.group == group] = inputs.combined(mine.reshape(-1, mine.shape[2])).reshape(*mine.shape[:2], -1)
+        return weights, sums
 
     @property
     def count(self) -> int:
@@ -94,12 +106,12 @@ class BlockDiagonal:
         return f"block diagonal: {self.count} blocks, {same}, decomposed at order {self.order} or less"
 
     @functools.cached_property
-    def _inputs(self) -> list[tuple[np.ndarray, bool]]:
+    def _inputs(self) -> list[tuple[Inputs, bool]]:
         """Every A, with whether one A A^T for all its units is less work than a Gram matrix for each."""
         found = []
         for inputs in {id(unit.inputs): unit.inputs for unit in self.units}.values():
             duals = [u for u in self.units if u.inputs is inputs and u.shape[0] < u.shape[1] and u.is_separate]
-            found.append((inputs, sum(u.shape[0] ** 2 for u in duals) > len(inputs) ** 2))
+            found.append((inputs, sum(u.shape[0] ** 2 for u in duals) > inputs.shape[0] ** 2))
         return found
 
     @functools.cached_property
@@ -107,7 +119,7 @@ class BlockDiagonal:
         made = {}
         for inputs, pays in self._inputs:
             if pays:
-                upper = blas.dsyrk(1.0, np.asfortranarray(inputs, np.float64))
+                upper = blas.dsyrk(1.0, np.asfortranarray(inputs.take(slice(None))))
                 made[id(inputs)] = np.triu(upper) + np.triu(upper, 1).T
         return made
 
@@ -117,13 +129,13 @@ class BlockDiagonal:
         for inputs, pays in self._inputs:
             if pays:
                 at_hand.add(id(inputs))
-                gram += float(len(inputs)) ** 2 * inputs.shape[1]
+                gram += float(inputs.shape[0]) ** 2 * inputs.shape[1]
         gram += sum(float(u.order) * u.shape[0] * u.shape[1] for u in self.units if id(u.inputs) not in at_hand)
         return gram, sum(4 / 3 * float(unit.order) ** 3 for unit in self.units)
 
     def bytes(self) -> float:
         """Of memory, roughly."""
-        inputs = sum(inputs.nbytes + pays * 16.0 * len(inputs) ** 2 for inputs, pays in self._inputs)
+        inputs = sum(inputs.nbytes + pays * 16.0 * inputs.shape[0] ** 2 for inputs, pays in self._inputs)
         blocks = (8.0 * (min(CHUNK, u.shape[0]) * u.shape[1] + 2 * u.order**2) for u in self.units)
         return inputs + max(blocks, default=0.0)
 

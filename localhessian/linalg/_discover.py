@@ -78,7 +78,7 @@ def walk(prepared: LinearMap, by_channel: bool, max_bytes: float) -> Found:
     Args:
         prepared: A map whose set-up is done.
         by_channel: Whether the units to keep apart are the channels of u, or its places.
-        max_bytes: For the unfolded inputs of a convolution.
+        max_bytes: For the unfolded inputs of a convolution; beyond it rows are unfolded when they are needed.
 
     Raises:
         Declined: the product does something that does not keep the units apart.
@@ -132,7 +132,7 @@ class _Walker:
         units, inner = (channel, place) if self.by_channel else (place, channel)
         sizes = (grid.channels, grid.places)
         self.sums.units_and_places = sizes if self.by_channel else sizes[::-1]
-        own = np.ones(shape, grid.inputs.dtype)
+        own = np.ones(shape, grid.inputs[0].dtype)
         return Dependent(shape, np.broadcast_to(units, shape), own, np.broadcast_to(inner, shape))
 
 

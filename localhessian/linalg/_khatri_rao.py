@@ -77,14 +77,14 @@ class KhatriRao:
         return np.array([squares_of(self._gram())])
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
-        left = self.inputs[self.places[start:stop]].astype(np.float64)
+        left = self.inputs.take(self.places[start:stop])
         return (left[:, :, None] * self.mixing[start:stop, None, :]).reshape(len(left), -1)
 
     def _gram(self) -> np.ndarray:
         rows, columns = self.shape
         if rows >= columns:
             return gram_of_rows(self._rows, rows, columns)
-        left = np.asfortranarray(self.inputs[self.places], np.float64)
+        left = np.asfortranarray(self.inputs.take(self.places))
         return blas.dsyrk(1.0, left) * blas.dsyrk(1.0, np.asfortranarray(self.mixing))
 
 

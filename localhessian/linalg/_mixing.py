@@ -8,14 +8,15 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from localhessian.linalg._dependence import Declined, Dependent
+from localhessian.linalg._inputs import Inputs
 
 
 @dataclasses.dataclass
 class Grid:
     """u[place, channel] = inputs[group[channel], place] . v[entries[channel]]."""
 
-    inputs: np.ndarray
-    """A: (groups, places, d), the data that the variables are multiplied with."""
+    inputs: list[Inputs]
+    """A of each group, (places, d)."""
     entries: np.ndarray
     """(channels, d): which variables."""
     group: np.ndarray
@@ -24,7 +25,7 @@ class Grid:
     @property
     def places(self) -> int:
         """Positions of all samples, or rows of a constant matrix."""
-        return self.inputs.shape[1]
+        return self.inputs[0].shape[0]
 
     @property
     def channels(self) -> int:
@@ -33,16 +34,18 @@ class Grid:
 
     def apply(self, v: np.ndarray) -> np.ndarray:
         """u of variables v, (channels, places)."""
-        u = np.empty((self.channels, self.places), np.result_type(self.inputs, v))
+        u = np.empty((self.channels, self.places))
         for group, inputs in enumerate(self.inputs):
-            mine = self.group == group
-            u[mine] = v[self.entries[mine]] @ inputs.T
+            mine = np.flatnonzero(self.group == group)
+            of_group = v[self.entries[mine]]
+            for part, rows in inputs.chunks():
+                u[mine, part] = of_group @ rows.T
         return u
 
     def with_bias(self, entries: np.ndarray) -> None:
         """Append a 1 to every input, for a variable of each channel."""
-        ones = np.ones((*self.inputs.shape[:2], 1), self.inputs.dtype)
-        self.inputs = np.concatenate([self.inputs, ones], axis=2)
+        for inputs in self.inputs:
+            inputs.add_ones()
         self.entries = np.concatenate([self.entries, entries[:, None]], axis=1)
 
 
@@ -57,10 +60,11 @@ def of_dot(eqn: Any, dependent: Dependent, constant: np.ndarray, first: bool) ->
     shape_own, shape_free = [entries.shape[axis] for axis in own_free], [constant.shape[axis] for axis in free]
     groups, depth = math.prod(batch), math.prod(entries.shape[axis] for axis in mine[0])
     each = entries.transpose(*mine[1], *own_free, *mine[0]).reshape(-1, depth)
-    inputs = scale * constant.transpose(*theirs[1], *free, *theirs[0]).reshape(groups, -1, depth)
+    each_group = constant.transpose(*theirs[1], *free, *theirs[0]).reshape(groups, -1, depth)
+    inputs = [Inputs(matrix, 1, scale) for matrix in each_group]
     group = np.repeat(np.arange(groups), math.prod(shape_own))
     channel = np.arange(len(each), dtype=np.int32).reshape((*batch, *shape_own))
-    place = np.arange(inputs.shape[1], dtype=np.int32).reshape(shape_free)
+    place = np.arange(each_group.shape[1], dtype=np.int32).reshape(shape_free)
     ones_own, ones_free, ones_batch = ([1] * len(shape) for shape in (shape_own, shape_free, batch))
     if first:
         channel = channel.reshape((*channel.shape, *ones_free))
@@ -88,13 +92,9 @@ def of_convolution(
     )
     dims = entries.ndim - 2
     n, space = len(images), patches.shape[3 : 3 + dims]
-    needed = patches.size * patches.itemsize
-    if needed > max_bytes:
-        raise Declined(f"the unfolded inputs of its convolution take {needed / 2**30:.1f} GiB, more than `max_bytes`")
-    # (n, groups, in / groups, *space, *window) to (groups, n * space, in / groups * window)
+    # (n, groups, in / groups, *space, *window) to (groups, n, *space, in / groups, *window)
     order = (1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-    inputs = patches.transpose(order).reshape(groups, n * math.prod(space), -1)
-    inputs = inputs if scale == 1 else scale * inputs
+    inputs = [Inputs(view, 1 + dims, scale, max_bytes / groups) for view in patches.transpose(order)]
     channels = len(entries)
     place = np.arange(n * math.prod(space), dtype=np.int32).reshape(n, 1, *space)
     channel = np.arange(channels, dtype=np.int32).reshape(1, channels, *[1] * len(space))

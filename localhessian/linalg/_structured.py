@@ -38,7 +38,8 @@ class Structured:
 
     Args:
         max_size: Largest order of a matrix to decompose.
-        max_bytes: Of memory.
+        max_bytes: Of memory. Patches of images that would take a quarter of it stay folded: their rows are unfolded
+            anew for each block, some thousands at a time.
         max_operations: Multiplications that are affordable.
 
     Source: docs/theory.md, 3; Dangel et al. (2019) and Grosse & Martens (2016) for the Kronecker structure of layers.
@@ -65,13 +66,13 @@ class Structured:
 
     def _walk(self, prepared: LinearMap) -> tuple[Found, Structure]:
         try:
-            found = walk(prepared, True, self.max_bytes)
+            found = walk(prepared, True, self.max_bytes / 4)
             return found, BlockDiagonal(found, prepared.in_size, prepared.batch)
         except Declined:
             if prepared.batch is not None:
                 raise
             try:
-                found = walk(prepared, False, self.max_bytes)
+                found = walk(prepared, False, self.max_bytes / 4)
                 eps = float(jnp.finfo(prepared.dtype).eps)
                 return found, KhatriRao(found, prepared.in_size, eps)
             except Declined:

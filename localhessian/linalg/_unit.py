@@ -8,8 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import blas
 
-CHUNK = 8192
-"""Rows that are in float64 at a time."""
+from localhessian.linalg._inputs import CHUNK, Inputs
 
 
 class Part(NamedTuple):
@@ -25,9 +24,9 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One block R_j = (diag(own) A[place] + shared weights A, 0) + single; rows that are zero are left out."""
+    """One block R_j = (diag(own) A[place] + shared sums, 0) + single; rows that are zero are left out."""
 
-    inputs: np.ndarray
+    inputs: Inputs
     """A, (places, d)."""
     own: np.ndarray
     """(m,)."""
@@ -37,6 +36,8 @@ class Unit:
     """(m, sums)."""
     weights: np.ndarray
     """(sums, places)."""
+    sums: np.ndarray
+    """weights A, (sums, d)."""
     single: sparse.csr_matrix
     """(m, p): the single variables; the first d columns are the product's."""
     copies: int
@@ -61,16 +62,12 @@ class Unit:
         """Rows of R_j in float64."""
         part = slice(start, stop)
         out = self.single[part].toarray()
-        mixed = np.take(self.inputs, self.place[part], axis=0).astype(np.float64)
+        mixed = self.inputs.take(self.place[part])
         mixed *= self.own[part, None]
         if len(self.weights):
-            mixed += self.shared[part] @ self._sums
+            mixed += self.shared[part] @ self.sums
         out[:, : mixed.shape[1]] += mixed
         return out
-
-    @functools.cached_property
-    def _sums(self) -> np.ndarray:
-        return self.weights @ self.inputs.astype(np.float64)
 
     def gram(self, of_inputs: np.ndarray | None = None) -> np.ndarray:
         """The upper triangle of the smaller of R_j R_j^T and R_j^T R_j; `of_inputs` is A A^T where it is at hand."""

@@ -388,3 +388,17 @@ def test_explain_tells_the_route_of_every_kind():
     iterative = lh.explain(lh.symmetric_operator(lambda v: 2 * v, 10_000))
     assert "route   Lanczos" in str(iterative)
     assert "too large to hold" in iterative.reason
+
+
+def test_a_small_budget_leaves_patches_folded(tol):
+    """Rows are unfolded when they are taken: the same values, and less memory."""
+    params = {"kernel": random(0, 3, 3, 2, 3) / 3, "bias": random(1, 3), "gamma": random(2, 3), "beta": random(3, 3)}
+
+    def apply(p, z):
+        return jax.nn.relu(networks.batch_norm(p, networks.conv(p, z)))
+
+    operator = block_hessian(apply, params, random(4, 40, 16, 16, 2))
+    itemsize = operator.dtype.itemsize
+    whole, folded = lh.Structured(), lh.Structured(max_bytes=1.8e6 + 1e5 * itemsize)
+    close(lh.spectrum(operator, folded), operator.to_dense(), tol)
+    assert lh.explain(operator, folded).bytes < lh.explain(operator, whole).bytes

@@ -16,7 +16,17 @@ from flax import nnx
 
 import localhessian as lh
 from localhessian.network import Block, Chain
-from localhessian.study import Augmentation, Checkpoint, Descent, Network, Trainer, algorithm, digits, nnx_network
+from localhessian.study import (
+    Augmentation,
+    Checkpoint,
+    Descent,
+    Network,
+    Propagation,
+    Trainer,
+    algorithm,
+    digits,
+    nnx_network,
+)
 from localhessian.study.comparison import network
 from localhessian.study.comparison._trainer import TEST_BATCH, batch_indices
 
@@ -125,6 +135,42 @@ def test_a_run_that_diverges_is_stopped_and_said(momentum, dtype):
     assert curve.diverged
     assert np.isnan(curve.accuracy[1:]).all()
     assert np.isfinite(curve.accuracy[0])
+
+
+@pytest.mark.once
+def test_propagation_with_gradient_steps_is_sgd():
+    network, sgd = digits_network_of(), algorithm("sgd")
+    same = Propagation("same", lh.GradientStep)
+    settings = {"steps": 5, "batch": BATCH, "learning_rate": 0.1}
+    (ours, curve), (theirs, other) = (Trainer(network, how).run(DATA, **settings) for how in (same, sgd))
+    np.testing.assert_allclose(curve.losses, other.losses, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.once
+@pytest.mark.relaxed
+@pytest.mark.parametrize("name", ["scale-amended", "gauss-newton", "back-matching"])
+def test_algorithms_of_ours_learn_and_keep_their_state(name):
+    trainer = Trainer(digits_network_of(), algorithm(name))
+    state = trainer.start(0)
+    end, curve = trainer.run(DATA, steps=30, batch=BATCH, learning_rate=0.01 if name == "scale-amended" else 1.0)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, end)
+    assert curve.losses[-5:].mean() < 0.8 * curve.losses[:5].mean()
+
+
+@pytest.mark.once
+def test_networks_of_the_zoo_by_name():
+    small = network("resnet8-by8", DATA)
+    assert small.chain.names[0] == "layers.0"
+    params, context = small.start(jax.random.key(0))
+    assert small.logits(params, DATA.test_x[:3], context).shape == (3, 10)
+    with pytest.raises(ValueError, match="there is no network 'alexnet': use plain, batchnorm"):
+        network("alexnet", DATA)
+
+
+def digits_network_of():
+    return network("tanh-2", DATA, width=12)
 
 
 class Normalized(nnx.Module):

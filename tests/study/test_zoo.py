@@ -63,6 +63,22 @@ def test_the_chain_is_the_model_and_its_identities_hold(name, tol):
     assert any(bool(coupled) for coupled in matching.coupled.values()) == (name in COUPLED)
 
 
+@pytest.mark.parametrize("name", few_now(FAMILIES, {"mlp with batch norm"}))
+def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
+    """Block by block, relative to the step; what the weights' own rounding adds is known."""
+    _, (chain, params, context), x, y = of(name)
+    step = jax.jit(lambda params: lh.propagate(chain, params, x, y, loss, lh.GradientStep(0.1), context=context)[0])
+    moved = step(params)
+    grads = jax.jit(jax.grad(lambda params: loss(chain.forward(params, x, context)[-1], y).mean()))(params)
+    for block in chain.names:
+        leaves = zip(*(jax.tree.leaves(tree[block]) for tree in (moved, params, grads)), strict=True)
+        gap = [np.asarray(m - p + 0.1 * g, np.float64) for m, p, g in leaves]
+        size = sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads[block])) ** 0.5
+        weights = sum(float(jnp.sum(p**2)) for p in jax.tree.leaves(params[block])) ** 0.5
+        error = sum(float(np.sum(g**2)) for g in gap) ** 0.5
+        assert error <= 10 * tol.identity * 0.1 * size + 2 * float(jnp.finfo(jnp.zeros(()).dtype).eps) * weights
+
+
 @pytest.mark.parametrize("name", few_now(FAMILIES, {"vgg with batch norm"}))
 def test_analyze_and_a_training_step_that_does_not_recompile_it(name, count_compilations):
     _, (chain, params, context), x, y = of(name)
