@@ -40,14 +40,14 @@ class Structured:
         max_size: Largest order of a matrix to decompose.
         max_bytes: Of memory. Patches of images that would take a quarter of it stay folded: their rows are unfolded
             anew for each block, some thousands at a time.
-        max_operations: Multiplications that are affordable.
+        max_operations: Multiplications that are affordable; 5e11 are about 20 seconds on one core.
 
     Source: docs/theory.md, 3; Dangel et al. (2019) and Grosse & Martens (2016) for the Kronecker structure of layers.
     """
 
     max_size: int = 4096
     max_bytes: float = 2**31
-    max_operations: float = 2e12
+    max_operations: float = 5e11
 
     def find(self, operator: LinearMap | SymmetricOperator) -> Structure:
         """The structure, verified by a random vector and within the limits; `Declined` where there is none."""

@@ -84,6 +84,7 @@ def test_normalized_factors_have_geometric_mean_one(tol):
 
 
 @pytest.mark.relaxed
+@pytest.mark.once
 def test_the_admission_exam_of_optax(count_compilations):
     """State shapes and dtypes stay, refreshes do not recompile, accumulation, masks and schedules work, bits of a
     step that is no refresh do not depend on the batch."""
@@ -121,6 +122,7 @@ def test_the_admission_exam_of_optax(count_compilations):
     assert (norm(updates)) > 0
 
 
+@pytest.mark.once
 def test_it_stays_sane_as_the_loss_goes_to_zero():
     """Logits that grow without end: S of the last block vanishes, and the factors stay bounded."""
     case = networks.mlp()
