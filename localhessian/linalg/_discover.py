@@ -105,13 +105,18 @@ class _Walker:
     def run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
-        for eqn in jaxpr.eqns:
+        last_use = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if isinstance(atom, core.Var)}
+        kept = {atom for atom in jaxpr.outvars if isinstance(atom, core.Var)}
+        for i, eqn in enumerate(jaxpr.eqns):
             values = [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in eqn.invars]
             if any(isinstance(value, Dependent) for value in values):
                 results = self.step(eqn, values)
             else:
                 results = _evaluate(eqn, values)
             env.update(zip(eqn.outvars, results, strict=True))
+            for atom in eqn.invars:  # arrays as large as activations: hold no more of them than needed
+                if isinstance(atom, core.Var) and last_use[atom] == i and atom not in kept:
+                    env.pop(atom, None)
         return [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in jaxpr.outvars]
 
     def step(self, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:

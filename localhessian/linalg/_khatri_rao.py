@@ -13,15 +13,19 @@ from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of
 class KhatriRao:
     """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables."""
 
-    def __init__(self, found: Found, size: int, eps: float) -> None:
+    def __init__(self, found: Found, size: int, eps: float, max_bytes: float) -> None:
         """Collect the rows g of every place, made independent up to `eps`.
 
         Raises:
-            Declined: single variables enter beside the product, or its kernel is grouped.
+            Declined: single variables enter beside the product, its kernel is grouped, or the rows take more than
+                `max_bytes`.
         """
         output, grid = found.output, found.grid
         if grid is None or len(grid.inputs) != 1 or output.single or np.any(output.unit == UNKNOWN):
             raise Declined("it mixes channels, and more than one product enters")
+        needed = 8.0 * output.unit.size * grid.channels
+        if needed > max_bytes:
+            raise Declined(f"it mixes channels, and rows of all channels take {needed / 2**30:.2g} GiB")
         self.size = size
         place_of = found.flat(output.unit)
         mixing = np.zeros((len(place_of), grid.channels))

@@ -74,7 +74,7 @@ class Structured:
             try:
                 found = walk(prepared, False, self.max_bytes / 4)
                 eps = float(jnp.finfo(prepared.dtype).eps)
-                return found, KhatriRao(found, prepared.in_size, eps)
+                return found, KhatriRao(found, prepared.in_size, eps, self.max_bytes)
             except Declined:
                 pass
             raise

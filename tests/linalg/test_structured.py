@@ -402,3 +402,10 @@ def test_a_small_budget_leaves_patches_folded(tol):
     whole, folded = lh.Structured(), lh.Structured(max_bytes=1.8e6 + 1e5 * itemsize)
     close(lh.spectrum(operator, folded), operator.to_dense(), tol)
     assert lh.explain(operator, folded).bytes < lh.explain(operator, whole).bytes
+
+
+def test_a_head_of_too_many_classes_is_declined_before_its_rows_are_made():
+    matching = lh.back_match(*networks.mlp(n=30))
+    head = lh.local_hessian(matching, "head")
+    with pytest.raises(ValueError, match="it sums over different units"):
+        lh.spectrum(head, lh.Structured(max_bytes=1000))

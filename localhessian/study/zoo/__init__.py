@@ -3,6 +3,7 @@
 from localhessian.study.zoo._cases import CASES as CASES
 from localhessian.study.zoo._cases import Case as Case
 from localhessian.study.zoo._cases import case as case
+from localhessian.study.zoo._cases import token_loss as token_loss
 from localhessian.study.zoo._families import gpt as gpt
 from localhessian.study.zoo._families import mlp as mlp
 from localhessian.study.zoo._families import resnet as resnet
