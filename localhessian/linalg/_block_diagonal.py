@@ -5,29 +5,40 @@ The Kronecker product I x C of an affine layer is the case in which all blocks a
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from scipy import sparse
 from scipy.linalg import blas
 from scipy.sparse import csgraph
 
+from localhessian._types import Array
 from localhessian.linalg._dependence import UNKNOWN, Declined
 from localhessian.linalg._discover import Found, members
 from localhessian.linalg._inputs import CHUNK, Inputs
-from localhessian.linalg._unit import Part, Unit, squares_of
+from localhessian.linalg._operators import LinearMap
+from localhessian.linalg._threads import cores, in_parallel
+from localhessian.linalg._unit import Part, Unit, singular_values, squares_of
+
+STACK_BYTES = 2**24
+"""Of Gram matrices that are decomposed by one call."""
 
 
 class BlockDiagonal:
     """Each unit has variables of its own; equal units are held once, with their number."""
 
-    def __init__(self, found: Found, size: int, batch: int | None) -> None:
-        """Sort what was found by unit.
+    def __init__(self, found: Found, size: int, batch: int | None, max_bytes: float) -> None:
+        """Sort what was found by unit; as many are decomposed side by side as `max_bytes` allows.
 
         Raises:
             Declined: a variable serves several units.
         """
-        self.found, self.size, self.batch = found, size, batch
+        self.found, self.size, self.batch, self.max_bytes = found, size, batch, max_bytes
         self.unit_of_element, self.unit_of_variable = _units(found, size * (batch or 1))
         self.units = self._make_units()
 
@@ -67,6 +78,8 @@ class BlockDiagonal:
                     weights_of[u] if shared else np.zeros((0, 0)),
                     sums_of[u] if shared else np.zeros((0, 0)),
                     beside,
+                    elements,
+                    columns,
                     1,
                     batch,
                 )
@@ -89,6 +102,11 @@ class BlockDiagonal:
     def count(self) -> int:
         """Blocks, copies counted."""
         return sum(unit.copies for unit in self.units)
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """Of every different block: how many equal ones there are, and to which map of a batch they belong."""
+        return [(unit.copies, unit.batch) for unit in self.units]
 
     @property
     def splits(self) -> bool:
@@ -133,25 +151,99 @@ class BlockDiagonal:
         gram += sum(float(u.order) * u.shape[0] * u.shape[1] for u in self.units if id(u.inputs) not in at_hand)
         return gram, sum(4 / 3 * float(unit.order) ** 3 for unit in self.units)
 
+    @functools.cached_property
+    def _bytes(self) -> tuple[float, float]:
+        """Of memory, roughly: what all units share, and what the decomposition of some takes."""
+        shared = sum(inputs.nbytes + pays * 16.0 * inputs.shape[0] ** 2 for inputs, pays in self._inputs)
+        rows = max((8.0 * min(CHUNK, u.shape[0]) * u.shape[1] for u in self.units), default=0.0)
+        stack = max((8.0 * sum(u.order**2 for u in units) for units in _stacks(self.units, 1)), default=0.0)
+        return shared, rows + 2 * stack
+
+    @property
+    def workers(self) -> int:
+        """How many cores to use."""
+        shared, one = self._bytes
+        return max(min(cores(), int((self.max_bytes - shared) // one)), 1)
+
     def bytes(self) -> float:
         """Of memory, roughly."""
-        inputs = sum(inputs.nbytes + pays * 16.0 * inputs.shape[0] ** 2 for inputs, pays in self._inputs)
-        blocks = (8.0 * (min(CHUNK, u.shape[0]) * u.shape[1] + 2 * u.order**2) for u in self.units)
-        return inputs + max(blocks, default=0.0)
+        shared, one = self._bytes
+        return shared + self.workers * one
 
     def parts(self, is_double: bool) -> Iterator[Part]:
-        """The spectrum of every different block."""
-        for unit in self.units:
-            sigma = unit.singular_values(self._grams.get(id(unit.inputs)), is_double)
-            yield Part(sigma, unit.copies, unit.batch)
+        """The spectrum of every different block: blocks of one shape together, on every core."""
+        grams = self._grams  # made once, before threads ask for it
+        stacks = list(_stacks(self.units, self.workers))
+
+        def work(units: list[Unit]) -> np.ndarray:
+            return singular_values(units, grams.get(id(units[0].inputs)), is_double)
+
+        for units, found in zip(stacks, in_parallel(work, stacks, self.workers), strict=True):
+            for unit, sigma in zip(units, found, strict=True):
+                yield Part(sigma, unit.copies, unit.batch)
 
     def squares(self) -> np.ndarray:
         """tr H and ||H||_F^2 of each map, (batch, 2), without a decomposition."""
-        total = np.zeros((self.batch or 1, 2))
-        for unit in self.units:
-            gram = unit.gram(self._grams.get(id(unit.inputs)))
-            total[unit.batch] += unit.copies * np.array(squares_of(gram))
+        grams, total = self._grams, np.zeros((self.batch or 1, 2))
+
+        def work(unit: Unit) -> np.ndarray:
+            return unit.copies * np.array(squares_of(unit.gram(grams.get(id(unit.inputs)))))
+
+        for unit, found in zip(self.units, in_parallel(work, self.units, self.workers), strict=True):
+            total[unit.batch] += found
         return total
+
+    def maps(self, prepared: LinearMap) -> LinearMap:
+        """The different blocks as a batch of maps, that one product of the whole multiplies; short ones padded by zeros.
+
+        Args:
+            prepared: The map in which the structure was found.
+        """
+        entries = [u.variables for u in self.units], [u.elements for u in self.units]
+        # Numbers that are out of range: what is sent there is dropped, what is taken from there is 0.
+        ends = (self.size * (self.batch or 1), prepared.out_size * (self.batch or 1))
+        columns, rows = (_padded(some, end) for some, end in zip(entries, ends, strict=True))
+        lead = () if self.batch is None else (self.batch,)
+        return LinearMap(
+            Partial(_Between((*lead, self.size)), prepared.forward, columns, rows),
+            Partial(_Between((*lead, prepared.out_size)), prepared.backward, rows, columns),
+            None,
+            columns.shape[1],
+            rows.shape[1],
+            prepared.dtype,
+            len(self.units),
+            prepared.label,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Between:
+    """A product of the whole map with vectors of its blocks, (units, p) -> (units, m); hashable."""
+
+    shape: tuple[int, ...]
+    """Of the vectors that the whole map multiplies."""
+
+    def __call__(self, product: Partial, source: Array, target: Array, vectors: Array) -> Array:
+        whole = jnp.zeros(math.prod(self.shape), vectors.dtype).at[source].set(vectors, mode="drop")
+        return product(whole.reshape(self.shape)).ravel().at[target].get(mode="fill", fill_value=0)
+
+
+def _padded(entries: list[np.ndarray], end: int) -> Array:
+    """(units, the longest), filled with `end`."""
+    out = np.full((len(entries), max(len(some) for some in entries)), end, np.int32)
+    for row, some in zip(out, entries, strict=True):
+        row[: len(some)] = some
+    return jax.device_put(out)
+
+
+def _stacks(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
+    """Units of one shape and one A, a few megabytes of Gram matrices at a time, and some for each worker."""
+    for _, group in itertools.groupby(units, key=lambda unit: (id(unit.inputs), unit.shape)):
+        members = list(group)
+        most = int(STACK_BYTES // (8 * max(members[0].order, 1) ** 2))
+        step = max(min(most, -(-len(members) // (4 * workers))), 1)
+        for start in range(0, len(members), step):
+            yield members[start : start + step]
 
 
 def _single(elements: np.ndarray, single: list, columns: np.ndarray) -> sparse.csr_matrix:

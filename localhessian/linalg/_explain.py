@@ -80,10 +80,13 @@ def explain(operator: LinearMap | SymmetricOperator, structured: Structured | No
         small = "the matrix fits" if isinstance(method, Dense) else "the matrix is too large to hold"
         reason = f"no structure: {declined}; {small}"
         return Explanation(operator.label, size, operator.batch, method, reason, None, seconds, needed)
+    reason = str(structure)
+    if structured.blocks is not None:
+        seconds, needed = _iterative(operator, structured.blocks)
+        return Explanation(operator.label, size, operator.batch, structured, reason, structure, seconds, needed)
     gram, eigen = structure.operations()
     gram_rate, eigen_rate = _rates()
-    seconds = gram / gram_rate + eigen / eigen_rate
-    reason, needed = str(structure), structure.bytes()
+    seconds, needed = (gram / gram_rate + eigen / eigen_rate) / structure.workers, structure.bytes()
     return Explanation(operator.label, size, operator.batch, structured, reason, structure, seconds, needed)
 
 

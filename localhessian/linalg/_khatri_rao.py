@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
+from jax.tree_util import Partial
 from scipy.linalg import blas
 
+from localhessian._types import Array
 from localhessian.linalg._dependence import UNKNOWN, Declined
 from localhessian.linalg._discover import Found, members
+from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of
 
 
@@ -41,9 +44,19 @@ class KhatriRao:
         return len(self.places), self.inputs.shape[1] * self.mixing.shape[1]
 
     @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """One, once, of one map."""
+        return [(1, 0)]
+
+    @property
     def splits(self) -> bool:
         """Whether there is more than one channel to mix."""
         return self.mixing.shape[1] > 1
+
+    @property
+    def workers(self) -> int:
+        """One block occupies one core."""
+        return 1
 
     @property
     def order(self) -> int:
@@ -80,6 +93,19 @@ class KhatriRao:
         """tr H and ||H||_F^2, (1, 2), without a decomposition."""
         return np.array([squares_of(self._gram())])
 
+    def maps(self, prepared: LinearMap) -> LinearMap:
+        """The one block, as a batch."""
+        return LinearMap(
+            Partial(_alone, prepared.forward),
+            Partial(_alone, prepared.backward),
+            None,
+            prepared.in_size,
+            prepared.out_size,
+            prepared.dtype,
+            1,
+            prepared.label,
+        )
+
     def _rows(self, start: int, stop: int) -> np.ndarray:
         left = self.inputs.take(self.places[start:stop])
         return (left[:, :, None] * self.mixing[start:stop, None, :]).reshape(len(left), -1)
@@ -90,6 +116,10 @@ class KhatriRao:
             return gram_of_rows(self._rows, rows, columns)
         left = np.asfortranarray(self.inputs.take(self.places))
         return blas.dsyrk(1.0, left) * blas.dsyrk(1.0, np.asfortranarray(self.mixing))
+
+
+def _alone(product: Partial, vectors: Array) -> Array:
+    return product(vectors[0])[None]
 
 
 def _independent_rows(place_of: np.ndarray, mixing: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,17 +2,16 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
+from localhessian.linalg._assemble import ends, whole
 from localhessian.linalg._block_diagonal import BlockDiagonal
-from localhessian.linalg._dense import ROUNDING
 from localhessian.linalg._dependence import Declined
 from localhessian.linalg._discover import Found, walk
+from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._khatri_rao import KhatriRao
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._spectrum import Spectrum
@@ -32,15 +31,21 @@ class Structured:
     confirms what was found against the operator's own product before it is used; where anything else is met, the
     route is declined with its reason (`lh.explain`).
 
+    Where the ends of the spectrum are enough, `blocks=lh.GolubKahan(which="largest", k=1)` multiplies all blocks at once
+    by the operator's own product, and nothing is decomposed: every block has a recurrence and a convergence of its own,
+    so that values which several blocks share, or nearly share, do not slow it down, and are counted.
+
     Cost: one walk through the linearized block on the host; Gram matrices of O(m p min(m, p)) operations and
-    decompositions of O(min(m, p)^3), one for each different block of m results and p variables. Products: 1.
-    Memory: the unfolded inputs A (places x d_in), and one block. Needs numbers: not under `jax.jit`.
+    decompositions of O(min(m, p)^3), one for each different block of m results and p variables, on every core. Products: 1, or those of
+    `blocks`. Memory: the unfolded inputs A (places x d_in), and some blocks on each core. Needs numbers: not under
+    `jax.jit`.
 
     Args:
         max_size: Largest order of a matrix to decompose.
         max_bytes: Of memory. Patches of images that would take a quarter of it stay folded: their rows are unfolded
             anew for each block, some thousands at a time.
         max_operations: Multiplications that are affordable; 5e11 are about 20 seconds on one core.
+        blocks: How each block is decomposed: None, all of it; a `GolubKahan`, its ends alone, whatever their order.
 
     Source: docs/theory.md, 3; Dangel et al. (2019) and Grosse & Martens (2016) for the Kronecker structure of layers.
     """
@@ -48,6 +53,7 @@ class Structured:
     max_size: int = 4096
     max_bytes: float = 2**31
     max_operations: float = 5e11
+    blocks: GolubKahan | None = None
 
     def find(self, operator: LinearMap | SymmetricOperator) -> Structure:
         """The structure, verified by a random vector and within the limits; `Declined` where there is none."""
@@ -61,13 +67,14 @@ class Structured:
         if not structure.splits:
             raise Declined("nothing in it splits")
         _verify(found, prepared)
-        self._check(structure)
+        if self.blocks is None:
+            self._check(structure)
         return structure
 
     def _walk(self, prepared: LinearMap) -> tuple[Found, Structure]:
         try:
             found = walk(prepared, True, self.max_bytes / 4)
-            return found, BlockDiagonal(found, prepared.in_size, prepared.batch)
+            return found, BlockDiagonal(found, prepared.in_size, prepared.batch, self.max_bytes)
         except Declined:
             if prepared.batch is not None:
                 raise
@@ -93,11 +100,17 @@ class Structured:
     def run(
         self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int, start: Array | None = None
     ) -> Spectrum:
-        """The whole spectrum; `key` and `start` are not used."""
-        del key, start
+        """The whole spectrum, or its ends; `start` is not used, and `key` by `blocks` alone."""
+        del start
         if vectors:
             raise ValueError("`Structured` returns no eigenvectors: use `GolubKahan(...)`, or ask for `vectors=0`.")
-        return self.decompose(self.require(operator), operator.dtype, operator.batch)
+        structure = self.require(operator)
+        if self.blocks is None:
+            return self.decompose(structure, operator.dtype, operator.batch)
+        factor = operator if isinstance(operator, LinearMap) else operator.factor
+        maps = structure.maps(factor.prepare())  # type: ignore[union-attr]  # without a factor it was declined
+        found = self.blocks.run(maps, key, 0)
+        return ends(found, structure.blocks, structure.size, operator.batch, self.blocks, str(self))
 
     def require(self, operator: LinearMap | SymmetricOperator) -> Structure:
         """The structure; ValueError where there is none."""
@@ -111,51 +124,7 @@ class Structured:
     def decompose(self, structure: Structure, dtype: jnp.dtype, batch: int | None) -> Spectrum:
         """The spectrum of a structure that was found."""
         parts = list(structure.parts(jnp.dtype(dtype) == jnp.float64))
-        rows = []
-        for b in range(batch or 1):
-            mine = [part for part in parts if part.batch == b]
-            sigma = np.concatenate([np.zeros(0), *(part.singular_values for part in mine)])
-            copies = [np.full(len(part.singular_values), part.copies) for part in mine]
-            rows.append(_merged(sigma, np.concatenate([np.zeros(0, np.int64), *copies]), structure.size))
-        return _spectrum(rows, structure.size, dtype, batch, str(self))
-
-
-def _merged(sigma: np.ndarray, copies: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending, all zeros in one slot; variables that nothing uses are zeros too."""
-    nonzero = sigma > 0
-    order = np.argsort(sigma[nonzero])
-    values, counts = sigma[nonzero][order], copies[nonzero][order]
-    zeros = size - int(counts.sum())
-    if zeros:
-        values, counts = np.concatenate([[0.0], values]), np.concatenate([[zeros], counts])
-    return values, counts
-
-
-def _spectrum(rows, size: int, dtype: jnp.dtype, batch: int | None, method: str) -> Spectrum:
-    slots = max(len(values) for values, _ in rows)
-    padded = [np.pad(values, (0, slots - len(values)), constant_values=np.nan) for values, _ in rows]
-    sigma, copies = np.stack(padded), np.stack([np.pad(counts, (0, slots - len(counts))) for _, counts in rows])
-    if batch is None:
-        sigma, copies = sigma[0], copies[0]
-    rho = ROUNDING * float(jnp.finfo(dtype).eps) * np.nanmax(sigma, axis=-1, keepdims=True) * np.ones_like(sigma)
-    # Shapes follow the data (how many values are zero, or equal), so nothing here may compile.
-    numbers = [jax.device_put(value.astype(dtype)) for value in (sigma**2, (2 * sigma + rho) * rho, sigma, rho)]
-    lead = () if batch is None else (batch,)
-    return Spectrum(
-        eigenvalues=numbers[0],
-        multiplicities=jax.device_put(copies.astype(np.int32)),
-        residual_norms=numbers[1],
-        vectors=None,
-        singular_values=numbers[2],
-        singular_residual_norms=numbers[3],
-        status=jnp.full(lead, int(Status.CONVERGED), jnp.int32),
-        complete=jnp.ones(lead, bool),
-        matvecs=jnp.asarray(1, jnp.int32),
-        size=size,
-        dtype=dtype,
-        method=method,
-        missing=jnp.zeros(lead, dtype),
-    )
+        return whole(parts, structure.size, dtype, batch, str(self))
 
 
 def _verify(found: Found, prepared: LinearMap) -> None:

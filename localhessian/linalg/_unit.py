@@ -40,6 +40,10 @@ class Unit:
     """weights A, (sums, d)."""
     single: sparse.csr_matrix
     """(m, p): the single variables; the first d columns are the product's."""
+    elements: np.ndarray
+    """(m,): which results of the whole map its rows are."""
+    variables: np.ndarray
+    """(p,): which variables of the whole map its columns are."""
     copies: int
     batch: int
 
@@ -88,15 +92,16 @@ class Unit:
             out += cross + cross.T + self.shared @ (self.weights @ through) @ self.shared.T
         return out + (self.single @ self.single.T).toarray() if self.single.nnz else out
 
-    def singular_values(self, of_inputs: np.ndarray | None, is_double: bool) -> np.ndarray:
-        """Ascending, as many as there are columns; numbers that are float64 themselves are not squared."""
-        p = self.shape[1]
-        sigma = np.zeros(p)
-        if is_double and self.order:
-            sigma[p - self.order :] = np.linalg.svd(self.rows(), compute_uv=False)[::-1]
-        elif self.order:
-            sigma[p - self.order :] = roots(self.gram(of_inputs))
-        return sigma
+
+def singular_values(units: list[Unit], of_inputs: np.ndarray | None, is_double: bool) -> np.ndarray:
+    """Of units of one shape (units, columns), ascending; numbers that are float64 themselves are not squared."""
+    order, columns = units[0].order, units[0].shape[1]
+    sigma = np.zeros((len(units), columns))
+    if is_double and order:
+        sigma[:, columns - order :] = np.linalg.svd(np.stack([u.rows() for u in units]), compute_uv=False)[:, ::-1]
+    elif order:
+        sigma[:, columns - order :] = roots(np.stack([unit.gram(of_inputs) for unit in units]))
+    return sigma
 
 
 def gram_of_rows(rows, count: int, order: int) -> np.ndarray:
@@ -108,7 +113,7 @@ def gram_of_rows(rows, count: int, order: int) -> np.ndarray:
 
 
 def roots(gram: np.ndarray) -> np.ndarray:
-    """The square roots of the eigenvalues of a Gram matrix, from its upper triangle."""
+    """The square roots of the eigenvalues of Gram matrices (*, n, n), from their upper triangles."""
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram, UPLO="U"), 0))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import localhessian as lh
 from localhessian.linalg import matrix_map
+from localhessian.study import zoo
 
 ACTIVATIONS = {
     "none": lambda u: u,
@@ -329,6 +330,72 @@ def test_full_parts_and_plain_matrices_are_declined():
     assert "nothing in it splits" in lh.explain(plain).reason
     with pytest.raises(ValueError, match=r"`Structured` declines the operator: nothing in it splits. Use another"):
         lh.spectrum(plain, lh.Structured())
+
+
+ENDS = {
+    "equal blocks": lambda: block_hessian(networks.linear, parameters("dense"), random(4, 9, 5)),
+    "dual": lambda: block_hessian(networks.tanh_dense, parameters("dense"), random(4, 3, 5)),
+    "normalized": lambda: block_hessian(normed, parameters("norm"), random(4, 9, 5)),
+    "a dead unit": lambda: block_hessian(
+        networks.relu_dense, parameters("dense") | {"bias": jnp.asarray([0.0, 0.0, -100.0, 0.0])}, random(4, 9, 5)
+    ),
+    "samples": lambda: block_hessian(
+        networks.tanh_dense, parameters("dense"), random(4, 6, 5), "input", samples=[0, 2, 3]
+    ),
+    "rows": lambda: lh.local_hessian(lh.back_match(*networks.mlp(n=4)), "head"),
+    "nothing": lambda: block_hessian(networks.linear, parameters("dense"), jnp.zeros((3, 5))[:, :5] * 0),
+}
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+@pytest.mark.parametrize("case", ENDS)
+def test_the_ends_without_the_whole(tol, case, which):
+    operator = ENDS[case]()
+    found = lh.spectrum(operator, lh.Structured(blocks=lh.GolubKahan(which=which, k=1, rtol=1e-6)))
+    exact = lh.spectrum(operator, lh.Structured())
+    for s in range(operator.batch or 1):
+        values, truth = (row(spectrum.singular_values, s) for spectrum in (found, exact))
+        top = truth[-1]
+        if which != "smallest":
+            np.testing.assert_allclose(values[-1], top, atol=10 * tol.eigenvalue * top)
+        if which != "largest":
+            nonzero = [part[part > 100 * jnp.finfo(operator.dtype).eps * top] for part in (values, truth)]
+            np.testing.assert_allclose(nonzero[0][:1], nonzero[1][:1], rtol=1e-3)
+    assert int(np.max(found.status)) == lh.Status.CONVERGED
+
+
+def row(values, s):
+    """The values of one map, where there are any."""
+    one = np.asarray(values, np.float64).reshape(-1, values.shape[-1])[s]
+    return one[np.isfinite(one)]
+
+
+def test_blocks_that_are_multiplied_at_once_are_counted():
+    """Copies of one block are one row of the batch, and their number is the multiplicity."""
+    operator = block_hessian(networks.linear, parameters("dense"), random(4, 9, 5))
+    found = lh.spectrum(operator, lh.Structured(blocks=lh.GolubKahan(which="largest", k=1, basis_size=4)))
+    assert np.asarray(found.multiplicities)[-1] == 4
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("name", "block"), [("mlp", "layers.1"), ("vgg13-bn/4", "layers.1")])
+def test_agrees_with_golub_kahan_at_scale(name, block):
+    """Of 262,656 and 9,280 variables: the largest values by three routes, and the audit of none needed."""
+    case = zoo.case(name)
+    matching = lh.back_match(case.cut.chain, case.cut.params, case.x, case.y, case.loss, case.cut.context)
+    operator = lh.local_hessian(matching, block)
+    whole = lh.spectrum(operator, lh.Structured())
+    ends = lh.spectrum(operator, lh.Structured(blocks=lh.GolubKahan(which="largest", k=2, rtol=1e-4)))
+    general = lh.spectrum(operator, lh.GolubKahan(which="largest", k=2, rtol=1e-4))
+    assert bool(whole.complete)
+    assert not bool(ends.complete)
+    for other in (ends, general):
+        assert bool(other.converged)
+        # An error of rtol sigma in the singular value, squared in its eigenvalue where it is apart from others.
+        np.testing.assert_allclose(other.eigenvalues[-2:], whole.eigenvalues[-2:], rtol=1e-4)
+    trace = lh.trace(operator, probes=16)
+    exact = float(np.sum(np.asarray(whole.eigenvalues, np.float64) * np.asarray(whole.multiplicities)))
+    assert abs(float(trace.value) - exact) < 6 * float(trace.standard_error)
 
 
 def test_under_jit_other_methods_take_over(tol):
