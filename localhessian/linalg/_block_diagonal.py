@@ -194,7 +194,7 @@ class BlockDiagonal:
         return total
 
     def maps(self, prepared: LinearMap) -> LinearMap:
-        """The different blocks as a batch of maps, that one product of the whole multiplies; short ones padded by zeros.
+        """The different blocks as a batch, multiplied by one product of the whole; short ones are padded by zeros.
 
         Args:
             prepared: The map in which the structure was found.

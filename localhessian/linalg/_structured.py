@@ -31,14 +31,14 @@ class Structured:
     confirms what was found against the operator's own product before it is used; where anything else is met, the
     route is declined with its reason (`lh.explain`).
 
-    Where the ends of the spectrum are enough, `blocks=lh.GolubKahan(which="largest", k=1)` multiplies all blocks at once
-    by the operator's own product, and nothing is decomposed: every block has a recurrence and a convergence of its own,
-    so that values which several blocks share, or nearly share, do not slow it down, and are counted.
+    Where the ends of the spectrum are enough, `blocks=lh.GolubKahan(which="largest", k=1)` multiplies all blocks at
+    once by the operator's own product, and nothing is decomposed: every block has a recurrence and a convergence of its
+    own, so that values which several blocks share, or nearly share, do not slow it down, and are counted.
 
     Cost: one walk through the linearized block on the host; Gram matrices of O(m p min(m, p)) operations and
-    decompositions of O(min(m, p)^3), one for each different block of m results and p variables, on every core. Products: 1, or those of
-    `blocks`. Memory: the unfolded inputs A (places x d_in), and some blocks on each core. Needs numbers: not under
-    `jax.jit`.
+    decompositions of O(min(m, p)^3), one for each different block of m results and p variables, on every core.
+    Products: 1, or those of `blocks`. Memory: the unfolded inputs A (places x d_in), and some blocks on each core.
+    Needs numbers: not under `jax.jit`.
 
     Args:
         max_size: Largest order of a matrix to decompose.
