@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from scipy import sparse
-from scipy.linalg import blas
 from scipy.sparse import csgraph
 
 from localhessian._types import Array
@@ -23,7 +22,7 @@ from localhessian.linalg._discover import Found, members
 from localhessian.linalg._inputs import CHUNK, Inputs
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._threads import cores, in_parallel
-from localhessian.linalg._unit import Part, Unit, singular_values, squares_of
+from localhessian.linalg._unit import Part, Unit, singular_values, squares_of, syrk
 
 STACK_BYTES = 2**24
 """Of Gram matrices that are decomposed by one call."""
@@ -137,7 +136,7 @@ class BlockDiagonal:
         made = {}
         for inputs, pays in self._inputs:
             if pays:
-                upper = blas.dsyrk(1.0, np.asfortranarray(inputs.take(slice(None))))
+                upper = syrk(inputs.take(slice(None)))
                 made[id(inputs)] = np.triu(upper) + np.triu(upper, 1).T
         return made
 
@@ -163,7 +162,7 @@ class BlockDiagonal:
     def workers(self) -> int:
         """How many cores to use."""
         shared, one = self._bytes
-        return max(min(cores(), int((self.max_bytes - shared) // one)), 1)
+        return max(min(cores(), int((self.max_bytes - shared) // max(one, 1.0))), 1)
 
     def bytes(self) -> float:
         """Of memory, roughly."""

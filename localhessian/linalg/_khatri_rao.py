@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 from jax.tree_util import Partial
-from scipy.linalg import blas
 
 from localhessian._types import Array
 from localhessian.linalg._dependence import UNKNOWN, Declined
 from localhessian.linalg._discover import Found, members
 from localhessian.linalg._operators import LinearMap
-from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of
+from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of, syrk
 
 
 class KhatriRao:
@@ -114,8 +113,7 @@ class KhatriRao:
         rows, columns = self.shape
         if rows >= columns:
             return gram_of_rows(self._rows, rows, columns)
-        left = np.asfortranarray(self.inputs.take(self.places))
-        return blas.dsyrk(1.0, left) * blas.dsyrk(1.0, np.asfortranarray(self.mixing))
+        return syrk(self.inputs.take(self.places)) * syrk(self.mixing)
 
 
 def _alone(product: Partial, vectors: Array) -> Array:

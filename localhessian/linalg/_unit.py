@@ -79,7 +79,7 @@ class Unit:
         if of_inputs is not None and m < p and self.is_separate:
             return self._dual(of_inputs)
         if m < p:
-            return blas.dsyrk(1.0, np.asfortranarray(self.rows()))
+            return syrk(self.rows())
         return gram_of_rows(self.rows, m, p)
 
     def _dual(self, of_inputs: np.ndarray) -> np.ndarray:
@@ -102,6 +102,11 @@ def singular_values(units: list[Unit], of_inputs: np.ndarray | None, is_double: 
     elif order:
         sigma[:, columns - order :] = roots(np.stack([unit.gram(of_inputs) for unit in units]))
     return sigma
+
+
+def syrk(rows: np.ndarray) -> np.ndarray:
+    """The upper triangle of R R^T; BLAS refuses an R without rows."""
+    return blas.dsyrk(1.0, np.asfortranarray(rows)) if rows.size else np.zeros((len(rows), len(rows)))
 
 
 def gram_of_rows(rows, count: int, order: int) -> np.ndarray:

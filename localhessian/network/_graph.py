@@ -13,7 +13,7 @@ from typing import Any
 from jax.extend import core
 
 from localhessian.network import _mark
-from localhessian.network._jaxpr import CutError, assemble, tag_of, where
+from localhessian.network._jaxpr import CutError, assemble, mark_names, tag_of, where
 
 _PARAMS, _INPUT = 1, 2
 _ACTIVATION = _PARAMS | _INPUT
@@ -164,10 +164,18 @@ def boundaries_of(graph: Graph, first: str | None) -> list[Boundary]:
         kept = [*ends, Boundary("output", _mark.END, tuple(graph.outputs))]
     else:
         starts = _proposed(graph)
-        names = [marks[0].name if marks else first or "output", *(start.name for start in starts)]
+        names = [_first_name(graph, starts) or first or "output", *(start.name for start in starts)]
         places = [*(start.variables for start in starts), tuple(graph.outputs)]
         kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
     return _numbered(_without_empty(graph, kept))
+
+
+def _first_name(graph: Graph, starts: list[Boundary]) -> str | None:
+    """Of the block before the first proposed boundary: the layer it begins with, which may lie inside a scan."""
+    name = next((name for eqn in graph.closed.jaxpr.eqns for name in mark_names(eqn)), None)
+    is_second = bool(starts) and starts[0] is graph.boundaries[0] and starts[0].name == name
+    # Parameters of the model itself stand before its first layer.
+    return "stem" if is_second else name
 
 
 def _proposed(graph: Graph) -> list[Boundary]:

@@ -125,7 +125,8 @@ def _must_open(eqn: core.JaxprEqn, values: Sequence[Any]) -> bool:
     if _mark.END in (kinds := set(_mark_kinds(eqn))):
         return True
     if eqn.primitive is primitives.scan_p:
-        return bool(kinds) and any(isinstance(value, Stack) for value in values[_first_scanned(eqn) :])
+        fixed, carried = _counts(eqn)
+        return bool(kinds) and any(isinstance(value, Stack) for value in values[fixed + carried :])
     return bool(kinds) and eqn.primitive in _CALLS
 
 
@@ -136,8 +137,19 @@ def _mark_kinds(eqn: core.JaxprEqn) -> Iterator[str]:
             yield from (tag.kind,) if tag else _mark_kinds(inner)
 
 
-def _first_scanned(eqn: core.JaxprEqn) -> int:
-    return eqn.params["num_consts"] + eqn.params["num_carry"]
+def _counts(eqn: core.JaxprEqn) -> tuple[int, int]:
+    """How many inputs of a scan stay the same, and how many are carried; the rest is scanned over.
+
+    Told from the shapes, because the parameters of the equation that say so are JAX's own affair: what is scanned over
+    or stacked has one axis more outside than in the body.
+    """
+    body, _ = next(sub_jaxprs(eqn))
+    carried = sum(map(_same_rank, eqn.outvars, body.outvars))
+    return sum(map(_same_rank, eqn.invars, body.invars)) - carried, carried
+
+
+def _same_rank(outer: Any, inner: Any) -> bool:
+    return len(outer.aval.shape) == len(inner.aval.shape)
 
 
 def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
@@ -162,30 +174,33 @@ def _open(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     if eqn.primitive in _CALLS:
         jaxpr, consts = next(sub_jaxprs(eqn))
         return evaluate(jaxpr, consts, values)
-    names = sorted(set(_mark_names(eqn)))
+    names = sorted(set(mark_names(eqn)))
     raise CutError(
         f"the mark `{names[0]}` lies inside `{eqn.primitive.name}` (at {where(eqn)}), which cannot be cut: only jit, "
         "jax.checkpoint and lax.scan over layers can. Move the mark outside it."
     )
 
 
-def _mark_names(eqn: core.JaxprEqn) -> Iterator[str]:
+def mark_names(eqn: core.JaxprEqn) -> Iterator[str]:
+    """The names of the marks in an equation, or of the one that it is, in program order."""
+    tag = tag_of(eqn)
+    if tag is not None:
+        yield tag.name
     for jaxpr, _ in sub_jaxprs(eqn):
         for inner in jaxpr.eqns:
-            tag = tag_of(inner)
-            yield from (tag.name,) if tag else _mark_names(inner)
+            yield from mark_names(inner)
 
 
 def _unroll(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """The iterations of a scan one after the other, each with its slice of what is scanned over."""
     p = eqn.params
-    fixed, carry, scanned = _parts(values, p["num_consts"], p["num_carry"])
-    body = p["jaxpr"]
+    fixed, carry, scanned = _parts(values, *_counts(eqn))
+    body, consts = next(sub_jaxprs(eqn))
     order = range(p["length"])
     collected: dict[int, list[Any]] = {}
     for i in reversed(order) if p["reverse"] else order:
         slices = [x.part(i) if isinstance(x, Stack) else jax.lax.index_in_dim(x, i, keepdims=False) for x in scanned]
-        results = evaluate(body.jaxpr, body.consts, [*fixed, *carry, *slices])
+        results = evaluate(body, consts, [*fixed, *carry, *slices])
         carry, collected[i] = results[: len(carry)], results[len(carry) :]
     stacked = [jnp.stack(column) for column in zip(*(collected[i] for i in order), strict=True)]
     return [*carry, *stacked]
@@ -248,7 +263,7 @@ def _derivative(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     def vjp(primals: list[Any], cotangents: list[Any]) -> Any:
         outputs, pull = jax.vjp(lambda args: run(*args), primals)
         zeros = [
-            c if jnp.issubdtype(o.dtype, jnp.floating) else _no_tangent(o)
+            c if jnp.issubdtype(jnp.result_type(o), jnp.floating) else _no_tangent(o)
             for o, c in zip(outputs, cotangents, strict=True)
         ]
         return [g for g in pull(zeros)[0] if g.dtype != jax.dtypes.float0]
@@ -257,4 +272,4 @@ def _derivative(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 
 
 def _no_tangent(value: Any) -> np.ndarray:
-    return np.zeros(value.shape, jax.dtypes.float0)
+    return np.zeros(np.shape(value), jax.dtypes.float0)

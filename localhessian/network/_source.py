@@ -112,6 +112,7 @@ class Source:
 
     def _cut(self, params: Shapes, inputs: Shapes, context: Shapes) -> Program:
         closed, output = jax.make_jaxpr(self._flat, return_shape=True)(params, inputs, context)
+        self._check_result(output)
         parts = _scanned(closed, params)
         split_params = [s for i, p in enumerate(params) for s in _split_shape(p, parts.get(i))]
 
@@ -126,6 +127,15 @@ class Source:
         slots = tuple(_layout.slots_of(self.paths, parts))
         marks = tuple(boundary.name for boundary in graph.boundaries)
         return Program(params, inputs, context, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
+
+    def _check_result(self, output: Any) -> None:
+        """Refuse what is the next context as a part of z_B."""
+        is_pair = isinstance(output, tuple) and len(output) == 2 and jax.tree.leaves(output[1])
+        if is_pair and self.structures[2] == jax.tree.structure(output[1]):  # type: ignore[operator]
+            raise ValueError(
+                "the model returns a pair whose second part is like its context (running statistics?): say "
+                "`has_aux=True`, then it is the next context and no part of z_B."
+            )
 
     def _flat(self, params: Shapes, inputs: Shapes, context: Shapes) -> Any:
         trees = [

@@ -398,6 +398,23 @@ def test_agrees_with_golub_kahan_at_scale(name, block):
     assert abs(float(trace.value) - exact) < 6 * float(trace.standard_error)
 
 
+def test_a_loss_without_curvature_gives_zeros():
+    """Log-probabilities as outputs: the loss is linear in them, and the Gauss-Newton part of the last block vanishes."""
+    case = networks.mlp()
+    chain = lh.Chain(
+        [*case.chain.blocks[:-1], lh.Block("head", lambda w, z: jax.nn.log_softmax(networks.linear(w, z)))]
+    )
+    loss = lambda z, y: -jnp.take_along_axis(z, y[:, None], 1)[:, 0]
+    matching = lh.back_match(chain, case.params, case.x, case.y, loss)
+    for wrt in ("params", "input"):
+        operator = lh.local_hessian(matching, "head", wrt)
+        spectrum = lh.spectrum(operator)
+        np.testing.assert_array_equal(spectrum.eigenvalues, np.zeros_like(spectrum.eigenvalues))
+        assert int(np.sum(spectrum.multiplicities)) == operator.size
+        assert bool(spectrum.complete)
+        assert "Structured" in spectrum.method
+
+
 def test_under_jit_other_methods_take_over(tol):
     case = networks.mlp()
 

@@ -152,6 +152,20 @@ def test_blocks_with_other_constants_or_rules_do_not_share():
     assert len({a, b, d}) == 3
 
 
+def test_a_rule_of_its_own_beside_a_plain_number():
+    """A program may return a literal, which has no dtype, and still share what it is with equal blocks."""
+
+    def network(params, x):
+        h = lh.mark(x @ params["a"], "a")
+        return jax.nn.relu(h @ params["b"]), True
+
+    params = {"a": jnp.ones((3, 4)) / 3, "b": jnp.ones((4, 2)) / 2}
+    cut = lh.chain_from_function(network, params, jnp.ones((5, 3)))
+    output, flag = cut.chain.forward(cut.params, jnp.ones((5, 3)))[-1]
+    np.testing.assert_allclose(output, 2 * jnp.ones((5, 2)), rtol=1e-6)
+    assert bool(flag)
+
+
 def test_context_is_never_stale():
     """What blocks take of x is computed from the x at hand, whatever context comes with it."""
     params = transformer_params()

@@ -103,3 +103,54 @@ def test_equinox_batch_norm_state(check_cut):
     context = cut.chain.next_context(cut.params, ROWS, cut.context)
     for one, two in zip(jax.tree.leaves(context), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+class Recurrent(eqx.Module):
+    cell: eqx.nn.GRUCell
+    linear: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.cell, self.linear = eqx.nn.GRUCell(2, 4, key=key), eqx.nn.Linear(4, 1, key=key)
+
+    def __call__(self, x):
+        hidden, _ = jax.lax.scan(lambda h, row: (self.cell(row, h), None), jnp.zeros(4, x.dtype), x)
+        return self.linear(hidden)
+
+
+class Lifted(eqx.Module):
+    """Parameters of its own before the first layer."""
+
+    shift: jax.Array
+    layers: list
+
+    def __init__(self, key):
+        self.shift = jnp.ones((3, 3))
+        self.layers = [eqx.nn.Linear(3, 4, key=key), eqx.nn.Linear(4, 2, key=key)]
+
+    def __call__(self, x):
+        return self.layers[1](jnp.tanh(self.layers[0](self.shift @ x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "names"),
+    [(Recurrent, (5, 6, 2), ("cell", "linear")), (Lifted, (5, 3), ("stem", "layers.0", "layers.1"))],
+)
+def test_the_first_block_is_named_by_what_it_begins_with(check_cut, make, shape, names):
+    model, x = make(jax.random.key(0)), jax.random.normal(jax.random.key(1), shape)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    cut = lh.chain_from_equinox(model, x)
+    assert cut.chain.names == names
+    check_cut(cut, lambda p, x: jax.vmap(eqx.combine(p, static))(x), params, x)
+
+
+def test_a_state_that_comes_back_is_no_part_of_the_output():
+    model = EquinoxNet(jax.random.key(0))
+    key = jax.random.key(2)
+
+    def call(model, x, context):
+        return jax.vmap(model)(x, jax.random.split(context, x.shape[0])), jax.random.fold_in(context, 1)
+
+    with pytest.raises(ValueError, match=re.escape("say `has_aux=True`, then it is the next context")):
+        lh.chain_from_equinox(model, ROWS, call=call, context=key)
+    cut = lh.chain_from_equinox(model, ROWS, call=call, context=key, has_aux=True)
+    assert cut.chain.names[-1] == "head"
