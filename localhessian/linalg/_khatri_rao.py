@@ -107,7 +107,7 @@ class KhatriRao:
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         left = self.inputs.take(self.places[start:stop])
-        return (left[:, :, None] * self.mixing[start:stop, None, :]).reshape(len(left), -1)
+        return (left[:, :, None] * self.mixing[start:stop, None, :]).reshape(len(left), self.shape[1])
 
     def _gram(self) -> np.ndarray:
         rows, columns = self.shape

@@ -22,9 +22,13 @@ from localhessian._types import Array, Int, Key
 from localhessian.linalg._spectrum import Spectrum
 
 ROWS = 32
-"""A basis has room for at least this many vectors; a space that fits is seen whole."""
+"""A basis has room for at least this many vectors; a space that fits is seen whole.
+
+Not for the largest end alone: there a shorter basis needs hardly more products, and orthogonalization along a long one
+outweighs them.
+"""
 BASIS_BYTES = 2**26
-"""A basis beyond this is restarted: its orthogonalization would outweigh most products (heuristic)."""
+"""A basis beyond this is restarted (heuristic)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Krylov:
         """The sizes of a run on a space of dimension `order`, where one more basis row stores `row_numbers` numbers."""
         k, p = max(self.k, vectors), min(self.block_size, order)
         ends = 2 * k if self.which == "both" else k
-        rows = max(self.basis_size or max(BASIS_BYTES // (row_numbers * dtype.itemsize), ROWS), ends + max(4, 2 * p))
+        rows = max(self.basis_size or self._rows(order, row_numbers * dtype.itemsize, k, p), ends + max(4, 2 * p))
         rows = min(order, self.max_matvecs, rows)
         size = -(-rows // p) * p
         whole, budget = rows == order, max(self.max_matvecs // p, 1)
@@ -89,6 +93,12 @@ class Krylov:
         steps = size // p if whole or keep < 1 else budget
         eps = float(jnp.finfo(dtype).eps)
         return Plan(self.which, k, order, p, size, max(keep, 0), steps, whole, self.rtol, eps)
+
+    def _rows(self, order: int, row_bytes: int, k: int, p: int) -> int:
+        """Of a basis whose size is left to us."""
+        if self.which == "largest" and order > ROWS:
+            return max(3 * k + 13, 8 * p)
+        return max(BASIS_BYTES // row_bytes, ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +204,8 @@ def products(product: Partial, block: Any, batch: int | None, dtype: Any, xp: An
     the operator's own; the block may be of a wider one.
     """
     if xp is np:
-        return np.stack([np.asarray(_apply(product, block[:, j], batch, dtype)) for j in range(block.shape[1])], axis=1)
+        columns = [np.asarray(_apply(product, block[:, j], batch, dtype))[:, None] for j in range(block.shape[1])]
+        return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
     if block.shape[1] == 1:
         return _apply(product, block[:, 0], batch, dtype)[:, None]
     return jax.vmap(lambda v: _apply(product, v, batch, dtype), in_axes=1, out_axes=1)(block)
@@ -334,6 +345,11 @@ def combine(weights: Any, basis: Any, xp: Any) -> Any:
 def multiply(a: Any, b: Any, xp: Any) -> Any:
     """A matrix product in full precision."""
     return np.matmul(a, b) if xp is np else jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def lengths(vectors: Any, xp: Any) -> Any:
+    """Euclidean norms along the last axis; on the host in one pass over the numbers."""
+    return np.sqrt(np.vecdot(vectors, vectors)) if xp is np else jnp.linalg.norm(vectors, axis=-1)
 
 
 def unit_rows(vectors: Any, xp: Any) -> Any:

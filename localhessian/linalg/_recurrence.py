@@ -18,7 +18,7 @@ import numpy as np
 
 from localhessian._tree import pytree
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import ROWS, Plan, combine, multiply, random_block, unrolls
+from localhessian.linalg._krylov import ROWS, Plan, combine, lengths, multiply, random_block, unrolls
 
 LOST = 0.5
 """A unit vector that one more pass of orthogonalization shortens below this was rounding."""
@@ -91,7 +91,7 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
 
 def observe(state: State, moved: Any, xp: Any) -> State:
     """Take note of the size of a product `(s, p, d)`."""
-    norms = xp.linalg.norm(moved, axis=2)
+    norms = lengths(moved, xp)
     finite = state.finite & xp.all(xp.isfinite(norms), axis=1)
     return dataclasses.replace(state, scale=xp.fmax(state.scale, xp.max(norms, axis=1)), finite=finite)
 
@@ -115,9 +115,9 @@ def orthonormalize(basis: Any, nearest: Any, block: Any, floor: Any, xp: Any) ->
     """
     near = basis[:, nearest]
     first = multiply(near, xp.swapaxes(block, 1, 2), xp)
-    unit, upper = gram_schmidt(block - multiply(xp.swapaxes(first, 1, 2), near, xp), floor, xp)
+    unit, upper = gram_schmidt(_less(block, first, near, xp), floor, xp)
     second = multiply(basis, xp.swapaxes(unit, 1, 2), xp)
-    unit, again = gram_schmidt(unit - multiply(xp.swapaxes(second, 1, 2), basis, xp), LOST + 0 * floor, xp)
+    unit, again = gram_schmidt(_less(unit, second, basis, xp), LOST + 0 * floor, xp)
     components = add_rows(multiply(second, upper, xp), nearest, first, xp)
     return components, unit, multiply(again, upper, xp)
 
@@ -134,12 +134,19 @@ def gram_schmidt(block: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
             parts = multiply(done, w[:, :, None], xp)[:, :, 0]
             w = w - multiply(parts[:, None, :], done, xp)[:, 0]
             upper = add_rows(upper, slice(0, j), _column(parts, j, p, xp), xp)
-        norm = xp.linalg.norm(w, axis=1)
+        norm = lengths(w, xp)
         there = norm > floor
         norm = xp.where(there, norm, 0).astype(block.dtype)
-        rows.append(xp.where(there[:, None], w / xp.where(there, norm, 1)[:, None], 0))
+        unit = w / xp.where(there, norm, 1)[:, None]
+        rows.append(unit if xp is np and there.all() else xp.where(there[:, None], unit, 0))
         upper = add_rows(upper, slice(j, j + 1), _column(norm[:, None], j, p, xp), xp)
-    return xp.stack(rows, axis=1), upper
+    return (rows[0][:, None] if p == 1 else xp.stack(rows, axis=1)), upper
+
+
+def _less(block: Any, components: Any, basis: Any, xp: Any) -> Any:
+    """The block (s, p, d) without components^T basis."""
+    part = multiply(xp.swapaxes(components, 1, 2), basis, xp)
+    return np.subtract(block, part, out=part) if xp is np else block - part
 
 
 def _column(values: Any, j: int, p: int, xp: Any) -> Any:

@@ -399,7 +399,7 @@ def test_agrees_with_golub_kahan_at_scale(name, block):
 
 
 def test_a_loss_without_curvature_gives_zeros():
-    """Log-probabilities as outputs: the loss is linear in them, and the Gauss-Newton part of the last block vanishes."""
+    """Log-probabilities as outputs: the loss is linear in them, and the last block's Gauss-Newton part vanishes."""
     case = networks.mlp()
     chain = lh.Chain(
         [*case.chain.blocks[:-1], lh.Block("head", lambda w, z: jax.nn.log_softmax(networks.linear(w, z)))]
