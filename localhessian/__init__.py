@@ -4,8 +4,10 @@ from localhessian._status import Status as Status
 from localhessian._version import __version__ as __version__
 from localhessian.curvature import IdentityCheck as IdentityCheck
 from localhessian.curvature import IdentityError as IdentityError
+from localhessian.curvature import LocalScalars as LocalScalars
 from localhessian.curvature import check_identities as check_identities
 from localhessian.curvature import local_hessian as local_hessian
+from localhessian.curvature import local_scalars as local_scalars
 from localhessian.linalg import Audit as Audit
 from localhessian.linalg import ConditionNumber as ConditionNumber
 from localhessian.linalg import Dense as Dense

@@ -15,6 +15,16 @@ SCALARS = ("range_mean", "mean", "max")
 """The names that `local_scalar` takes."""
 
 
+def check_scalar(name: str) -> None:
+    """Refuse an unknown scalar.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in SCALARS:
+        raise ValueError(f"`scalar` must be one of {', '.join(SCALARS)}, got {name!r}.")
+
+
 def local_scalar(
     block: Block,
     loss: Loss | None,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from localhessian._tree import floating, pytree, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
-from localhessian.curvature import SCALARS, local_scalar
+from localhessian.curvature import local_scalar
 from localhessian.network import Block
 
 Step = list[Array]
@@ -131,13 +131,3 @@ def plus(one: Step, two: Step) -> Step:
 def where(condition: Any, one: Any, two: Any) -> Any:
     """One pytree or the other, without a branch: the CPU runs convolutions slowly inside branches."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, two)
-
-
-def check_scalar(name: str) -> None:
-    """Refuse an unknown scalar.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
-    if name not in SCALARS:
-        raise ValueError(f"`scalar` must be one of {', '.join(SCALARS)}, got {name!r}.")

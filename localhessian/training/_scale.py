@@ -8,9 +8,8 @@ import optax
 
 from localhessian._tree import floating, size
 from localhessian._types import Activations, Array, Context, Key, Loss
-from localhessian.curvature import local_scalar
+from localhessian.curvature import LocalScalars, check_scalar, local_scalar
 from localhessian.network import Chain, TracedChain
-from localhessian.training._problem import check_scalar
 
 TINY = 1e-30
 """Logarithms are taken of scalars above this."""
@@ -41,7 +40,7 @@ def scale_by_local_hessian(
     chain: Chain,
     loss: Loss,
     scalar: str = "range_mean",
-    refresh: int = 10,
+    refresh: int | None = 10,
     decay: float = 0.9,
     damping: float = 1e-3,
     normalize: bool = True,
@@ -61,7 +60,7 @@ def scale_by_local_hessian(
         chain: The network.
         loss: Per-sample losses, shape `(n,)`.
         scalar: `range_mean`, `mean` or `max`.
-        refresh: Steps between two estimates.
+        refresh: Steps between two estimates; None for no estimates.
         decay: Of the moving average over estimates.
         damping: Relative to the largest scalar seen.
         normalize: Whether the geometric mean of the factors, weighted by parameter counts, is made 1, so that a
@@ -72,9 +71,11 @@ def scale_by_local_hessian(
             deviation of about 1.4 whatever the dimension: two vectors are one pair, four are six.
 
     Returns:
-        An optax transformation; `update(grads, state, params, x=, y=, context=, key=)`, gradients and parameters in the
-        layout of the blocks or of the model that the chain was cut from. An array that several blocks use is
-        multiplied by the mean of their factors. Without a key the random vectors follow from the count of steps.
+        An optax transformation; `update(grads, state, params, x=, y=, context=, key=, scalars=)`, gradients and
+        parameters in the layout of the blocks or of the model that the chain was cut from. An array that several blocks
+        use is multiplied by the mean of their factors. Without a key the random vectors follow from the count of steps.
+        `scalars` from `lh.local_scalars`, which are exact where structure gives them, take the place of an estimate at
+        this step; with `refresh=None` none is ever made, and steps without `scalars` keep the last.
 
     Raises:
         ValueError: Settings that mean nothing; `update` without parameters or data.
@@ -117,29 +118,32 @@ def scale_by_local_hessian(
         y: Any = None,
         context: Context = None,
         key: Key | None = None,
+        scalars: LocalScalars | None = None,
         **extra: Any,
     ) -> tuple[Any, ScaleByLocalHessianState]:
         del extra
-        if params is None or x is None or y is None:
+        if params is None or (scalars is None and refresh is not None and (x is None or y is None)):
             raise ValueError(
                 "`scale_by_local_hessian` needs the parameters and the batch: call "
                 "`optimizer.update(grads, state, params, x=x, y=y)`."
             )
         in_blocks = isinstance(updates, dict) and set(updates) <= set(chain.names)
         by_block = params if in_blocks else _traced(chain).split(params)
-        few_x, few_y = jax.tree.map(lambda leaf: leaf[:samples], (x, y))
-        key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
-        where, dtype = chain.context_for(few_x, context), state.weight_scalars.dtype
-
-        def measured() -> tuple[Array, Array]:
-            return _scalars(chain, loss, scalar, by_block, few_x, few_y, where, key, probes, dtype)
-
-        def kept() -> tuple[Array, Array]:
-            return state.weight_scalars, state.input_scalars
-
-        due = state.steps % refresh == 0
-        # Only jvps stand in the branch: the CPU runs other derivatives of convolutions slowly there.
-        of_weights, of_inputs = jax.lax.cond(due, measured, kept)
+        dtype = state.weight_scalars.dtype
+        of_weights, of_inputs, due = state.weight_scalars, state.input_scalars, jnp.asarray(scalars is not None)
+        if scalars is not None:
+            of_weights, of_inputs = _given(scalars, blocks, dtype)
+        elif refresh is not None:
+            few_x, few_y = jax.tree.map(lambda leaf: leaf[:samples], (x, y))
+            key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
+            where = chain.context_for(few_x, context)
+            # Only jvps stand in the branch: the CPU runs other derivatives of convolutions slowly there.
+            due = state.steps % refresh == 0
+            of_weights, of_inputs = jax.lax.cond(
+                due,
+                lambda: _scalars(chain, loss, scalar, by_block, few_x, few_y, where, key, probes, dtype),
+                lambda: (state.weight_scalars, state.input_scalars),
+            )
         weights = _average(state.weight_scalars, of_weights, decay, due)
         inputs = _average(state.input_scalars, of_inputs, decay, due)
         peaks = jnp.maximum(state.weight_peaks, weights), jnp.maximum(state.input_peaks, inputs)
@@ -201,6 +205,14 @@ def _scalars(chain, loss, scalar, params, x, y, context, key, probes, dtype) -> 
     return jnp.stack(found["params"]), jnp.stack(found["input"])
 
 
+def _given(scalars: LocalScalars, blocks: int, dtype: Any) -> tuple[Array, Array]:
+    """Those that the user hands in."""
+    for name, values in (("weights", scalars.weights), ("inputs", scalars.inputs)):
+        if jnp.shape(values) != (blocks,):
+            raise ValueError(f"`scalars.{name}` must have one entry for each of {blocks} blocks: {jnp.shape(values)}.")
+    return jnp.asarray(scalars.weights, dtype), jnp.asarray(scalars.inputs, dtype)
+
+
 def _average(before: Array, now: Array, decay: float, due: Array) -> Array:
     """The moving average where there is something to average; what is not finite is no news."""
     sound = due & jnp.isfinite(now) & (now > 0)
@@ -248,7 +260,7 @@ def _traced(chain: Chain) -> TracedChain:
 
 def _check(**settings: Any) -> None:
     for name, least in (("refresh", 1), ("samples", 1), ("probes", 2)):
-        if settings[name] < least:
+        if settings[name] is not None and settings[name] < least:
             raise ValueError(f"`{name}` must be at least {least}, got {settings[name]}.")
     if not 0 <= settings["decay"] < 1:
         raise ValueError(f"`decay` must lie between 0 and 1, got {settings['decay']}.")

@@ -12,8 +12,9 @@ import optax
 
 from localhessian._status import Status
 from localhessian._types import Array, Key
+from localhessian.curvature import check_scalar
 from localhessian.training._linear import damped_newton, least_squares
-from localhessian.training._problem import Problem, Step, check_scalar, inner, norm, plus, times, where
+from localhessian.training._problem import Problem, Step, inner, norm, plus, times, where
 
 
 class Solver(Protocol):

@@ -63,7 +63,7 @@ def test_the_chain_is_the_model_and_its_identities_hold(name, tol):
     assert any(bool(coupled) for coupled in matching.coupled.values()) == (name in COUPLED)
 
 
-@pytest.mark.parametrize("name", few_now(FAMILIES, {"mlp with batch norm"}))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
     """Block by block, relative to the step; what the weights' own rounding adds is known."""
     _, (chain, params, context), x, y = of(name)

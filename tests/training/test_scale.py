@@ -75,6 +75,45 @@ def test_the_update_is_the_formula(tol):
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) <= 100 * tol.identity * factor
 
 
+@pytest.mark.parametrize("make", [networks.mlp, networks.normalized, networks.transformer])
+def test_exact_scalars_of_every_block(make, tol):
+    """Against dense Hessians: exact where the block splits or is small, and said so; estimates within their spread."""
+    case = make()
+    matching = lh.back_match(case.chain, case.params, case.x, case.y, case.loss, case.context)
+    truth = exact_scalars(case)
+    for scalar, name in (("range_mean", "range_mean"), ("mean", "mean"), ("max", "top")):
+        found = lh.local_scalars(matching, scalar, probes=64)
+        sides = {"params": (found.weights, found.exact_weights), "input": (found.inputs, found.exact_inputs)}
+        for (block, wrt), exact in truth.items():
+            b, (values, flags) = case.chain.index(block), sides[wrt]
+            # Estimates from 64 products deviate by some 20 %.
+            rtol = 100 * tol.eigenvalue if flags[b] else (1e-2 if scalar == "max" else 0.8)
+            np.testing.assert_allclose(values[b], exact[name], rtol=rtol)
+        assert bool(found.exact_weights[0])
+        if make is networks.mlp:
+            assert found.exact_weights.all()
+            assert found.exact_inputs.all()
+
+
+def test_given_scalars_take_the_place_of_estimates(tol):
+    case = networks.mlp()
+    matching = lh.back_match(case.chain, case.params, case.x, case.y, case.loss)
+    scalars, exact = lh.local_scalars(matching), exact_scalars(case)
+    transform = lh.scale_by_local_hessian(case.chain, case.loss, refresh=None, normalize=False, damping=0.0)
+    state, grads = transform.init(case.params), gradient(case)
+    updates, after = jax.jit(transform.update)(grads, state, case.params, scalars=scalars)
+    names = case.chain.names
+    for b, name in enumerate(names):
+        above = np.prod([exact[other, "input"]["range_mean"] for other in names[b + 1 :]])
+        expected = 1 / (exact[name, "params"]["range_mean"] * above)
+        np.testing.assert_allclose(after.factors(case.chain)[name], expected, rtol=1e3 * tol.eigenvalue)
+    again, kept = jax.jit(transform.update)(grads, after, case.params)
+    np.testing.assert_array_equal(kept.log_factors, after.log_factors)
+    assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(updates)))
+    with pytest.raises(ValueError, match=r"`scalars.inputs` must have one entry for each of 3 blocks: \(2,\)."):
+        transform.update(grads, state, case.params, scalars=scalars._replace(inputs=jnp.ones(2)))
+
+
 def test_normalized_factors_have_geometric_mean_one(tol):
     case = networks.mlp()
     transform = lh.scale_by_local_hessian(case.chain, case.loss)

@@ -19,11 +19,9 @@ _GRID_TOP = {
     "adamax": 0.1,
     "adamw": 0.1,
     "lion": 0.01,
-    "momentum": 1.0,
     "nadam": 0.1,
     "radam": 0.1,
     "rmsprop": 0.1,
-    "scale-amended": 1.0,
 }
 """Upper end of the grid; 10 for every name that is not here. Heuristic: their usual rates lie in the middle."""
 ITERATIONS = 5
