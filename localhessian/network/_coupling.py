@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,52 +26,59 @@ def couples_samples(block: Block, params: Params, z: Activations, context: Conte
     Gauss-Newton part either.
 
     Returns:
-        A boolean scalar. Cost: 1 + ceil(log_16 n) jvps in one batched call; no input of floating point gives False.
+        A boolean scalar. Cost: 1 + ceil(log_16 n) jvps; no input of floating point gives False.
     """
     n = jax.tree.leaves(z)[0].shape[0]
     if not floating(z)[0] or n == 1:
         return jnp.zeros((), bool)
     phase = jnp.ones(())  # data: of a constant one the compiler would compute the noise itself, slowly
-    found = _block_leaks(block.anonymous, params, z, context, phase)
-    return found if loss is None else found | _loss_leaks(block.anonymous, loss, params, z, context, y, phase)
+    # One after another by the same program: side by side in one product they would round differently.
+    scales = list(_scales(n))
+    found = _differ([_pushed(block.anonymous, params, z, context, phase, row) for row in scales])
+    if loss is None:
+        return found
+    of_loss = [_pushed_by_loss(block.anonymous, loss, params, z, context, y, phase, row) for row in scales]
+    return found | _differ(of_loss)
+
+
+def _scales(n: int) -> np.ndarray:
+    """Powers of two for every sample, (r, n): all equal, then one row for each digit of its index."""
+    index = np.arange(n)[None] // LEVELS ** np.arange(max(math.ceil(math.log(n, LEVELS)), 1))[:, None]
+    return 2.0 ** (np.concatenate([np.zeros((1, n)), index % LEVELS]) - LEVELS // 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _block_leaks(block: Block, params: Params, z: Activations, context: Context, phase: Array) -> Array:
+def _pushed(block: Block, params: Params, z: Activations, context: Context, phase: Array, row: Array) -> list[Array]:
     inputs, rebuild = floating(z)
-    return _leaks(lambda leaves: floating(block(params, rebuild(leaves), context))[0], inputs, phase)
+    return _moved(lambda leaves: floating(block(params, rebuild(leaves), context))[0], inputs, phase, row)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _loss_leaks(block: Block, loss: Loss, params: Params, z: Activations, context: Context, y: Any, phase) -> Array:
+def _pushed_by_loss(
+    block: Block, loss: Loss, params: Params, z: Activations, context: Context, y: Any, phase: Array, row: Array
+) -> list[Array]:
     leaves, rebuild = floating(block(params, z, context))
-    return _leaks(lambda leaves: [loss(rebuild(leaves), y)], leaves, phase)
+    return _moved(lambda leaves: [loss(rebuild(leaves), y)], leaves, phase, row)
 
 
-def _leaks(function, inputs: list[Array], phase: Array) -> Array:
-    n = inputs[0].shape[0]
-    index = np.arange(n)[None] // LEVELS ** np.arange(max(math.ceil(math.log(n, LEVELS)), 1))[:, None]
-    scales = 2.0 ** (np.concatenate([np.zeros((1, n)), index % LEVELS]) - LEVELS // 2)
-    noise = [_noise(leaf, phase) for leaf in inputs]
-    _, jvp = jax.linearize(function, inputs)
+def _moved(function: Callable, inputs: list[Array], phase: Array, row: Array) -> list[Array]:
+    """How the outputs move with the inputs, each sample's by its power of two, which is taken off again."""
+    tangents = [_per_sample(row, leaf) * _noise(leaf, phase) for leaf in inputs]
+    return [leaf / _per_sample(row, leaf) for leaf in jax.jvp(function, (inputs,), (tangents,))[1]]
 
-    def scaled(row: Array) -> list[Array]:
-        return jvp([_per_sample(row, leaf) * leaf for leaf in noise])
 
-    rows = jnp.asarray(scales)
-    moved = jax.vmap(scaled)(rows)
-    return jnp.any(jnp.stack([_differ(leaf, rows) for leaf in moved]))
+@jax.jit
+def _differ(moved: list[list[Array]]) -> Array:
+    """Whether the outputs differ from the first ones, by more than the smallest numbers."""
+    first, *others = moved
+    tiny = [2.0**LEVELS * float(jnp.finfo(leaf.dtype).tiny) for leaf in first]
+    pairs = [(jnp.abs(a - b), t) for other in others for a, b, t in zip(other, first, tiny, strict=True)]
+    return jnp.any(jnp.stack([jnp.any(gap > t) for gap, t in pairs]))
 
 
 def _noise(leaf: Array, phase: Array) -> Array:
     """Irregular numbers between -1 and 1, by a program much smaller than a random generator's."""
     return jnp.sin(phase + 78.233 * jnp.arange(leaf.size, dtype=phase.dtype)).reshape(leaf.shape).astype(leaf.dtype)
-
-
-def _differ(moved: Array, rows: Array) -> Array:
-    """Whether outputs (r, n, ..) differ from those of the first row, scaled; by more than the smallest numbers."""
-    back = moved / jax.vmap(_per_sample)(rows, moved)
-    return jnp.any(jnp.abs(back - back[:1]) > 2.0**LEVELS * float(jnp.finfo(moved.dtype).tiny))
 
 
 def _per_sample(row: Array, leaf: Array) -> Array:

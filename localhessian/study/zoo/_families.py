@@ -15,6 +15,7 @@ from localhessian.study.zoo._layers import (
     Layers,
     PooledHead,
     TransformerLayer,
+    dtype,
     initializer,
     norm_named,
 )
@@ -224,7 +225,7 @@ class TokenEmbedding(nnx.Module):
 
     def __init__(self, vocabulary: int, context: int, dim: int, rngs: nnx.Rngs):
         """Make the tables."""
-        self.tokens = nnx.Embed(vocabulary, dim, rngs=rngs)
+        self.tokens = nnx.Embed(vocabulary, dim, param_dtype=dtype(), rngs=rngs)
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (context, dim)))
 
     def __call__(self, tokens: Array) -> Array:
@@ -237,7 +238,8 @@ class PatchEmbedding(nnx.Module):
 
     def __init__(self, image: int, patch: int, channels: int, dim: int, rngs: nnx.Rngs):
         """Make the parameters."""
-        self.patches = nnx.Conv(channels, dim, (patch, patch), strides=(patch, patch), padding="VALID", rngs=rngs)
+        size = (patch, patch)
+        self.patches = nnx.Conv(channels, dim, size, strides=size, padding="VALID", param_dtype=dtype(), rngs=rngs)
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), ((image // patch) ** 2, dim)))
 
     def __call__(self, x: Array) -> Array:
@@ -251,8 +253,8 @@ class TokenHead(nnx.Module):
 
     def __init__(self, dim: int, outputs: int, pooled: bool, rngs: nnx.Rngs):
         """Make the parameters."""
-        self.norm = nnx.LayerNorm(dim, rngs=rngs)
-        self.linear = nnx.Linear(dim, outputs, rngs=rngs)
+        self.norm = nnx.LayerNorm(dim, param_dtype=dtype(), rngs=rngs)
+        self.linear = nnx.Linear(dim, outputs, param_dtype=dtype(), rngs=rngs)
         self.pooled = pooled
 
     def __call__(self, x: Array) -> Array:

@@ -27,6 +27,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """By name."""
 
 
+def dtype() -> Any:
+    """Of parameters: that of JAX's numbers, float64 where it is enabled."""
+    return jnp.zeros(()).dtype
+
+
 def initializer(name: str, scale: float = 1.0) -> Callable:
     """A named initialization of kernels, times `scale`.
 
@@ -61,7 +66,10 @@ def norm_named(name: str | None, features: int, rngs: nnx.Rngs) -> nnx.Module | 
     kinds: dict[str, Any] = {"batch": nnx.BatchNorm, "layer": nnx.LayerNorm}
     if name not in kinds:
         raise ValueError(f"`norm` must be one of {', '.join(kinds)} or None, got {name!r}.")
-    return kinds[name](features, rngs=rngs)
+    module = kinds[name](features, param_dtype=dtype(), rngs=rngs)
+    if name == "batch":  # its statistics are float32 whatever the parameters are
+        module.mean, module.var = nnx.BatchStat(jnp.zeros(features)), nnx.BatchStat(jnp.ones(features))
+    return module
 
 
 class Layers(nnx.Module):
@@ -85,7 +93,7 @@ class Dense(nnx.Module):
         self, inputs: int, units: int, activation: str, kernel_init: Callable, norm: str | None, rngs: nnx.Rngs
     ):
         """Make the parameters."""
-        self.linear = nnx.Linear(inputs, units, kernel_init=kernel_init, rngs=rngs)
+        self.linear = nnx.Linear(inputs, units, kernel_init=kernel_init, param_dtype=dtype(), rngs=rngs)
         self.norm = norm_named(norm, units, rngs)
         self.activation = activation_named(activation)
 
@@ -119,6 +127,7 @@ class Convolution(nnx.Module):
             strides=(stride, stride),
             use_bias=norm is None,
             kernel_init=kernel_init,
+            param_dtype=dtype(),
             rngs=rngs,
         )
         self.norm = norm_named(norm, features, rngs)
@@ -137,7 +146,7 @@ class PooledHead(nnx.Module):
 
     def __init__(self, features: int, classes: int, kernel_init: Callable, rngs: nnx.Rngs):
         """Make the parameters."""
-        self.linear = nnx.Linear(features, classes, kernel_init=kernel_init, rngs=rngs)
+        self.linear = nnx.Linear(features, classes, kernel_init=kernel_init, param_dtype=dtype(), rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """NHWC to logits."""
@@ -156,12 +165,12 @@ class TransformerLayer(nnx.Module):
         if dim % heads:
             raise ValueError(f"`dim` must be a multiple of `heads`, got {dim} and {heads}.")
         self.heads, self.causal = heads, causal
-        self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, kernel_init=kernel_init, rngs=rngs)
-        self.out = nnx.Linear(dim, dim, use_bias=False, kernel_init=kernel_init, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
-        self.up = nnx.Linear(dim, 4 * dim, kernel_init=kernel_init, rngs=rngs)
-        self.down = nnx.Linear(4 * dim, dim, kernel_init=kernel_init, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(dim, param_dtype=dtype(), rngs=rngs)
+        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, kernel_init=kernel_init, param_dtype=dtype(), rngs=rngs)
+        self.out = nnx.Linear(dim, dim, use_bias=False, kernel_init=kernel_init, param_dtype=dtype(), rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, param_dtype=dtype(), rngs=rngs)
+        self.up = nnx.Linear(dim, 4 * dim, kernel_init=kernel_init, param_dtype=dtype(), rngs=rngs)
+        self.down = nnx.Linear(4 * dim, dim, kernel_init=kernel_init, param_dtype=dtype(), rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """(n, tokens, dim) to the same."""
