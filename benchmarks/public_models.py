@@ -282,6 +282,7 @@ def main() -> None:
         seconds = time.perf_counter() - begin
         print(f"{name:34s} {len(chain):2d} blocks   identities {worst:.0e}   {routes:50s} {seconds:5.0f} s")
         print(f"    {' '.join(chain.names)}", flush=True)
+        jax.clear_caches()  # the programs of so many models exceed what the system maps into one process
 
 
 if __name__ == "__main__":
