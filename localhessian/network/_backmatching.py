@@ -104,17 +104,19 @@ def back_match(
     activations = run_chain(chain, params, x, context)
     losses, residual = _loss_and_residual(loss, activations[-1], y)
     residuals: list[Activations] = [residual]
+    displacements: list[Activations] = [None]
     gradients, values, coupled = {}, {}, {}
     for b in range(len(chain), 0, -1):
         block, z, at_last = chain.blocks[b - 1], activations[b - 1], b == len(chain)
-        gradient, value, for_input = _pull_back(block.anonymous, params[block.name], z, context, residuals[0])
+        pulled = _pull_back(block.anonymous, params[block.name], z, context, residuals[0])
+        gradient, value, for_input, displacement = pulled
         gradients[block.name] = gradient
         values[block.name] = jnp.mean(losses) if at_last else value
         coupled[block.name] = couples_samples(block, params[block.name], z, context, loss if at_last else None, y)
         residuals.insert(0, for_input if b > 1 else None)
-    displacements = (None, *(jax.tree.map(jnp.negative, r) for r in residuals[1:-1]), None)
+        displacements.insert(0, displacement if b > 1 else None)
     matching = BackMatching(
-        activations, displacements, tuple(residuals), gradients, values, coupled, params, y, context, chain, loss
+        activations, tuple(displacements), tuple(residuals), gradients, values, coupled, params, y, context, chain, loss
     )
     if is_concrete(params, x, y, context):
         validate_values(matching.chain, params, y, context, activations, losses)
@@ -136,11 +138,12 @@ def _loss_and_residual(loss: Loss, z: Activations, y: Any) -> tuple[Array, Activ
 
 @jax.jit(static_argnums=0)
 def _pull_back(block: Block, params: Params, z: Activations, context: Context, residual: Activations):
-    """dl_b/dW_b, l_b of a block with a target, and r_{b-1}."""
+    """dl_b/dW_b, l_b of a block with a target, r_{b-1} and delta_{b-1}."""
     for_params, for_input = pull_back(block, params, z, context, residual)
     n = jax.tree.leaves(z)[0].shape[0]
     leaves, rebuild = floating(for_params)
-    return rebuild([leaf / n for leaf in leaves]), _half_square(residual) / n, for_input
+    displacement = jax.tree.map(jnp.negative, for_input)
+    return rebuild([leaf / n for leaf in leaves]), _half_square(residual) / n, for_input, displacement
 
 
 def pull_back(

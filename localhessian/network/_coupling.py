@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._tree import floating
+from localhessian._tree import floating, is_concrete
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.network._chain import Block
 
@@ -67,13 +67,13 @@ def _moved(function: Callable, inputs: list[Array], phase: Array, row: Array) ->
     return [leaf / _per_sample(row, leaf) for leaf in jax.jvp(function, (inputs,), (tangents,))[1]]
 
 
-@jax.jit
 def _differ(moved: list[list[Array]]) -> Array:
     """Whether the outputs differ from the first ones, by more than the smallest numbers."""
-    first, *others = moved
+    xp: Any = np if is_concrete(moved) else jnp  # on the host no shape needs a program
+    first, *others = [[xp.asarray(leaf) for leaf in leaves] for leaves in moved]
     tiny = [2.0**LEVELS * float(jnp.finfo(leaf.dtype).tiny) for leaf in first]
-    pairs = [(jnp.abs(a - b), t) for other in others for a, b, t in zip(other, first, tiny, strict=True)]
-    return jnp.any(jnp.stack([jnp.any(gap > t) for gap, t in pairs]))
+    pairs = [(xp.abs(a - b), t) for other in others for a, b, t in zip(other, first, tiny, strict=True)]
+    return jnp.asarray(xp.any(xp.stack([xp.any(gap > t) for gap, t in pairs])))
 
 
 def _noise(leaf: Array, phase: Array) -> Array:
