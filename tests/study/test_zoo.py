@@ -47,12 +47,7 @@ def loss(z, y):
     return losses.mean(axis=1) if losses.ndim == 2 else losses
 
 
-def few_now(names, now):
-    """Compilation takes the time: some here, the others by `make full`."""
-    return [name if name in now else pytest.param(name, marks=pytest.mark.full) for name in names]
-
-
-@pytest.mark.parametrize("name", few_now(FAMILIES, {"mlp with batch norm", "deep linear"}))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_chain_is_the_model_and_its_identities_hold(name, tol):
     model, (chain, params, context), x, y = of(name)
     out = chain.forward(params, x, context)[-1]
@@ -79,7 +74,7 @@ def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
         assert error <= 10 * tol.identity * 0.1 * size + 2 * float(jnp.finfo(jnp.zeros(()).dtype).eps) * weights
 
 
-@pytest.mark.parametrize("name", few_now(FAMILIES, {"vgg with batch norm"}))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_analyze_and_a_training_step_that_does_not_recompile_it(name, count_compilations):
     _, (chain, params, context), x, y = of(name)
     chosen = chain.names[1:2]
