@@ -5,6 +5,7 @@ With F the block, J its Jacobian, S = I (last block: the loss Hessian) and r the
     s = 1/n for H_W and 1 for H_z.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,11 +15,11 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._tree import floating, is_concrete, shapes, size
-from localhessian._types import Array, Loss
-from localhessian.curvature._loss import LossFactor, loss_factor
-from localhessian.curvature._recipe import FactorSetup, OperatorSetup, Point, Recipe, sizes
-from localhessian.linalg import SymmetricOperator, gram, lazy_map, lazy_operator
-from localhessian.network import BackMatching
+from localhessian._types import Array
+from localhessian.curvature._loss import loss_factor
+from localhessian.curvature._recipe import Layout, OperatorSetup, Point, Recipe, with_root
+from localhessian.linalg import SymmetricOperator, gram, lazy_operator
+from localhessian.network import BackMatching, Place, Variables, jacobian
 
 Wrt = Literal["params", "input"]
 Part = Literal["gauss_newton", "full", "residual"]
@@ -89,34 +90,32 @@ def local_hessian(
     last = b == len(matching.chain)
     scale = 1 / matching.samples if wrt == "params" else 1.0
     loss = matching.loss if last else None
-    recipe = Recipe(matching.chain.blocks[b - 1].anonymous, loss, wrt, part, keep, axes, scale)
+    variables = Variables(matching.chain.blocks[b - 1].anonymous, wrt, keep, axes)
     symbol = "H_W" if wrt == "params" else "H_z"
-    return _operator(recipe, point, f"{symbol} of block `{block}` ({part.replace('_', '-')})")
+    label = f"{symbol} of block `{block}` ({part.replace('_', '-')})"
+    return _operator(Recipe(variables, loss, part, scale), point, label)
 
 
 def _operator(recipe: Recipe, point: Point, label: str) -> SymmetricOperator:
-    d, m, dtype, batch = sizes(recipe, point)
     if recipe.part == "gauss_newton":
-        root = None if recipe.loss is None else _root(recipe, recipe.loss, point)
-        if recipe.loss is None or root is not None:
-            setup = Partial(FactorSetup(recipe), point, root)
-            return gram(lazy_map(setup, d, m, dtype, batch, label))
+        factor = jacobian(recipe.variables, recipe.scale, point.place, label)
+        if recipe.loss is None:
+            return gram(factor)
+        outputs, y = _outputs(recipe.variables.block, point.place), point.y
+        if point.place.index is not None:
+            outputs, y = jax.tree.map(lambda leaf: leaf[point.place.index], (outputs, y))
+        root = loss_factor(recipe.loss, outputs, y)
+        if root is not None:
+            leaves = tuple((leaf.shape, leaf.dtype) for leaf in floating(outputs)[0])
+            return gram(with_root(factor, root, Layout(leaves, recipe.variables.samples)))
+    d, _, dtype, batch = recipe.variables.sizes(point.place)
     return lazy_operator(Partial(OperatorSetup(recipe), point), d, dtype, batch, label)
-
-
-def _root(recipe: Recipe, loss: Loss, point: Point) -> LossFactor | None:
-    """L with S = L L^T at the outputs meant, S the loss Hessian."""
-    z, y = _outputs(recipe.block, point), point.y
-    if point.index is not None:
-        z, y = jax.tree.map(lambda leaf: leaf[point.index], (z, y))
-    return loss_factor(loss, z, y)
 
 
 def _whole(matching: BackMatching, b: int) -> Point:
     name = matching.chain.names[b - 1]
-    return Point(
-        matching.params[name], matching.activations[b - 1], matching.context, matching.residuals[b], matching.y, None
-    )
+    place = Place(matching.params[name], matching.activations[b - 1], matching.context)
+    return Point(place, matching.residuals[b], matching.y)
 
 
 def _some_samples(matching: BackMatching, block: str, b: int, samples) -> tuple[Point, str]:
@@ -135,19 +134,19 @@ def _some_samples(matching: BackMatching, block: str, b: int, samples) -> tuple[
     axes = "one" if np.ndim(samples) == 0 else "many"
     if is_concrete(point, index):
         cut = _cut(point, index)
-        if _answers_alike(matching.chain.blocks[b - 1].anonymous, point, cut, index):
+        if _answers_alike(matching.chain.blocks[b - 1].anonymous, point.place, cut.place, index):
             return cut, axes
     # Where coupling is known only at run time, it poisons the numbers instead of passing unseen.
-    z = jax.tree.map(lambda leaf: _poisoned(leaf, coupled), point.z)
-    return Point(point.params, z, point.context, point.residual, point.y, index), axes
+    z = jax.tree.map(lambda leaf: _poisoned(leaf, coupled), point.place.z)
+    return dataclasses.replace(point, place=dataclasses.replace(point.place, z=z, index=index)), axes
 
 
 def _cut(point: Point, index: Array) -> Point:
-    z, residual, y = jax.tree.map(lambda leaf: leaf[index], (point.z, point.residual, point.y))
-    return Point(point.params, z, point.context, residual, y, None)
+    z, residual, y = jax.tree.map(lambda leaf: leaf[index], (point.place.z, point.residual, point.y))
+    return Point(dataclasses.replace(point.place, z=z), residual, y)
 
 
-def _answers_alike(block, point: Point, cut: Point, index: Array) -> bool:
+def _answers_alike(block, whole: Place, cut: Place, index: Array) -> bool:
     """Whether the block takes the few samples alone (no shapes baked in, no per-sample context) and means the same."""
     try:
         few = jax.eval_shape(block, cut.params, cut.z, cut.context)
@@ -155,14 +154,13 @@ def _answers_alike(block, point: Point, cut: Point, index: Array) -> bool:
         return False
     if not all(leaf.shape[:1] == index.shape for leaf in jax.tree.leaves(few)):
         return False
-    alone, whole = _outputs(block, cut), _outputs(block, point)
-    pairs = zip(floating(alone)[0], floating(whole)[0], strict=True)
+    pairs = zip(floating(_outputs(block, cut))[0], floating(_outputs(block, whole))[0], strict=True)
     return all(_near(a, w[index]) for a, w in pairs)
 
 
 @jax.jit(static_argnums=0)
-def _outputs(block, point: Point):
-    return block(point.params, point.z, point.context)
+def _outputs(block, place: Place):
+    return block(place.params, place.z, place.context)
 
 
 def _near(a: Array, b: Array) -> bool:

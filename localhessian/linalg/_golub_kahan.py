@@ -100,10 +100,10 @@ class GolubKahan(Krylov):
         plan = self.plan(d, s * (d + m), narrow.dtype, vectors)
 
         def forward(block: Any) -> Any:
-            return products(narrow.forward, block, batch, narrow.dtype, xp)
+            return products(narrow.mv, block, batch, narrow.dtype, xp)
 
         def backward(block: Any) -> Any:
-            return products(narrow.backward, block, batch, narrow.dtype, xp)
+            return products(narrow.rmv, block, batch, narrow.dtype, xp)
 
         block = _start(start, key, wide, (s, plan.block, m, d), backward, dtype, xp)
         state = begin(block, m, plan, key, xp)

@@ -19,7 +19,7 @@ from localhessian._types import Array, Float, Int, Key
 from localhessian.linalg._golub_kahan import left_half, right_half
 from localhessian.linalg._krylov import BASIS_BYTES, Plan, products, random_block, repeat, repeats, rows, working_dtype
 from localhessian.linalg._lanczos import advance
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
 from localhessian.linalg._recurrence import State, begin
 
 GROUP = 8
@@ -126,7 +126,7 @@ class _Together:
 
 def _multiplied(product: Partial, batch: int | None, group: int, dtype: Any, xp: ModuleType) -> Callable[[Any], Any]:
     together = Partial(_Together(batch, group), product)
-    return lambda block: products(together, block, len(block), dtype, xp)
+    return lambda block: products(lambda v: call(together, v), block, len(block), dtype, xp)
 
 
 def _drive(

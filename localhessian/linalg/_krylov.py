@@ -7,14 +7,12 @@ products, and on traced arrays inside a compiled program. Vectors carry a leadin
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
@@ -192,28 +190,25 @@ def wanted(which: str, k: int, count: Any, rows: int, everything: bool, xp: Any)
     return Wanted(xp.clip(places, 0, rows - 1), real)
 
 
-def rows(product: Partial, batch: int | None) -> Callable[[Array], Array]:
+def rows(product: Callable[[Array], Array], batch: int | None) -> Callable[[Array], Array]:
     """The product on vectors with the leading axis s."""
     return product if batch is not None else lambda v: product(v[0])[None]
 
 
-def products(product: Partial, block: Any, batch: int | None, dtype: Any, xp: Any) -> Any:
+def products(product: Callable[[Array], Array], block: Any, batch: int | None, dtype: Any, xp: Any) -> Any:
     """Products with a block `(s, p, d)`: in a compiled program at once, on the host one after another.
 
-    On the host one program serves every block size, and p products need no p-fold memory. The product works in `dtype`,
-    the operator's own; the block may be of a wider one.
+    On the host one program serves every block size, and p products need no p-fold memory. The product (`mv` or `rmv`)
+    works in `dtype`, the operator's own; the block may be of a wider one.
     """
+    apply = rows(product, batch)
     if xp is np:
-        columns = [np.asarray(_apply(product, block[:, j], batch, dtype))[:, None] for j in range(block.shape[1])]
+        vectors = [block[:, j].astype(dtype, copy=False) for j in range(block.shape[1])]
+        columns = [np.asarray(apply(v)).astype(block.dtype, copy=False)[:, None] for v in vectors]
         return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
     if block.shape[1] == 1:
-        return _apply(product, block[:, 0], batch, dtype)[:, None]
-    return jax.vmap(lambda v: _apply(product, v, batch, dtype), in_axes=1, out_axes=1)(block)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _apply(product: Partial, v: Array, batch: int | None, dtype: Any) -> Array:
-    return rows(product, batch)(v.astype(dtype)).astype(v.dtype)
+        return apply(block[:, 0].astype(dtype)).astype(block.dtype)[:, None]
+    return jax.vmap(apply, in_axes=1, out_axes=1)(block.astype(dtype)).astype(block.dtype)
 
 
 def working_dtype(dtype: Any) -> Any:

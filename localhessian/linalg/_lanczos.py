@@ -94,7 +94,7 @@ class Lanczos(Krylov):
         first = state.current
 
         def multiplied(block: Any) -> Any:
-            return products(prepared.product, block, batch, prepared.dtype, xp)
+            return products(prepared.mv, block, batch, prepared.dtype, xp)
 
         def step(state: State) -> State:
             return advance(state, multiplied(state.current), plan, xp)

@@ -50,7 +50,7 @@ class LinearMap:
 
     def prepare(self) -> "LinearMap":
         """The same map with the set-up that its products share done once."""
-        return self if self.setup is None else call(self.setup)
+        return self if self.setup is None else self.setup()
 
     @property
     def T(self) -> "LinearMap":
@@ -89,12 +89,15 @@ class SymmetricOperator:
     """What this is, for messages."""
 
     def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
-        """H v, compiled."""
+        """H v, compiled; R^T R v by R's own two programs, which all that multiplies by R shares."""
+        if self.factor is not None and self.product.func is _gram_product:
+            prepared = self.factor.prepare()
+            return prepared.rmv(prepared.mv(v))
         return call(self.product, v)
 
     def prepare(self) -> "SymmetricOperator":
         """The same operator with the set-up that its products share done once."""
-        return self if self.setup is None else call(self.setup)
+        return self if self.setup is None else self.setup()
 
     def to_dense(self) -> Float[Array, "*s d d"]:
         """The matrix, by `size` products in one batched call; memory `size**2` numbers per operator."""
@@ -145,7 +148,8 @@ def _prepared_transpose(setup: Partial) -> LinearMap:
 def lazy_map(
     setup: Partial, in_size: int, out_size: int, dtype: jnp.dtype, batch: int | None = None, label: str = ""
 ) -> LinearMap:
-    """A linear map whose products need a set-up: `setup()` gives the map with the set-up done."""
+    """A linear map whose products need a set-up: `setup()`, which is compiled, gives the map with the set-up done."""
+    setup = Partial(call, setup)
     forward, backward = Partial(_set_up_forward, setup), Partial(_set_up_backward, setup)
     return LinearMap(forward, backward, setup, in_size, out_size, dtype, batch, label)
 
@@ -153,7 +157,8 @@ def lazy_map(
 def lazy_operator(
     setup: Partial, size: int, dtype: jnp.dtype, batch: int | None = None, label: str = ""
 ) -> SymmetricOperator:
-    """A symmetric operator whose products need a set-up: `setup()` gives the operator with the set-up done."""
+    """A symmetric operator whose products need a set-up: `setup()`, compiled, gives it with the set-up done."""
+    setup = Partial(call, setup)
     return SymmetricOperator(Partial(_set_up_product, setup), None, setup, size, dtype, batch, label)
 
 

@@ -9,6 +9,12 @@ from localhessian.network._cut import Cut as Cut
 from localhessian.network._cut import TracedChain as TracedChain
 from localhessian.network._cut import chain_from_function as chain_from_function
 from localhessian.network._equinox import chain_from_equinox as chain_from_equinox
+from localhessian.network._jacobian import Place as Place
+from localhessian.network._jacobian import Variables as Variables
+from localhessian.network._jacobian import View as View
+from localhessian.network._jacobian import batch_of as batch_of
+from localhessian.network._jacobian import flatten as flatten
+from localhessian.network._jacobian import jacobian as jacobian
 from localhessian.network._jaxpr import CutError as CutError
 from localhessian.network._linen import chain_from_linen as chain_from_linen
 from localhessian.network._mark import mark as mark

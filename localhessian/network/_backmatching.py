@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from localhessian._tree import floating, is_concrete, pytree, static
+from localhessian._tree import floating, is_concrete, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
-from localhessian.network._coupling import couples_samples
+from localhessian.network._coupling import couples_samples, loss_couples_samples
+from localhessian.network._jacobian import Place, Variables, jacobian
 from localhessian.network._validate import run_chain, validate_shapes, validate_values
 
 
@@ -29,14 +30,12 @@ class BackMatching:
 
     activations: tuple[Activations, ...]
     """(z_0, .., z_B)."""
-    displacements: tuple[Activations, ...]
-    """delta_b = z_b^{k+1/2} - z_b^k for b = 1..B-1; None for z_0 and z_B, which have no target. Zero for integers."""
     residuals: tuple[Activations, ...]
-    """r_b = n dJ/dz_b for b = 1..B (without coupling: of each sample's own loss); None for z_0. -delta_b for b < B."""
+    """r_b = n dJ/dz_b for b = 1..B (without coupling: of each sample's own loss); None for z_0. Zero for integers."""
     gradients: dict[str, Params]
     """dl_b/dW_b = dJ/dW_b (Proposition of docs/theory.md, 2); zero for integer leaves."""
-    losses: dict[str, Scalar]
-    """l_b at (W_b^k, z_{b-1}^k); of the last block, J."""
+    objective: Scalar
+    """J, the mean of the losses of the samples."""
     coupled: dict[str, Array]
     """Boolean: whether the block (of the last block: or the loss) couples its samples, found by a probe."""
     params: dict[str, Params]
@@ -44,6 +43,18 @@ class BackMatching:
     context: Context
     chain: Chain = static()
     loss: Loss = static()
+
+    @property
+    def displacements(self) -> tuple[Activations, ...]:
+        """delta_b = z_b^{k+1/2} - z_b^k = -r_b for b = 1..B-1; None for z_0 and z_B, which have no target."""
+        return (None, *(jax.tree.map(jnp.negative, residual) for residual in self.residuals[1:-1]), None)
+
+    @property
+    def losses(self) -> dict[str, Scalar]:
+        """l_b at (W_b^k, z_{b-1}^k) by block; of the last block, J."""
+        names = self.chain.names
+        matched = {name: _mean_half_square(r) for name, r in zip(names, self.residuals[1:-1], strict=False)}
+        return {**matched, names[-1]: self.objective}
 
     @property
     def targets(self) -> tuple[Activations, ...]:
@@ -102,21 +113,20 @@ def back_match(
     params = {name: params.get(name, ()) for name in chain.names}
     # One program for each kind of block: equal blocks share it, and none is as large as the network.
     activations = run_chain(chain, params, x, context)
-    losses, residual = _loss_and_residual(loss, activations[-1], y)
-    residuals: list[Activations] = [residual]
-    displacements: list[Activations] = [None]
-    gradients, values, coupled = {}, {}, {}
+    losses, residual, cotangent = _loss_and_residual(loss, activations[-1], y)
+    residuals, gradients, coupled = [residual], {}, {}
+    by_loss = loss_couples_samples(loss, losses, activations[-1], y)
     for b in range(len(chain), 0, -1):
-        block, z, at_last = chain.blocks[b - 1], activations[b - 1], b == len(chain)
-        pulled = _pull_back(block.anonymous, params[block.name], z, context, residuals[0])
-        gradient, value, for_input, displacement = pulled
-        gradients[block.name] = gradient
-        values[block.name] = jnp.mean(losses) if at_last else value
-        coupled[block.name] = couples_samples(block, params[block.name], z, context, loss if at_last else None, y)
-        residuals.insert(0, for_input if b > 1 else None)
-        displacements.insert(0, displacement if b > 1 else None)
+        block, before, after = chain.blocks[b - 1], activations[b - 1], activations[b]
+        place = Place(params[block.name], before, context)
+        gradients[block.name] = _gradient(block.anonymous, place, cotangent)
+        by_input = jacobian(Variables(block.anonymous, "input"), 1.0, place).prepare() if floating(before)[0] else None
+        found = couples_samples(by_input, before, after)
+        coupled[block.name] = found | by_loss if b == len(chain) else found
+        cotangent = None if by_input is None else by_input.rmv(cotangent)
+        residuals.insert(0, None if b == 1 else _as_tree(before, cotangent, 1.0))
     matching = BackMatching(
-        activations, tuple(displacements), tuple(residuals), gradients, values, coupled, params, y, context, chain, loss
+        activations, tuple(residuals), gradients, jnp.mean(losses), coupled, params, y, context, chain, loss
     )
     if is_concrete(params, x, y, context):
         validate_values(matching.chain, params, y, context, activations, losses)
@@ -124,8 +134,8 @@ def back_match(
 
 
 @jax.jit(static_argnums=0)
-def _loss_and_residual(loss: Loss, z: Activations, y: Any) -> tuple[Array, Activations]:
-    """Per-sample losses, and r_B = n dJ/dz_B."""
+def _loss_and_residual(loss: Loss, z: Activations, y: Any) -> tuple[Array, Activations, Array]:
+    """Per-sample losses, and r_B = n dJ/dz_B as a tree and as a vector."""
     outputs, rebuild = floating(z)
 
     def total(leaves):
@@ -133,32 +143,22 @@ def _loss_and_residual(loss: Loss, z: Activations, y: Any) -> tuple[Array, Activ
         return losses.sum(), losses
 
     gradient, losses = jax.grad(total, has_aux=True)(outputs)
-    return losses, _embed(gradient, z)
+    return losses, _embed(gradient, z), ravel(gradient)[0]
 
 
-@jax.jit(static_argnums=0)
-def _pull_back(block: Block, params: Params, z: Activations, context: Context, residual: Activations):
-    """dl_b/dW_b, l_b of a block with a target, r_{b-1} and delta_{b-1}."""
-    for_params, for_input = pull_back(block, params, z, context, residual)
-    n = jax.tree.leaves(z)[0].shape[0]
-    leaves, rebuild = floating(for_params)
-    displacement = jax.tree.map(jnp.negative, for_input)
-    return rebuild([leaf / n for leaf in leaves]), _half_square(residual) / n, for_input, displacement
+def _gradient(block: Block, place: Place, cotangent: Array) -> Params:
+    """dl_b/dW_b, by the map whose Gram matrix is H_W."""
+    if not floating(place.params)[0]:
+        return jax.tree.map(jnp.zeros_like, place.params)
+    scale = 1 / jax.tree.leaves(place.z)[0].shape[0]
+    by_params = jacobian(Variables(block, "params"), scale, place).prepare()
+    return _as_tree(place.params, by_params.rmv(cotangent), scale**0.5)
 
 
-def pull_back(
-    block: Block, params: Params, z: Activations, context: Context, cotangent: Activations
-) -> tuple[Params, Activations]:
-    """The vjp of a block at (W, z): cotangents of its parameters and of its input, zero for integer leaves."""
-    weights, rebuild_params = floating(params)
-    inputs, rebuild_input = floating(z)
-
-    def outputs(weights, inputs):
-        return floating(block(rebuild_params(weights), rebuild_input(inputs), context))[0]
-
-    _, pull = jax.vjp(outputs, weights, inputs)
-    for_weights, for_inputs = pull(floating(cotangent)[0])
-    return _embed(for_weights, params), _embed(for_inputs, z)
+@jax.jit
+def _as_tree(like: Any, vector: Array, factor: Any) -> Any:
+    """A vector of floating-point leaves, times a number, as a tree of this shape; zero for integer leaves."""
+    return _embed([factor * leaf for leaf in ravel(floating(like)[0])[1](vector)], like)
 
 
 def back_matching_loss(matching: BackMatching, block: str, /) -> Callable[[Params, Activations], Scalar]:
@@ -233,6 +233,8 @@ def _embed(values: list[Array], like: Any) -> Any:
     return floating(zeros)[1](values)
 
 
-def _half_square(tree: Any) -> Scalar:
-    squares = [0.5 * jnp.sum(leaf**2) for leaf in floating(tree)[0]]
-    return sum(squares[1:], start=squares[0])
+@jax.jit
+def _mean_half_square(residual: Activations) -> Scalar:
+    leaves = floating(residual)[0]
+    squares = [0.5 * jnp.sum(leaf**2) for leaf in leaves]
+    return sum(squares[1:], start=squares[0]) / leaves[0].shape[0]

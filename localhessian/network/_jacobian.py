@@ -1,0 +1,158 @@
+"""Jacobians of a block as linear maps on flat vectors.
+
+Back-matching, the probe for coupling and the local Hessians multiply by the same maps, so that each is compiled once.
+What is static here (`Variables`) is hashable and holds no block name, so equal blocks share their programs too.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.tree_util import Partial
+
+from localhessian._tree import floating, pytree, ravel, ravel_samples
+from localhessian._types import Activations, Array, Context, Params
+from localhessian.linalg import LinearMap, lazy_map
+from localhessian.network._chain import Block
+
+
+@pytree
+class Place:
+    """Where a block is linearized."""
+
+    params: Params
+    z: Activations
+    context: Context
+    index: Array | None = None
+    """The samples meant, where the block must run on the whole batch; None where `z` holds just what is meant."""
+
+
+class View(NamedTuple):
+    """A block as a function of one vector (or of one row for each sample)."""
+
+    start: Array
+    """The variables at the place: `(d,)`, or `(s, d)`."""
+    run: Callable[[Array], Activations]
+    """From the variables to z_b, of the batch that the block runs on."""
+    meant: Callable[[Activations], Array]
+    """The floating-point outputs meant, as `(m,)` or `(s, m)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variables:
+    """What a block is differentiated by."""
+
+    block: Block
+    wrt: str
+    """`"params"` or `"input"`."""
+    keep: tuple[bool, ...] | None = None
+    """For each floating-point parameter leaf, whether it is a variable; None: all are."""
+    samples: str | None = None
+    """None: one vector for the batch. `"many"`: one row for each sample meant. `"one"`: one sample, as a vector."""
+
+    def view(self, place: Place) -> View:
+        """Lay the variables out as a vector."""
+        start, fill = self._params(place) if self.wrt == "params" else self._input(place)
+
+        def run(v: Array) -> Activations:
+            params, z = fill(v)
+            return self.block(params, z, place.context)
+
+        return View(start, run, lambda z: flatten(meant(z, place.index), self.samples))
+
+    def _params(self, place: Place):
+        leaves, rebuild = floating(place.params, self.keep)
+        start, unravel = ravel(leaves)
+        return start, lambda v: (rebuild(unravel(v)), place.z)
+
+    def _input(self, place: Place):
+        leaves, rebuild = floating(place.z)
+        if self.samples is None:
+            start, unravel = ravel(leaves)
+            return start, lambda v: (place.params, rebuild(unravel(v)))
+        rows, unravel = ravel_samples(meant(place.z, place.index))
+
+        def fill(v: Array):
+            values = unravel(v.reshape(rows.shape))
+            if place.index is not None:
+                values = [leaf.at[place.index].set(row) for leaf, row in zip(leaves, values, strict=True)]
+            return place.params, rebuild(values)
+
+        return (rows[0] if self.samples == "one" else rows), fill
+
+    def sizes(self, place: Place) -> tuple[int, int, Any, int | None]:
+        """Columns d and rows m of the Jacobian, dtype of vectors, and batch; nothing is computed."""
+        start, out = _ends.eval_shape(self, place)
+        return start.shape[-1], out.shape[-1], start.dtype, batch_of(start)
+
+
+def meant(z: Activations, index: Array | None) -> list[Array]:
+    """The floating-point leaves of the samples meant."""
+    leaves = floating(z)[0]
+    return leaves if index is None else [leaf[index] for leaf in leaves]
+
+
+def flatten(leaves: list[Array], samples: str | None) -> Array:
+    """Leaves as one vector, or as one row for each sample."""
+    if samples is None:
+        return ravel(leaves)[0]
+    rows = ravel_samples(leaves)[0]
+    return rows[0] if samples == "one" else rows
+
+
+def batch_of(start: Any) -> int | None:
+    """How many vectors the variables are; None for a single one, without the leading axis."""
+    return start.shape[0] if start.ndim == 2 else None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ends(variables: Variables, place: Place) -> tuple[Array, Array]:
+    view = variables.view(place)
+    return view.start, view.meant(view.run(view.start))
+
+
+def jacobian(variables: Variables, scale: float, place: Place, label: str = "") -> LinearMap:
+    """R = sqrt(scale) J, J the Jacobian of the outputs meant by the variables. Cost: `prepare` takes a forward pass."""
+    setup = Partial(Linearized(variables, scale), place)
+    return lazy_map(setup, *variables.sizes(place), label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linearized:
+    """() -> R = sqrt(scale) J, linearized."""
+
+    variables: Variables
+    scale: float
+
+    def __call__(self, place: Place) -> LinearMap:
+        """Linearize the block. Cost: one forward pass."""
+        view = self.variables.view(place)
+        value, jvp = jax.linearize(lambda v: view.meant(view.run(v)), view.start)
+        forward = Partial(_Times(math.sqrt(self.scale)), jvp)
+        ends = (view.start.shape, view.start.dtype), value.dtype
+        backward = Partial(_TransposeTimes(math.sqrt(self.scale), *ends), jvp)
+        sizes = view.start.shape[-1], value.shape[-1]
+        return LinearMap(forward, backward, None, *sizes, view.start.dtype, batch_of(view.start))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Times:
+    factor: float
+
+    def __call__(self, jvp: Partial, v: Array) -> Array:
+        return self.factor * jvp(v)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TransposeTimes:
+    factor: float
+    start: tuple[tuple[int, ...], Any]
+    """Shape and dtype of the variables."""
+    dtype: Any
+    """Of the outputs."""
+
+    def __call__(self, jvp: Partial, u: Array) -> Array:
+        return self.factor * jax.linear_transpose(jvp, jax.ShapeDtypeStruct(*self.start))(u.astype(self.dtype))[0]
