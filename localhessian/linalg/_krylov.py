@@ -17,6 +17,7 @@ import numpy as np
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
+from localhessian.linalg._convolutions import contains_convolution
 from localhessian.linalg._spectrum import Spectrum
 
 ROWS = 32
@@ -264,18 +265,6 @@ def repeat(step: Callable, state: Any, count: int, example: Callable[[], Any]) -
 def unrolls(example: Callable[[], Any]) -> bool:
     """Whether steps must not stand in a compiled loop."""
     return jax.default_backend() == "cpu" and contains_convolution(jax.make_jaxpr(example)())
-
-
-def contains_convolution(jaxpr: Any) -> bool:
-    """Whether a program convolves, at any depth (jax#12868: 100 times slower inside a loop on the CPU)."""
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    for equation in inner.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            if (hasattr(value, "eqns") or hasattr(value, "jaxpr")) and contains_convolution(value):
-                return True
-    return False
 
 
 def judge(

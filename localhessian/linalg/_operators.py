@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 
 from localhessian._tree import pytree, static
 from localhessian._types import Array, Float
+from localhessian.linalg._convolutions import run_quickly
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -107,7 +108,7 @@ class SymmetricOperator:
 @jax.jit
 def call(function: Partial, *args):
     """A function and its data, compiled once for each function and shapes, not for each data."""
-    return function(*args)
+    return run_quickly(function, *args)
 
 
 def unit_products(
