@@ -124,7 +124,7 @@ def back_match(
         found = couples_samples(by_input, before, after)
         coupled[block.name] = found | by_loss if b == len(chain) else found
         cotangent = None if by_input is None else by_input.rmv(cotangent)
-        residuals.insert(0, None if b == 1 else _as_tree(before, cotangent, 1.0))
+        residuals.insert(0, None if b == 1 else _as_tree(before, cotangent))
     matching = BackMatching(
         activations, tuple(residuals), gradients, jnp.mean(losses), coupled, params, y, context, chain, loss
     )
@@ -155,9 +155,16 @@ def _gradient(block: Block, place: Place, cotangent: Array) -> Params:
     return _as_tree(place.params, by_params.rmv(cotangent), scale**0.5)
 
 
-@jax.jit
-def _as_tree(like: Any, vector: Array, factor: Any) -> Any:
+def _as_tree(like: Any, vector: Array, factor: float | None = None) -> Any:
     """A vector of floating-point leaves, times a number, as a tree of this shape; zero for integer leaves."""
+    leaves = jax.tree.leaves(like)
+    if len(leaves) == 1 and factor is None:  # nothing to compile but a change of shape
+        return jax.tree.unflatten(jax.tree.structure(like), [vector.reshape(leaves[0].shape)])
+    return _scaled_tree(like, vector, 1.0 if factor is None else factor)
+
+
+@jax.jit
+def _scaled_tree(like: Any, vector: Array, factor: Any) -> Any:
     return _embed([factor * leaf for leaf in ravel(floating(like)[0])[1](vector)], like)
 
 
