@@ -17,7 +17,7 @@ import numpy as np
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
-from localhessian.linalg._convolutions import contains_convolution
+from localhessian.linalg._cpu import contains_convolution
 from localhessian.linalg._spectrum import Spectrum
 
 ROWS = 32

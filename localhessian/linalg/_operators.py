@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 
 from localhessian._tree import pytree, static
 from localhessian._types import Array, Float
-from localhessian.linalg._convolutions import run_quickly
+from localhessian.linalg._cpu import run_quickly
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -123,10 +123,11 @@ def back_match(
         by_input = jacobian(Variables(block.anonymous, "input"), 1.0, place).prepare() if floating(before)[0] else None
         found = couples_samples(by_input, before, after)
         coupled[block.name] = found | by_loss if b == len(chain) else found
-        cotangent = None if by_input is None else by_input.rmv(cotangent)
-        residuals.insert(0, None if b == 1 else _as_tree(before, cotangent))
+        if by_input is not None and b > 1:
+            cotangent = by_input.rmv(cotangent)
+            residuals.insert(0, _as_tree(before, cotangent))
     matching = BackMatching(
-        activations, tuple(residuals), gradients, jnp.mean(losses), coupled, params, y, context, chain, loss
+        activations, (None, *residuals), gradients, jnp.mean(losses), coupled, params, y, context, chain, loss
     )
     if is_concrete(params, x, y, context):
         validate_values(matching.chain, params, y, context, activations, losses)

@@ -1,12 +1,17 @@
-"""What XLA's CPU backend does badly with convolutions, and how to keep clear of it."""
+"""What XLA's CPU backend does badly, and how to keep clear of it."""
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
+
+from localhessian._types import Array
 
 
 def contains_convolution(jaxpr: Any) -> bool:
@@ -19,10 +24,11 @@ def contains_convolution(jaxpr: Any) -> bool:
 
 
 def run_quickly(function: Any, *args: Any) -> Any:
-    """function(*args), to be traced; on the CPU with windows that fit into their images.
+    """function(*args), to be traced: on the CPU with what is slow there done in another way, to the same numbers.
 
     A window larger than its image, as in the last layers of networks for small images, takes XLA's CPU backend 10 to 50
-    times as long as the same image with its padding written out.
+    times as long as the same image with its padding written out, and the transpose of max-pooling 20 times as long as
+    a comparison with the place of the maximum.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
@@ -32,21 +38,31 @@ def run_quickly(function: Any, *args: Any) -> Any:
 
 
 def _quick(program: Any) -> Any:
-    """The program with the padding of small images written out, at any depth."""
+    """The program with its slow equations replaced, at any depth."""
     if isinstance(program, core.ClosedJaxpr):
         return program.replace(jaxpr=_quick(program.jaxpr))
     return program.replace(eqns=[_quick_equation(eqn) for eqn in program.eqns])
 
 
 def _quick_equation(eqn: core.JaxprEqn) -> core.JaxprEqn:
-    if eqn.primitive is primitives.conv_general_dilated_p and any(_wide(eqn)):
-        (call,) = jax.make_jaxpr(jax.jit(functools.partial(_padded, eqn)))(*(atom.aval for atom in eqn.invars)).eqns
+    instead = _instead(eqn)
+    if instead is not None:
+        (call,) = jax.make_jaxpr(jax.jit(instead))(*(atom.aval for atom in eqn.invars)).eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
     inside = {name: _quick(value) for name, value in eqn.params.items() if _is_program(value)}
     return eqn.replace(params={**eqn.params, **inside}) if inside else eqn
 
 
-def _wide(eqn: Any) -> list[bool]:
+def _instead(eqn: core.JaxprEqn) -> Callable | None:
+    """A function that does what a slow equation does; None for any other."""
+    if eqn.primitive is primitives.conv_general_dilated_p and any(_too_wide(eqn)) and _only_adds(eqn):
+        return functools.partial(_convolve_padded, eqn)
+    if eqn.primitive is primitives.select_and_scatter_add_p and _tiles(eqn):
+        return functools.partial(_put_at_maxima, eqn.params["window_dimensions"])
+    return None
+
+
+def _too_wide(eqn: Any) -> list[bool]:
     """For each dimension of the image, whether the window is larger."""
     numbers = eqn.params["dimension_numbers"]
     images, windows = (atom.aval.shape for atom in eqn.invars)
@@ -58,16 +74,42 @@ def _wide(eqn: Any) -> list[bool]:
     ]
 
 
-def _padded(eqn: core.JaxprEqn, image: Any, window: Any) -> Any:
-    """The same convolution, of an image padded before."""
+def _only_adds(eqn: Any) -> bool:
+    """Whether no padding is negative: XLA's CPU backend gets some of those wrong (seen in jaxlib 0.10)."""
+    return min(np.ravel(eqn.params["padding"])) >= 0
+
+
+def _convolve_padded(eqn: Any, image: Array, window: Array) -> Array:
     places = eqn.params["dimension_numbers"].lhs_spec[2:]
     now, later = [(0, 0, 0)] * image.ndim, list(eqn.params["padding"])
-    for i, (place, wide) in enumerate(zip(places, _wide(eqn), strict=True)):
+    for i, (place, wide) in enumerate(zip(places, _too_wide(eqn), strict=True)):
         if wide:
             now[place], later[i] = (*later[i], 0), (0, 0)
     # The compiler would take the padding back into the convolution.
     image = jax.lax.optimization_barrier(jax.lax.pad(image, jnp.zeros((), image.dtype), now))
     return eqn.primitive.bind(image, window, **{**eqn.params, "padding": tuple(later)})
+
+
+def _tiles(eqn: Any) -> bool:
+    """Whether the windows of the transpose of a max-pooling cover the image without overlap."""
+    window, (_, image) = eqn.params["window_dimensions"], (atom.aval.shape for atom in eqn.invars)
+    return (
+        eqn.params["select_prim"] is primitives.ge_p
+        and window == eqn.params["window_strides"]
+        and not np.any(eqn.params["padding"])
+        and not any(size % width for size, width in zip(image, window, strict=True))
+    )
+
+
+def _put_at_maxima(window: tuple[int, ...], source: Array, image: Array) -> Array:
+    """The source at the first maximum of each window, zero elsewhere."""
+    split = [part for size, width in zip(source.shape, window, strict=True) for part in (size, width)]
+    order = [*range(0, 2 * image.ndim, 2), *range(1, 2 * image.ndim, 2)]
+    tiles = image.reshape(split).transpose(order).reshape(*source.shape, math.prod(window))
+    first = jax.lax.argmax(tiles, image.ndim, np.dtype("int32"))[..., None]
+    here = jax.lax.broadcasted_iota(np.int32, tiles.shape, image.ndim)
+    put = jnp.where(first == here, source[..., None], 0)
+    return put.reshape(*source.shape, *window).transpose(np.argsort(order).tolist()).reshape(image.shape)
 
 
 def _programs(eqn: core.JaxprEqn) -> list[Any]:

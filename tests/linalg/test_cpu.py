@@ -1,0 +1,126 @@
+"""Programs rewritten for XLA's CPU backend give the same numbers, and are rewritten where they should be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.tree_util import Partial
+
+from localhessian.linalg import _cpu
+
+EPS = float(jnp.finfo(jnp.zeros(()).dtype).eps)
+
+
+def random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.zeros(()).dtype)
+
+
+def run_quickly(function, *args):
+    return _cpu.run_quickly(Partial(function), *args)
+
+
+def programs(function, *args):
+    """The text of the program as it is, and as it is run."""
+    return str(jax.make_jaxpr(function)(*args)), str(jax.make_jaxpr(lambda *a: run_quickly(function, *a))(*args))
+
+
+def close(one, two):
+    np.testing.assert_allclose(one, two, rtol=1e3 * EPS, atol=1e3 * EPS * float(jnp.max(jnp.abs(two))))
+
+
+@settings(max_examples=16)
+@given(data=st.data())
+def test_convolutions_of_small_images(data):
+    """Any window, stride, dilation, padding and number of groups; the result and its transposes."""
+    dimensions = data.draw(st.integers(1, 2))
+    draw = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in range(dimensions))
+    image, window, stride, dilation = draw(1, 4), draw(1, 4), draw(1, 2), draw(1, 2)
+    padding = tuple(
+        (low + (w - 1) * d, high) for low, high, w, d in zip(draw(-1, 2), draw(0, 2), window, dilation, strict=True)
+    )
+    groups = data.draw(st.integers(1, 2))
+    z, kernel = random(0, 2, *image, 2 * groups), random(1, *window, 2, 3 * groups)
+    letters = "HW"[:dimensions]
+
+    def apply(z, kernel):
+        return lax.conv_general_dilated(
+            z,
+            kernel,
+            stride,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+            feature_group_count=groups,
+        )
+
+    def both(z, kernel):
+        out, pull = jax.vjp(apply, z, kernel)
+        return out, pull(jnp.cos(out))
+
+    if 0 in jax.eval_shape(apply, z, kernel).shape:
+        return
+    for one, two in zip(jax.tree.leaves(run_quickly(both, z, kernel)), jax.tree.leaves(both(z, kernel)), strict=True):
+        close(one, two)
+
+
+def wide(z, kernel):
+    return lax.conv_general_dilated(z, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only the CPU needs it")
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit, jax.checkpoint, lambda f: jax.jit(jax.jit(f))])
+def test_a_window_larger_than_its_image_is_found_at_any_depth(around):
+    z, kernel = random(0, 2, 2, 2, 3), random(1, 3, 3, 3, 4)
+    before, after = programs(around(wide), z, kernel)
+    assert "optimization_barrier" in after
+    assert "optimization_barrier" not in before
+    close(run_quickly(around(wide), z, kernel), wide(z, kernel))
+
+
+def test_an_image_that_holds_its_window_is_left_alone():
+    before, after = programs(wide, random(0, 2, 3, 3, 3), random(1, 3, 3, 3, 4))
+    assert "optimization_barrier" not in before + after
+
+
+def pooled(z, window, stride, padding="VALID"):
+    return lax.reduce_window(z, -jnp.inf, lax.max, window, stride, padding)
+
+
+@settings(max_examples=8)
+@given(tiles=st.tuples(*4 * [st.integers(1, 3)]), window=st.tuples(*4 * [st.integers(1, 3)]), seed=st.integers(0, 99))
+def test_transpose_of_max_pooling(tiles, window, seed):
+    """To the bit, also where several elements of a window are the largest."""
+    shape = [count * width for count, width in zip(tiles, window, strict=True)]
+    z = jnp.round(random(seed, *shape))
+    u = random(seed + 1, *tiles)
+
+    def pull(z, u):
+        return jax.vjp(lambda z: pooled(z, window, window), z)[1](u)[0]
+
+    np.testing.assert_array_equal(run_quickly(pull, z, u), pull(z, u))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only the CPU needs it")
+@pytest.mark.parametrize(
+    ("stride", "padding", "replaced"), [((1, 2, 2, 1), "VALID", True), ((1, 1, 1, 1), "SAME", False)]
+)
+def test_max_pooling_with_overlap_is_left_alone(stride, padding, replaced):
+    z = random(0, 2, 4, 4, 3)
+    pool = lambda z: pooled(z, (1, 2, 2, 1), stride, padding)
+    pull = lambda z, u: jax.vjp(pool, z)[1](u)[0]
+    before, after = programs(pull, z, pool(z))
+    assert "select_and_scatter_add" in before
+    assert ("select_and_scatter_add" not in after) == replaced
+    np.testing.assert_array_equal(run_quickly(pull, z, pool(z)), pull(z, pool(z)))
+
+
+def test_batches_and_derivatives_go_through():
+    z, kernel = random(0, 3, 2, 2, 2, 3), random(1, 3, 3, 3, 4)
+    run = lambda z: run_quickly(wide, z, kernel)
+    close(jax.vmap(run)(z), jax.vmap(lambda z: wide(z, kernel))(z))
+    close(
+        jax.grad(lambda z: jnp.sum(jnp.sin(run(z))))(z[0]), jax.grad(lambda z: jnp.sum(jnp.sin(wide(z, kernel))))(z[0])
+    )
