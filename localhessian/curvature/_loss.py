@@ -47,6 +47,7 @@ class LossFactor:
         return self._apply(outputs, transpose=False)
 
     def _apply(self, outputs: list[Array], transpose: bool) -> list[Array]:
+        outputs = [_at_least_single(leaf) for leaf in outputs]
         if self.kind is Kind.DIAGONAL:
             return [root * leaf for root, leaf in zip(self.data, outputs, strict=True)]
         if self.kind is Kind.SOFTMAX:
@@ -70,7 +71,11 @@ def loss_hessian(loss: Loss, z: Activations, y: Any):
 
 
 def loss_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
-    """L with S = L L^T; None where S is not positive semi-definite, or unrecognized and too large or traced."""
+    """L with S = L L^T; None where S is not positive semi-definite, or unrecognized and too large or traced.
+
+    In float32 at least: the rounding of narrower numbers would let anything pass for anything.
+    """
+    z = jax.tree.map(_at_least_single, z)
     kind = _recognize(loss, z, y)
     if kind is not Kind.GENERAL:
         factor, agrees = _recognized_factor(kind, loss, z, y, _probe(floating(z)[0]))
@@ -170,6 +175,12 @@ def _numerical_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
     factor = LossFactor([jnp.asarray((vectors * roots[:, None, :]).astype(rows.dtype))], Kind.GENERAL)
     agrees = _agrees(factor, loss_hessian(loss, z, y), _probe(outputs))
     return factor if bool(agrees) else None  # a loss that couples samples has no S_i
+
+
+def _at_least_single(leaf: Array) -> Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _widen(leaf: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from localhessian._status import Status
 from localhessian.linalg._dense import ROUNDING
 from localhessian.linalg._krylov import Krylov
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._spectrum import Spectrum, working_dtype
 from localhessian.linalg._unit import Part
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -117,7 +117,8 @@ def _spectrum(
         for i in range(3)
     )
     # Shapes follow the data (how many values are zero, or equal), so nothing here may compile.
-    numbers = [jax.device_put(value.astype(dtype)) for value in (sigma**2, (2 * sigma + rho) * rho, sigma, rho)]
+    wide = working_dtype(dtype)
+    numbers = [jax.device_put(value.astype(wide)) for value in (sigma**2, (2 * sigma + rho) * rho, sigma, rho)]
     return Spectrum(
         eigenvalues=numbers[0],
         multiplicities=jax.device_put(copies.astype(np.int32)),
@@ -131,5 +132,5 @@ def _spectrum(
         size=size,
         dtype=dtype,
         method=method,
-        missing=jax.device_put(np.where(complete, 0, np.inf).astype(dtype)),
+        missing=jax.device_put(np.where(complete, 0, np.inf).astype(wide)),
     )

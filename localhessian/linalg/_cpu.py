@@ -26,9 +26,9 @@ def contains_convolution(jaxpr: Any) -> bool:
 def run_quickly(function: Any, *args: Any) -> Any:
     """function(*args), to be traced: on the CPU with what is slow there done in another way, to the same numbers.
 
-    A window larger than its image, as in the last layers of networks for small images, takes XLA's CPU backend 10 to 50
-    times as long as the same image with its padding written out, and the transpose of max-pooling 20 times as long as
-    a comparison with the place of the maximum.
+    A window larger than its image, as in the last layers of networks for small images, takes XLA's CPU backend many
+    times as long as the same image with its padding written out, and so does the transpose of max-pooling against a
+    comparison with the place of the maximum; benchmarks/cpu.py measures both.
     """
     if jax.default_backend() != "cpu":
         return function(*args)

@@ -19,7 +19,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, unit_products
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._spectrum import Spectrum, working_dtype
 
 ROUNDING = 10
 """Error of a value in units of eps times the largest, for the rounding of the products (heuristic: tests see 3)."""
@@ -99,9 +99,9 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
     sigma = xp.where(finite[..., None], sigma, xp.nan)
     sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
     rho = ROUNDING * float(jnp.finfo(factor.dtype).eps) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
-    values = [sigma**2, (2 * sigma + rho) * rho, sigma, rho]
-    eigenvalues, residuals, sigma, rho = (jnp.asarray(value, factor.dtype) for value in values)
-    right = None if right is None else jnp.asarray(right, factor.dtype)
+    values, wide = [sigma**2, (2 * sigma + rho) * rho, sigma, rho], working_dtype(factor.dtype)
+    eigenvalues, residuals, sigma, rho = (jnp.asarray(value, wide) for value in values)
+    right = None if right is None else jnp.asarray(right, wide)
     return _complete(eigenvalues, residuals, sigma, rho, right, finite, d, factor.dtype, order, method)
 
 
@@ -189,8 +189,9 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     # H is within half of its asymmetry of the matrix that is decomposed.
     error = ROUNDING * eps * xp.max(xp.abs(values), axis=-1) + asymmetry / 2
     residuals = error[..., None] * xp.ones_like(values)
-    right = jnp.asarray(basis[..., -vectors:], operator.dtype) if vectors else None
-    eigenvalues, residuals = jnp.asarray(values, operator.dtype), jnp.asarray(residuals, operator.dtype)
+    wide = working_dtype(operator.dtype)
+    right = jnp.asarray(basis[..., -vectors:], wide) if vectors else None
+    eigenvalues, residuals = jnp.asarray(values, wide), jnp.asarray(residuals, wide)
     d = operator.size
     spectrum = _complete(eigenvalues, residuals, None, None, right, finite, d, operator.dtype, d, method)
     status = jnp.where(jnp.asarray(finite & skew), int(Status.NOT_SYMMETRIC), spectrum.status)

@@ -23,7 +23,6 @@ from localhessian.linalg._krylov import (
     take_weights,
     unbatched_all,
     unit_rows,
-    working_dtype,
 )
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._recurrence import (
@@ -46,7 +45,7 @@ from localhessian.linalg._recurrence import (
     run_compiled,
     take_rows,
 )
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._spectrum import Spectrum, working_dtype
 
 BREAKDOWN = 30
 """A next basis vector shorter than BREAKDOWN * eps * ||A|| is rounding; below the rank rule's 100 eps."""
@@ -135,7 +134,7 @@ class GolubKahan(Krylov):
         missing = factor.in_size - d if right.shape[1] >= d else 0
         made = xp.asarray((state.made + 1) * plan.block + v.shape[1], np.int32)
         parts = (*_with_null_space(sigma, rho, real, missing, xp), largest, found.status, found.complete)
-        sigma, multiplicities, rho, largest, status, complete = unbatched_all(parts, batch, narrow.dtype)
+        sigma, multiplicities, rho, largest, status, complete = unbatched_all(parts, batch, dtype)
         return Spectrum(
             eigenvalues=sigma**2,
             multiplicities=multiplicities,

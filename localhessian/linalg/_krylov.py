@@ -90,7 +90,8 @@ class Krylov:
         keep = size - max((size - keep) // p, 1) * p
         # A basis as large as the space, or one that cannot be restarted, ends the run.
         steps = size // p if whole or keep < 1 else budget
-        eps = float(jnp.finfo(dtype).eps)
+        # Half precision is accumulated in float32: rounded are the ends only, not every sum.
+        eps = float(jnp.finfo(dtype).eps) / (8 if jnp.finfo(dtype).bits < 32 else 1)
         return Plan(self.which, k, order, p, size, max(keep, 0), steps, whole, self.rtol, eps)
 
     def _rows(self, order: int, row_bytes: int, k: int, p: int) -> int:
@@ -210,11 +211,6 @@ def products(product: Callable[[Array], Array], block: Any, batch: int | None, d
     if block.shape[1] == 1:
         return apply(block[:, 0].astype(dtype)).astype(block.dtype)[:, None]
     return jax.vmap(apply, in_axes=1, out_axes=1)(block.astype(dtype)).astype(block.dtype)
-
-
-def working_dtype(dtype: Any) -> Any:
-    """Of bases: the operator's, or float32 where that is narrower."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")
 
 
 _compiled = jax.jit(

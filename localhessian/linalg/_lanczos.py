@@ -23,7 +23,6 @@ from localhessian.linalg._krylov import (
     take_weights,
     unbatched_all,
     unit_rows,
-    working_dtype,
 )
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._recurrence import (
@@ -45,7 +44,7 @@ from localhessian.linalg._recurrence import (
     revive,
     run_compiled,
 )
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._spectrum import Spectrum, working_dtype
 
 BREAKDOWN = 50
 """A next basis vector shorter than BREAKDOWN * eps * ||H|| is rounding: the space is invariant."""
@@ -118,7 +117,7 @@ class Lanczos(Krylov):
         values, real, residuals = sort_real_first(values, found.real, residuals, xp=xp)
         made = xp.asarray(state.made * plan.block + ritz.shape[1], np.int32)
         parts = (values, real.astype(np.int32), residuals, largest, found.status, found.complete)
-        values, multiplicities, residuals, largest, status, complete = unbatched_all(parts, batch, prepared.dtype)
+        values, multiplicities, residuals, largest, status, complete = unbatched_all(parts, batch, dtype)
         return Spectrum(
             eigenvalues=values,
             multiplicities=multiplicities,

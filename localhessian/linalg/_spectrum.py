@@ -1,6 +1,7 @@
 """The answer to "what are the eigenvalues?", with everything needed to judge it."""
 
 from types import ModuleType
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ class Spectrum:
     """
 
     eigenvalues: Float[Array, "*s k"]
-    """Ascending; of iterative methods, Ritz values."""
+    """Ascending; of iterative methods, Ritz values. In float32 at least, also of a narrower operator."""
     multiplicities: Int[Array, "*s k"]
     """How often each value counts; 0 marks an empty slot."""
     residual_norms: Float[Array, "*s k"]
@@ -92,3 +93,8 @@ class Spectrum:
     def _numpy(self) -> ModuleType:
         """NumPy where there are numbers: it compiles nothing for a new count of values."""
         return np if is_concrete(self.eigenvalues) else jnp
+
+
+def working_dtype(dtype: Any) -> Any:
+    """Of bases and results: the operator's, or float32 where that is narrower."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")

@@ -93,8 +93,9 @@ def back_match(
             activations, a model that answers differently twice; the message names the block.
         KeyError: `params` names a block that is not in the chain.
 
-    Cost: three forward passes (one for the backward pass, one for the check of values) and one backward pass, and
-    1 + ceil(log_16 n) jvps for the detection of coupling.
+    Cost: four forward passes (two of them linearize, by W and by z; one checks the values), one backward pass, and
+    1 + ceil(log_16 n) jvps for the detection of coupling; memory for the linearization of one block at a time. The
+    local Hessians multiply by the same compiled maps.
 
     Example:
         >>> import jax.numpy as jnp

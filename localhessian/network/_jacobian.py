@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._tree import floating, pytree, ravel, ravel_samples
@@ -84,9 +85,9 @@ class Variables:
         return (rows[0] if self.samples == "one" else rows), fill
 
     def sizes(self, place: Place) -> tuple[int, int, Any, int | None]:
-        """Columns d and rows m of the Jacobian, dtype of vectors, and batch; nothing is computed."""
+        """Columns d and rows m of the Jacobian, the narrower dtype of its ends, and batch; nothing is computed."""
         start, out = _ends.eval_shape(self, place)
-        return start.shape[-1], out.shape[-1], start.dtype, batch_of(start)
+        return start.shape[-1], out.shape[-1], _narrower(start.dtype, out.dtype), batch_of(start)
 
 
 def meant(z: Activations, index: Array | None) -> list[Array]:
@@ -131,19 +132,26 @@ class Linearized:
         """Linearize the block. Cost: one forward pass."""
         view = self.variables.view(place)
         value, jvp = jax.linearize(lambda v: view.meant(view.run(v)), view.start)
-        forward = Partial(_Times(math.sqrt(self.scale)), jvp)
-        ends = (view.start.shape, view.start.dtype), value.dtype
-        backward = Partial(_TransposeTimes(math.sqrt(self.scale), *ends), jvp)
-        sizes = view.start.shape[-1], value.shape[-1]
-        return LinearMap(forward, backward, None, *sizes, view.start.dtype, batch_of(view.start))
+        factor, start = math.sqrt(self.scale), (view.start.shape, view.start.dtype)
+        forward = Partial(_Times(factor, view.start.dtype), jvp)
+        backward = Partial(_TransposeTimes(factor, start, value.dtype), jvp)
+        sizes = view.start.shape[-1], value.shape[-1], _narrower(view.start.dtype, value.dtype)
+        return LinearMap(forward, backward, None, *sizes, batch_of(view.start))
+
+
+def _narrower(one: Any, two: Any) -> Any:
+    """Of two dtypes: what a map between them is accurate to."""
+    return min(one, two, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Times:
     factor: float
+    dtype: Any
+    """Of the variables."""
 
     def __call__(self, jvp: Partial, v: Array) -> Array:
-        return self.factor * jvp(v)
+        return self.factor * jvp(v.astype(self.dtype))
 
 
 @dataclasses.dataclass(frozen=True)

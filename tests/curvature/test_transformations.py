@@ -150,3 +150,56 @@ def test_the_whole_way_lowers_for_accelerators(platform):
 
     exported = jax.export.export(jax.jit(program), platforms=(platform,))(case.params, case.x)
     assert exported.platforms == (platform,)
+
+
+def test_back_matching_has_compiled_the_products(count_compilations):
+    """H_W and H_z multiply by the maps that back-matching multiplied by; only W -> J W is new."""
+    case = networks.mlp(widths=(4, 5, 5, 3))
+    name = case.chain.names[1]
+    matching = lh.back_match(case.chain, case.params, case.x, case.y, case.loss)
+    vectors = {wrt: jnp.ones(lh.local_hessian(matching, name, wrt).size) for wrt in ("params", "input")}
+    with count_compilations() as seen:
+        for wrt, v in vectors.items():
+            lh.local_hessian(matching, name, wrt).prepare().mv(v)
+            lh.spectrum(lh.local_hessian(matching, name, wrt), lh.GolubKahan(max_matvecs=4, which="largest"))
+    assert [name for name in seen.names if "call" in name] == ["jit(call)"]
+
+
+def rounded_network(weights, activations):
+    """Two layers with weights and activations of these dtypes, rounded from the same numbers."""
+
+    def layer(params, z):
+        return jnp.tanh(z @ params["kernel"] + params["bias"]).astype(activations)
+
+    def loss(z, y):
+        return 0.5 * ((z - y) ** 2).sum(1)
+
+    random = np.random.default_rng(5)
+    chain = lh.Chain([lh.Block("one", layer), lh.Block("two", layer)])
+    draw = lambda *shape: jnp.asarray(random.standard_normal(shape), "float32")
+    params = {name: {"kernel": draw(4, 4).astype(weights), "bias": draw(4).astype(weights)} for name in chain.names}
+    return chain, params, draw(6, 4).astype(activations), draw(6, 4).astype(activations), loss
+
+
+@pytest.mark.once
+@pytest.mark.relaxed
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float16")],
+)
+def test_models_of_half_and_mixed_precision(weights, activations):
+    """Gradients in the dtype of their variables; spectra in float32, to the precision of the model."""
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in (weights, activations))
+    matching, wide = lh.back_match(*rounded_network(weights, activations)), rounded_network("float32", "float32")
+    truth = lh.back_match(*wide)
+    for ours, exact in zip(jax.tree.leaves(matching.gradients), jax.tree.leaves(truth.gradients), strict=True):
+        assert ours.dtype == weights
+        np.testing.assert_allclose(np.float32(ours), exact, atol=10 * eps * float(jnp.max(jnp.abs(exact))))
+    for name in matching.chain.names:
+        for wrt in ("params", "input"):
+            H = lh.local_hessian(matching, name, wrt)
+            exact = lh.spectrum(lh.local_hessian(truth, name, wrt))
+            for method, units in ((None, 3), (lh.Dense(), 3), (lh.GolubKahan(), 10), (lh.Lanczos(), 20)):
+                found = lh.spectrum(H, method)
+                assert found.eigenvalues.dtype == jnp.float32
+                np.testing.assert_allclose(found.lambda_max, exact.lambda_max, rtol=units * eps)

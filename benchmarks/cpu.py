@@ -1,0 +1,72 @@
+"""What XLA's CPU backend runs slowly, as it is and as localhessian runs it: milliseconds, and their ratio.
+
+python benchmarks/cpu.py
+"""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from localhessian.linalg import linear_map
+
+CHANNELS, BATCH = 128, 64
+
+
+def convolution(z, kernel):
+    return jax.lax.conv_general_dilated(z, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def pulled_pooling(u, z):
+    pool = lambda z: jax.lax.reduce_window(z, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return jax.vjp(pool, z)[1](u)[0]
+
+
+def random(*shape: int):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
+
+
+def cases():
+    for image, window in ((2, 3), (4, 5), (4, 7), (3, 3)):
+        kernel = random(window, window, CHANNELS, CHANNELS)
+        yield (
+            f"convolution {window} x {window} of {image} x {image}",
+            convolution,
+            (BATCH, image, image, CHANNELS),
+            kernel,
+        )
+    for image in (8, 32):
+        shape = (BATCH, image // 2, image // 2, CHANNELS // 4)
+        yield (
+            f"transpose of max-pooling to {image} x {image}",
+            pulled_pooling,
+            shape,
+            random(BATCH, image, image, CHANNELS // 4),
+        )
+
+
+def milliseconds(function: Callable, *args) -> float:
+    jax.block_until_ready(function(*args))
+    taken = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        taken.append(time.perf_counter() - begin)
+    return 1e3 * min(taken)
+
+
+def main() -> None:
+    for name, function, shape, data in cases():
+        on_vectors = lambda data, v, function=function, shape=shape: function(v.reshape(shape), data).ravel()
+        v = random(int(np.prod(shape)))
+        size = jax.eval_shape(on_vectors, data, v).size
+        ours = linear_map(Partial(on_vectors, data), None, v.size, size, dtype="float32")
+        plain, quick = milliseconds(jax.jit(on_vectors), data, v), milliseconds(ours.mv, v)
+        print(f"{name:40s} {plain:7.2f} ms  {quick:7.2f} ms  {plain / quick:5.1f} x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
