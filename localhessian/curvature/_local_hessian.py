@@ -18,7 +18,7 @@ from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._loss import loss_factor
 from localhessian.curvature._recipe import Layout, OperatorSetup, Point, Recipe, with_root
-from localhessian.linalg import SymmetricOperator, gram, lazy_operator
+from localhessian.linalg import SymmetricOperator, call, gram, lazy_operator
 from localhessian.network import BackMatching, Place, Variables, jacobian
 
 Wrt = Literal["params", "input"]
@@ -109,7 +109,7 @@ def _operator(recipe: Recipe, point: Point, label: str) -> SymmetricOperator:
             leaves = tuple((leaf.shape, leaf.dtype) for leaf in floating(outputs)[0])
             return gram(with_root(factor, root, Layout(leaves, recipe.variables.samples)))
     d, _, dtype, batch = recipe.variables.sizes(point.place)
-    return lazy_operator(Partial(OperatorSetup(recipe), point), d, dtype, batch, label)
+    return lazy_operator(Partial(call, Partial(OperatorSetup(recipe), point)), d, dtype, batch, label)
 
 
 def _whole(matching: BackMatching, b: int) -> Point:

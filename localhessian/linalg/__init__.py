@@ -20,6 +20,7 @@ from localhessian.linalg._moments import frobenius_norm as frobenius_norm
 from localhessian.linalg._moments import range_mean as range_mean
 from localhessian.linalg._operators import LinearMap as LinearMap
 from localhessian.linalg._operators import SymmetricOperator as SymmetricOperator
+from localhessian.linalg._operators import call as call
 from localhessian.linalg._operators import gram as gram
 from localhessian.linalg._operators import lazy_map as lazy_map
 from localhessian.linalg._operators import lazy_operator as lazy_operator

@@ -155,7 +155,10 @@ def _numbers(value: Any) -> np.ndarray:
 def _add(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
     x, y = (value if isinstance(value, Dependent) else None for value in values)
     if x is None or y is None:
-        raise Declined("it adds a constant: the program is not linear")
+        one, constant = (y, values[0]) if x is None else (x, values[1])
+        if np.any(np.asarray(constant)):
+            raise Declined("it adds a constant: the program is not linear")
+        return [one]  # zeros stand for the other variables, which are held
     for u, other in ((x, y), (y, x)):
         bias = _bias(walker, u, other)
         if bias is not None:

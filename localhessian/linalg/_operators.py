@@ -149,8 +149,7 @@ def _prepared_transpose(setup: Partial) -> LinearMap:
 def lazy_map(
     setup: Partial, in_size: int, out_size: int, dtype: jnp.dtype, batch: int | None = None, label: str = ""
 ) -> LinearMap:
-    """A linear map whose products need a set-up: `setup()`, which is compiled, gives the map with the set-up done."""
-    setup = Partial(call, setup)
+    """A linear map whose products need a set-up: `setup()`, compiled or not, gives the map with the set-up done."""
     forward, backward = Partial(_set_up_forward, setup), Partial(_set_up_backward, setup)
     return LinearMap(forward, backward, setup, in_size, out_size, dtype, batch, label)
 
@@ -158,8 +157,7 @@ def lazy_map(
 def lazy_operator(
     setup: Partial, size: int, dtype: jnp.dtype, batch: int | None = None, label: str = ""
 ) -> SymmetricOperator:
-    """A symmetric operator whose products need a set-up: `setup()`, compiled, gives it with the set-up done."""
-    setup = Partial(call, setup)
+    """A symmetric operator whose products need a set-up: `setup()`, compiled or not, gives it with the set-up done."""
     return SymmetricOperator(Partial(_set_up_product, setup), None, setup, size, dtype, batch, label)
 
 

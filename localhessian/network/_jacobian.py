@@ -8,15 +8,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 from jax.tree_util import Partial
 
 from localhessian._tree import floating, pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Params
-from localhessian.linalg import LinearMap, lazy_map
+from localhessian.linalg import LinearMap, call, lazy_map
 from localhessian.network._chain import Block
 
 
@@ -54,12 +55,14 @@ class Variables:
     samples: str | None = None
     """None: one vector for the batch. `"many"`: one row for each sample meant. `"one"`: one sample, as a vector."""
 
-    def view(self, place: Place) -> View:
-        """Lay the variables out as a vector."""
+    def view(self, place: Place, jvp: Callable | None = None) -> View:
+        """Lay the variables out as a vector; with `jvp` of the linearization in place of the block."""
         start, fill = self._params(place) if self.wrt == "params" else self._input(place)
 
         def run(v: Array) -> Activations:
             params, z = fill(v)
+            if jvp is not None:
+                return jvp(floating(params)[0], floating(z)[0])
             return self.block(params, z, place.context)
 
         return View(start, run, lambda z: flatten(meant(z, place.index), self.samples))
@@ -117,50 +120,87 @@ def _ends(variables: Variables, place: Place) -> tuple[Array, Array]:
 
 def jacobian(variables: Variables, scale: float, place: Place, label: str = "") -> LinearMap:
     """R = sqrt(scale) J, J the Jacobian of the outputs meant by the variables. Cost: `prepare` takes a forward pass."""
-    setup = Partial(Linearized(variables, scale), place)
-    return lazy_map(setup, *variables.sizes(place), label)
+    return lazy_map(Partial(_Prepared(variables, math.sqrt(scale)), place), *variables.sizes(place), label)
 
 
 @dataclasses.dataclass(frozen=True)
-class Linearized:
-    """() -> R = sqrt(scale) J, linearized."""
+class _Prepared:
+    """() -> the map, linearized."""
 
     variables: Variables
-    scale: float
+    factor: float
 
     def __call__(self, place: Place) -> LinearMap:
-        """Linearize the block. Cost: one forward pass."""
-        view = self.variables.view(place)
-        value, jvp = jax.linearize(lambda v: view.meant(view.run(v)), view.start)
-        factor, start = math.sqrt(self.scale), (view.start.shape, view.start.dtype)
-        forward = Partial(_Times(factor, view.start.dtype), jvp)
-        backward = Partial(_TransposeTimes(factor, start, value.dtype), jvp)
-        sizes = view.start.shape[-1], value.shape[-1], _narrower(view.start.dtype, value.dtype)
-        return LinearMap(forward, backward, None, *sizes, batch_of(view.start))
+        jvp = call(Partial(_Linearized(self.variables.block)), dataclasses.replace(place, index=None))
+        d, m, dtype, batch = self.variables.sizes(place)
+        point = dataclasses.replace(place, context=None)  # in the linearization
+        forward = Partial(_Times(self.variables, self.factor), jvp, point)
+        backward = Partial(_TransposeTimes(self.variables, self.factor), jvp, point)
+        return LinearMap(forward, backward, None, d, m, dtype, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linearized:
+    """A block to first order in all of its parameters and inputs: one program, whatever the variables."""
+
+    block: Block
+
+    def __call__(self, place: Place) -> Partial:
+        weights, rebuild_params = floating(place.params)
+        inputs, rebuild_input = floating(place.z)
+
+        def outputs(weights: list[Array], inputs: list[Array]) -> list[Array]:
+            return floating(self.block(rebuild_params(weights), rebuild_input(inputs), place.context))[0]
+
+        return cast(Partial, jax.linearize(outputs, weights, inputs)[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Times:
+    """R v."""
+
+    variables: Variables
+    factor: float
+
+    def __call__(self, jvp: Partial, point: Place, v: Array) -> Array:
+        push, start, _ = self.product(jvp, point)
+        return self.factor * push(v.astype(start.dtype))
+
+    def product(self, jvp: Partial, point: Place) -> tuple[Callable[[Array], Array], Any, Any]:
+        """v -> J v by what depends on v alone, and what it takes and gives."""
+        view = self.variables.view(point, jvp)
+
+        def push(v: Array) -> Array:
+            return jax.jvp(lambda v: view.meant(view.run(v)), (view.start,), (v,))[1]
+
+        program = jax.make_jaxpr(push)(view.start)
+        live = core.jaxpr_as_fun(program.replace(jaxpr=_live(program.jaxpr)))
+        return lambda v: live(v)[0], program.in_avals[0], program.out_avals[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _TransposeTimes(_Times):
+    """R^T u."""
+
+    def __call__(self, jvp: Partial, point: Place, u: Array) -> Array:
+        push, start, out = self.product(jvp, point)
+        return self.factor * jax.linear_transpose(push, start)(u.astype(out.dtype))[0]
+
+
+def _live(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """Without the equations that nothing depends on."""
+    needed, kept = set(filter(_is_variable, jaxpr.outvars)), []
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(filter(_is_variable, eqn.invars))
+            kept.append(eqn)
+    return jaxpr.replace(eqns=kept[::-1])
+
+
+def _is_variable(atom: Any) -> bool:
+    return isinstance(atom, core.Var)
 
 
 def _narrower(one: Any, two: Any) -> Any:
     """Of two dtypes: what a map between them is accurate to."""
     return min(one, two, key=lambda dtype: jnp.finfo(dtype).bits)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Times:
-    factor: float
-    dtype: Any
-    """Of the variables."""
-
-    def __call__(self, jvp: Partial, v: Array) -> Array:
-        return self.factor * jvp(v.astype(self.dtype))
-
-
-@dataclasses.dataclass(frozen=True)
-class _TransposeTimes:
-    factor: float
-    start: tuple[tuple[int, ...], Any]
-    """Shape and dtype of the variables."""
-    dtype: Any
-    """Of the outputs."""
-
-    def __call__(self, jvp: Partial, u: Array) -> Array:
-        return self.factor * jax.linear_transpose(jvp, jax.ShapeDtypeStruct(*self.start))(u.astype(self.dtype))[0]
