@@ -93,7 +93,7 @@ def back_match(
             activations, a model that answers differently twice; the message names the block.
         KeyError: `params` names a block that is not in the chain.
 
-    Cost: four forward passes (two of them linearize, by W and by z; one checks the values), one backward pass, and
+    Cost: four forward passes (two of them linearize, for W and for z; one checks the values), one backward pass, and
     1 + ceil(log_16 n) jvps for the detection of coupling; memory for the linearization of one block at a time. The
     local Hessians multiply by the same compiled maps.
 
