@@ -15,6 +15,7 @@ import localhessian as lh
 
 N = 4000
 RTOL = 1e-3
+STARTS = 9
 
 
 def separated(kappa: float) -> np.ndarray:
@@ -36,8 +37,9 @@ def _times(diagonal, v):
     return diagonal * v
 
 
-def arpack(values: np.ndarray, k: int) -> tuple[int, float]:
+def arpack(values: np.ndarray, k: int, seed: int) -> int:
     """Products until every wanted value has the relative residual RTOL, by the loosest tolerance that reaches it."""
+    start = np.random.default_rng(seed).standard_normal(len(values)).astype(np.float32)
     best = None
     for tolerance in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
         count = [0]
@@ -47,15 +49,16 @@ def arpack(values: np.ndarray, k: int) -> tuple[int, float]:
             return values.astype(np.float32) * v.ravel()
 
         matrix = sla.LinearOperator((len(values),) * 2, product, dtype=np.float32)
-        found, vectors = sla.eigsh(matrix, k=k, which="LA", tol=tolerance)
+        found, vectors = sla.eigsh(matrix, k=k, which="LA", tol=tolerance, v0=start)
         residual = np.linalg.norm(values[:, None] * vectors - vectors * found, axis=0) / np.abs(found)
-        if residual.max() <= RTOL and (best is None or count[0] < best[0]):
-            best = count[0], float(residual.max())
-    return best or (-1, float("nan"))
+        if residual.max() <= RTOL and (best is None or count[0] < best):
+            best = count[0]
+    return -1 if best is None else best
 
 
 def products() -> None:
-    print("products until the relative residual is 1e-3, k largest: ours, blocks of 2 and 4, ARPACK")
+    print(f"products until the relative residual is 1e-3, k largest, medians of {STARTS} random starts:")
+    print("  ours, blocks of 2 and 4, ARPACK")
     cases = {
         "geometric, kappa 1e2": separated(1e2),
         "geometric, kappa 1e4": separated(1e4),
@@ -66,16 +69,20 @@ def products() -> None:
     }
     for name, values in cases.items():
         for k in (1, 4):
-            counts = []
-            for block in (1, 2, 4):
-                method = lh.Lanczos(which="largest", k=k, block_size=block, max_matvecs=2000)
-                found = lh.spectrum(operator(values), method)
-                seen = np.asarray(found.eigenvalues)[-k:]
-                exact = np.sort(values)[-k:]
-                wrong = "" if np.allclose(seen, exact, rtol=2e-3) and bool(found.converged) else "!"
-                counts.append(f"{int(found.matvecs)}{wrong}")
-            print(f"  {name:26s} k={k}   {counts[0]:>6s} {counts[1]:>6s} {counts[2]:>6s}   {arpack(values, k)[0]:5d}")
+            ours = [_ours(values, k, block) for block in (1, 2, 4)]
+            theirs = int(np.median([arpack(values, k, seed) for seed in range(STARTS)]))
+            print(f"  {name:26s} k={k}   {ours[0]:>6s} {ours[1]:>6s} {ours[2]:>6s}   {theirs:5d}")
     print("  ! a wanted value was missed or did not converge")
+
+
+def _ours(values: np.ndarray, k: int, block: int) -> str:
+    method, counts, wrong = lh.Lanczos(which="largest", k=k, block_size=block, max_matvecs=2000), [], ""
+    for seed in range(STARTS):
+        found = lh.spectrum(operator(values), method, key=jax.random.key(seed))
+        seen, exact = np.asarray(found.eigenvalues)[-k:], np.sort(values)[-k:]
+        wrong = wrong if np.allclose(seen, exact, rtol=2e-3) and bool(found.converged) else "!"
+        counts.append(int(found.matvecs))
+    return f"{int(np.median(counts))}{wrong}"
 
 
 def warm_starts() -> None:
