@@ -39,9 +39,9 @@ def run_quickly(function: Any, *args: Any) -> Any:
 
 def _quick(program: Any) -> Any:
     """The program with its slow equations replaced, at any depth."""
-    if isinstance(program, core.ClosedJaxpr):
-        return program.replace(jaxpr=_quick(program.jaxpr))
-    return program.replace(eqns=[_quick_equation(eqn) for eqn in program.eqns])
+    inner = getattr(program, "jaxpr", program)  # newer JAX knows closed programs only
+    quick = inner.replace(eqns=[_quick_equation(eqn) for eqn in inner.eqns])
+    return quick if inner is program else program.replace(jaxpr=quick)
 
 
 def _quick_equation(eqn: core.JaxprEqn) -> core.JaxprEqn:

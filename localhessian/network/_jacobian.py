@@ -19,6 +19,7 @@ from localhessian._tree import floating, pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.linalg import LinearMap, call, lazy_map
 from localhessian.network._chain import Block
+from localhessian.network._jaxpr import assemble
 
 
 @pytree
@@ -174,7 +175,7 @@ class _Times:
             return jax.jvp(lambda v: view.meant(view.run(v)), (view.start,), (v,))[1]
 
         program = jax.make_jaxpr(push)(view.start)
-        live = core.jaxpr_as_fun(program.replace(jaxpr=_live(program.jaxpr)))
+        live = core.jaxpr_as_fun(_live(program))
         return lambda v: live(v)[0], program.in_avals[0], program.out_avals[0]
 
 
@@ -187,14 +188,15 @@ class _TransposeTimes(_Times):
         return self.factor * jax.linear_transpose(push, start)(u.astype(out.dtype))[0]
 
 
-def _live(jaxpr: core.Jaxpr) -> core.Jaxpr:
+def _live(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
     """Without the equations that nothing depends on."""
+    jaxpr = program.jaxpr
     needed, kept = set(filter(_is_variable, jaxpr.outvars)), []
     for eqn in reversed(jaxpr.eqns):
         if needed.intersection(eqn.outvars):
             needed.update(filter(_is_variable, eqn.invars))
             kept.append(eqn)
-    return jaxpr.replace(eqns=kept[::-1])
+    return assemble(jaxpr.constvars, program.consts, jaxpr.invars, jaxpr.outvars, kept[::-1])
 
 
 def _is_variable(atom: Any) -> bool:
