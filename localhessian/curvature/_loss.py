@@ -178,9 +178,8 @@ def _numerical_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
 
 
 def _at_least_single(leaf: Array) -> Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if narrow else leaf
 
 
 def _widen(leaf: Array) -> Array:
