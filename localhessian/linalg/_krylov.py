@@ -203,14 +203,20 @@ def products(product: Callable[[Array], Array], block: Any, batch: int | None, d
     On the host one program serves every block size, and p products need no p-fold memory. The product (`mv` or `rmv`)
     works in `dtype`, the operator's own; the block may be of a wider one.
     """
-    apply = rows(product, batch)
     if xp is np:
-        vectors = [block[:, j].astype(dtype, copy=False) for j in range(block.shape[1])]
-        columns = [np.asarray(apply(v)).astype(block.dtype, copy=False)[:, None] for v in vectors]
+        columns = [_on_host(product, block[:, j], batch, dtype)[:, None] for j in range(block.shape[1])]
         return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+    apply = rows(product, batch)
     if block.shape[1] == 1:
         return apply(block[:, 0].astype(dtype)).astype(block.dtype)[:, None]
     return jax.vmap(apply, in_axes=1, out_axes=1)(block.astype(dtype)).astype(block.dtype)
+
+
+def _on_host(product: Callable[[Array], Array], v: Any, batch: int | None, dtype: Any) -> Any:
+    """The same for one vector (s, d) of NumPy; outside of the product nothing is done by JAX, which takes its time."""
+    given = v.astype(dtype, copy=False)
+    out = np.asarray(product(given[0]))[None] if batch is None else np.asarray(product(given))
+    return out.astype(v.dtype, copy=False)
 
 
 _compiled = jax.jit(
