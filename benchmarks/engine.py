@@ -1,8 +1,12 @@
-"""The Krylov engine by itself: products against ARPACK, blocks on clusters, warm starts, the cost of bookkeeping.
+"""The Krylov engine by itself: products against ARPACK and PRIMME, blocks on clusters, warm starts, bookkeeping.
 
 python benchmarks/engine.py
+
+PRIMME is left out where it is not installed (`pip install primme` builds it: a C compiler, BLAS and LAPACK).
 """
 
+import importlib
+import importlib.util
 import time
 
 import jax
@@ -13,7 +17,10 @@ from jax.tree_util import Partial
 
 import localhessian as lh
 
+primme = importlib.import_module("primme") if importlib.util.find_spec("primme") else None
+
 N = 4000
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 RTOL = 1e-3
 STARTS = 9
 
@@ -41,14 +48,8 @@ def arpack(values: np.ndarray, k: int, seed: int) -> int:
     """Products until every wanted value has the relative residual RTOL, by the loosest tolerance that reaches it."""
     start = np.random.default_rng(seed).standard_normal(len(values)).astype(np.float32)
     best = None
-    for tolerance in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
-        count = [0]
-
-        def product(v, count=count):
-            count[0] += 1
-            return values.astype(np.float32) * v.ravel()
-
-        matrix = sla.LinearOperator((len(values),) * 2, product, dtype=np.float32)
+    for tolerance in TOLERANCES:
+        matrix, count = counted(values.astype(np.float32)[:, None])
         found, vectors = sla.eigsh(matrix, k=k, which="LA", tol=tolerance, v0=start)
         residual = np.linalg.norm(values[:, None] * vectors - vectors * found, axis=0) / np.abs(found)
         if residual.max() <= RTOL and (best is None or count[0] < best):
@@ -56,9 +57,33 @@ def arpack(values: np.ndarray, k: int, seed: int) -> int:
     return -1 if best is None else best
 
 
+def by_primme(values: np.ndarray, k: int, seed: int) -> int:
+    """The same, by PRIMME's default method."""
+    start = np.random.default_rng(seed).standard_normal((len(values), 1))
+    counts = [-1]
+    for tolerance in TOLERANCES:
+        matrix, count = counted(values[:, None])
+        found, vectors = primme.eigsh(matrix, k, which="LA", tol=tolerance, v0=start)
+        residual = np.linalg.norm(values[:, None] * vectors - vectors * found, axis=0) / np.abs(found)
+        counts += count if residual.max() <= RTOL else []
+    return min(counts[1:], default=-1)
+
+
+def counted(values: np.ndarray) -> tuple[sla.LinearOperator, list[int]]:
+    """A diagonal operator, and how often it has multiplied a vector."""
+    count = [0]
+
+    def product(v):
+        v = v.reshape(len(values), -1)
+        count[0] += v.shape[1]
+        return values * v
+
+    return sla.LinearOperator((len(values),) * 2, product, matmat=product, dtype=values.dtype), count
+
+
 def products() -> None:
     print(f"products until the relative residual is 1e-3, k largest, medians of {STARTS} random starts:")
-    print("  ours, blocks of 2 and 4, ARPACK")
+    print("  ours, blocks of 2 and 4, ARPACK, PRIMME")
     cases = {
         "geometric, kappa 1e2": separated(1e2),
         "geometric, kappa 1e4": separated(1e4),
@@ -70,8 +95,9 @@ def products() -> None:
     for name, values in cases.items():
         for k in (1, 4):
             ours = [_ours(values, k, block) for block in (1, 2, 4)]
-            theirs = int(np.median([arpack(values, k, seed) for seed in range(STARTS)]))
-            print(f"  {name:26s} k={k}   {ours[0]:>6s} {ours[1]:>6s} {ours[2]:>6s}   {theirs:5d}")
+            peers = [arpack] if primme is None else [arpack, by_primme]
+            theirs = [int(np.median([peer(values, k, seed) for seed in range(STARTS)])) for peer in peers]
+            print(f"  {name:26s} k={k} ", *(f"{count:>6}" for count in (*ours, *theirs)))
     print("  ! a wanted value was missed or did not converge")
 
 
@@ -83,6 +109,38 @@ def _ours(values: np.ndarray, k: int, block: int) -> str:
         wrong = wrong if np.allclose(seen, exact, rtol=2e-3) and bool(found.converged) else "!"
         counts.append(int(found.matvecs))
     return f"{int(np.median(counts))}{wrong}"
+
+
+def smallest() -> None:
+    """Pairs of products until the smallest singular triplet has the relative residual 1e-3."""
+    size, random = 1000, np.random.default_rng(0)
+    cases = {
+        "random, 2 to 1": np.linalg.svd(random.standard_normal((2 * size, size)), compute_uv=False),
+        "geometric, kappa 1e2": np.geomspace(100, 1, size),
+        "linear, kappa 1e3": np.linspace(1, size, size),
+        "one small value": np.append(np.linspace(1, 2, size - 1), 1e-3),
+        "1/k": 1 / np.arange(1.0, size + 1),
+    }
+    print("pairs of products for the smallest singular value of order 1000: ours, PRIMME")
+    for name, values in cases.items():
+        diagonal = Partial(_times, jnp.asarray(values, jnp.float32))
+        factor = lh.linear_map(diagonal, diagonal, size, size)
+        found = lh.spectrum(factor, lh.GolubKahan(which="smallest", k=1, max_matvecs=8000))
+        sigma = float(found.singular_values[0])
+        wrong = "" if bool(found.converged) and abs(sigma / values.min() - 1) <= RTOL else "!"
+        print(f"  {name:26s} {int(found.matvecs):6d}{wrong}", "" if primme is None else f"{_by_svds(values):6d}")
+
+
+def _by_svds(values: np.ndarray) -> int:
+    counts = [-1]
+    for tolerance in (*TOLERANCES, 1e-7, 1e-8):
+        matrix, count = counted(values[:, None])
+        matrix = sla.LinearOperator(matrix.shape, *[matrix.matvec] * 2, matrix.matmat, matrix.dtype, matrix.matmat)
+        left, found, right = primme.svds(matrix, 1, which="SM", tol=tolerance, maxMatvecs=40_000)
+        if len(found):
+            errors = values[:, None] * right.T - found * left, values[:, None] * left - found * right.T
+            counts += [count[0] // 2] if np.hypot(*map(np.linalg.norm, errors)) <= RTOL * found[0] else []
+    return min(counts[1:], default=-1)
 
 
 def warm_starts() -> None:
@@ -125,5 +183,6 @@ def bookkeeping() -> None:
 if __name__ == "__main__":
     print(jax.devices()[0].device_kind)
     products()
+    smallest()
     warm_starts()
     bookkeeping()

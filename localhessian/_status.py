@@ -2,6 +2,8 @@
 
 import enum
 
+import numpy as np
+
 
 class Status(enum.IntEnum):
     """How an iterative or exact computation ended.
@@ -70,3 +72,8 @@ _MESSAGES = {
         "minimizer. Use `LevenbergMarquardt` or `GaussNewton`."
     ),
 }
+
+
+def quietly() -> np.errstate:
+    """Numbers that are not finite are told by a status, not by warnings of NumPy."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")

@@ -12,8 +12,8 @@ import localhessian as lh
 from localhessian.study import zoo
 
 
-def export(name: str, path: str) -> None:
-    case = zoo.case(name)
+def export(name: str, path: str, seed: int) -> None:
+    case = zoo.case(name, seed=seed)
     arrays = {"x": case.x, "y": case.y}
     for block in case.cut.chain.names:
         for place, leaf in jax.tree_util.tree_flatten_with_path(case.cut.params[block])[0]:
@@ -25,9 +25,9 @@ def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(name: str) -> dict:
+def measure(name: str, seed: int) -> dict:
     method = lh.Lanczos(which="largest", k=1)
-    case = zoo.case(name)
+    case = zoo.case(name, seed=seed)
     imported = megabytes()
     begin = time.perf_counter()
     chain, params, context = case.cut
@@ -63,6 +63,6 @@ def measure(name: str) -> dict:
 
 if __name__ == "__main__":
     if sys.argv[1] == "export":
-        export(sys.argv[2], sys.argv[3])
+        export(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     else:
-        print(json.dumps(measure(sys.argv[2])))
+        print(json.dumps(measure(sys.argv[2], int(sys.argv[4]))))

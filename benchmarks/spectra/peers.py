@@ -243,4 +243,4 @@ def main(contender: str, case: str, path: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:])))
+    print(json.dumps(main(*sys.argv[1:4])))

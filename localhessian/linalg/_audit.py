@@ -77,8 +77,9 @@ def _norm(prepared: SymmetricOperator, steps: int = 4) -> np.ndarray:
     lead = () if prepared.batch is None else (prepared.batch,)
     v = np.random.default_rng(0).standard_normal((*lead, prepared.size))
     for _ in range(steps):
-        v = np.asarray(prepared.mv(jnp.asarray(v / np.linalg.norm(v, axis=-1, keepdims=True), prepared.dtype)))
-        norm = np.linalg.norm(v.astype(np.float64), axis=-1)
+        unit = jnp.asarray(v / np.linalg.norm(v, axis=-1, keepdims=True), prepared.dtype)
+        v = np.asarray(prepared.mv(unit), np.float64)
+        norm = np.linalg.norm(v, axis=-1)
         v = np.where(norm[..., None] > 0, v, 1)
     return norm
 

@@ -75,7 +75,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     largest = xp.max(sigma, axis=-1)
     cutoff = relative_cutoff(spectrum, rtol) * largest
     certified = seen & (sigma - rho > cutoff[..., None])
-    complete = spectrum.complete | (spectrum.missing <= cutoff**2)
+    complete = spectrum.complete | (xp.isfinite(spectrum.missing) & (spectrum.missing <= cutoff**2))
     above = xp.where(complete[..., None], seen & (sigma > cutoff[..., None]), certified)
 
     smallest = _smallest(xp, sigma, above)
@@ -197,7 +197,8 @@ def _indefinite(xp, spectrum: Spectrum, seen):
 def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite, complete):
     size = xp.where(seen, xp.abs(spectrum.eigenvalues), xp.nan)
     low, high = xp.nanmin(size, axis=-1), xp.nanmax(size, axis=-1)
-    of_indefinite = xp.where(low > 0, high / xp.where(low > 0, low, 1), xp.inf)
+    regular = xp.isfinite(high) & (low > 0)
+    of_indefinite = xp.where(regular, high / xp.where(regular, low, 1), xp.inf)
     of_definite = xp.where(rank == spectrum.size, value, xp.inf)
     known = xp.where(indefinite, of_indefinite, of_definite)
     return xp.where(complete, known, xp.nan)

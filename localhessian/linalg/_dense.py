@@ -18,6 +18,7 @@ from scipy.linalg import blas
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
+from localhessian.linalg._krylov import lengths
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, unit_products
 from localhessian.linalg._spectrum import Spectrum, working_dtype
 
@@ -182,7 +183,7 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
     matrix = xp.where(finite[..., None, None], matrix, 0)
     transposed = xp.swapaxes(matrix, -1, -2)
-    norm, asymmetry = (xp.linalg.norm(part, axis=(-2, -1)) for part in (matrix, matrix - transposed))
+    norm, asymmetry = (lengths(part.reshape(*part.shape[:-2], -1), xp) for part in (matrix, matrix - transposed))
     skew = asymmetry > 1e3 * eps * norm
     values, basis = xp.linalg.eigh((matrix + transposed) / 2)
     values = xp.where((finite & ~skew)[..., None], values, xp.nan)

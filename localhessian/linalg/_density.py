@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._status import Status
+from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg._distribution import Density, QuadratureEstimate
@@ -168,7 +168,8 @@ def _run(operator: LinearMap | SymmetricOperator, key: Key, probes: int, steps: 
     if jax.default_backend() != "cpu":
         return _compiled(operator, key, probes, steps, scale)
     try:
-        return _compute(operator, key, probes, steps, scale, np)
+        with quietly():
+            return _compute(operator, key, probes, steps, scale, np)
     except jax.errors.TracerArrayConversionError:
         # The operator closes over traced values, which shows when it multiplies.
         return _compute(operator, key, probes, steps, scale, jnp)

@@ -15,6 +15,7 @@ from localhessian.linalg._krylov import (
     combine,
     judge,
     largest_vectors,
+    lengths,
     products,
     repeats,
     shifted,
@@ -126,7 +127,7 @@ class GolubKahan(Krylov):
         moved = forward(v)
         sigma = xp.abs(xp.sum(u * moved, axis=2))
         errors = (moved - sigma[:, :, None] * u, backward(u) - sigma[:, :, None] * v)
-        rho = xp.hypot(*(xp.linalg.norm(error, axis=2) for error in errors))
+        rho = xp.hypot(*(lengths(error, xp) for error in errors))
         repeated = repeats(forward, state, first, plan, xp)
         found = judge(sigma, rho, chosen.real, state, Status.NOT_ADJOINT, repeated, 2 * ROUNDING, plan, xp)
         largest = largest_vectors(u if wide else v, found.real, vectors, xp)
@@ -162,7 +163,7 @@ def _start(start: Any, key: Key, wide: bool, shape: tuple[int, int, int, int], b
         return start_block(start, key, (s, p, d), dtype, xp)
     block = backward(start_block(start, key, (s, p, m), dtype, xp))
     # A = 0 has no range: any vector shows that.
-    nothing = xp.linalg.norm(block, axis=(1, 2))[:, None, None] == 0
+    nothing = ~xp.any(block, axis=(1, 2))[:, None, None]
     return xp.where(nothing, start_block(None, key, (s, p, d), dtype, xp), block)
 
 

@@ -6,6 +6,7 @@ products, and on traced arrays inside a compiled program. Vectors carry a leadin
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -251,8 +252,8 @@ def repeats(multiplied: Callable, state: Any, first: Any, plan: Plan, xp: Any) -
     if xp is jnp or not np.any(state.skew > plan.skewed):
         return xp.ones(len(first), bool)
     one, again = (multiplied(first[:, :1]) for _ in range(2))
-    apart = np.linalg.norm(one - again, axis=(1, 2))
-    return ~(apart > plan.skewed * np.linalg.norm(one, axis=(1, 2)))
+    apart, norm = (lengths(part.reshape(len(first), -1), np) for part in (one - again, one))
+    return ~(apart > plan.skewed * norm)
 
 
 def repeat(step: Callable, state: Any, count: int, example: Callable[[], Any]) -> Any:
@@ -312,7 +313,8 @@ def shifted(matrix: Any, filled: Any, xp: Any) -> Any:
     """A projected matrix (s, K, K) whose empty rows and columns hold one value beyond all others on the diagonal."""
     both = filled[:, :, None] & filled[:, None, :]
     matrix = xp.where(both & xp.isfinite(matrix), matrix, 0)
-    beyond = 2 * xp.sqrt(xp.sum(matrix**2, axis=(1, 2))) + 1
+    norm = lengths(matrix.reshape(len(matrix), -1), xp)
+    beyond = xp.where(norm > 0, 2 * norm, 1)
     eye = xp.eye(matrix.shape[1], dtype=matrix.dtype)[None]
     return matrix + xp.where(filled, 0, beyond[:, None])[:, :, None] * eye
 
@@ -334,8 +336,23 @@ def multiply(a: Any, b: Any, xp: Any) -> Any:
 
 
 def lengths(vectors: Any, xp: Any) -> Any:
-    """Euclidean norms along the last axis; on the host in one pass over the numbers."""
-    return np.sqrt(np.vecdot(vectors, vectors)) if xp is np else jnp.linalg.norm(vectors, axis=-1)
+    """Euclidean norms along the last axis, also of numbers whose squares overflow or vanish.
+
+    On the host in one pass over the numbers, unless that shows such a case.
+    """
+    if xp is np:
+        squares, small = np.vecdot(vectors, vectors), _small(vectors.dtype)
+        if squares.min() > small and squares.max() < 1 / small:
+            return np.sqrt(squares)
+    largest = xp.max(xp.abs(vectors), axis=-1)
+    unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1)
+    return unit * xp.linalg.norm(vectors / unit[..., None], axis=-1)
+
+
+@functools.cache
+def _small(dtype: Any) -> float:
+    """A sum of squares above this has lost nothing to underflow, of up to 1e8 numbers."""
+    return float(np.finfo(dtype).tiny) ** 0.6
 
 
 def unit_rows(vectors: Any, xp: Any) -> Any:

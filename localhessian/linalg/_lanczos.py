@@ -15,6 +15,7 @@ from localhessian.linalg._krylov import (
     combine,
     judge,
     largest_vectors,
+    lengths,
     products,
     repeats,
     shifted,
@@ -110,7 +111,7 @@ class Lanczos(Krylov):
         ritz = unit_rows(combine(take_weights(weights, chosen, xp), state.right, xp), xp)
         moved = multiplied(ritz)
         values = xp.sum(ritz * moved, axis=2)
-        residuals = xp.linalg.norm(moved - values[:, :, None] * ritz, axis=2)
+        residuals = lengths(moved - values[:, :, None] * ritz, xp)
         repeated = repeats(multiplied, state, first, plan, xp)
         found = judge(values, residuals, chosen.real, state, Status.NOT_SYMMETRIC, repeated, 2 * ROUNDING, plan, xp)
         largest = largest_vectors(ritz, found.real, vectors, xp)

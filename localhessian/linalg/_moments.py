@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._types import Array, Float, Key
+from localhessian.linalg._krylov import lengths
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
 from localhessian.linalg._probes import (
     TraceEstimate,
@@ -105,7 +107,7 @@ def _of_moments(
     key: Key | None,
     probes: int,
 ) -> TraceEstimate:
-    """A function of tr(H) and tr(H^2), with the jackknife's standard error."""
+    """A function of tr(H) and tr(H^2), of degree one in H, with the jackknife's standard error."""
     if method not in ("hutchinson", "structured"):
         raise ValueError(f"`method` must be 'hutchinson' or 'structured', got {method!r}.")
     if method == "structured":
@@ -120,20 +122,28 @@ def _of_moments(
     count = size_of(operator) if exact else probes
     vectors = Partial(unit_vector if exact else random_signs, key)
     both = each_probe(Partial(_two_forms, operator.prepare()), vectors, count, operator)
-    first, second = both[..., 0], both[..., 1]
+    unit = _unit(jnp.max(both[..., 1], axis=0))
+    first, second = both[..., 0] / unit[None], (both[..., 1] / unit[None]) ** 2
     if exact:
-        return result(figure(jnp.sum(first, 0), jnp.sum(second, 0)), None, count, True, operator)
+        return result(unit * figure(jnp.sum(first, 0), jnp.sum(second, 0)), None, count, True, operator)
     left_out = figure(*((jnp.sum(part, 0, keepdims=True) - part) / (count - 1) for part in (first, second)))
-    spread = jnp.std(left_out, axis=0) * (count - 1) ** 0.5
-    return result(figure(jnp.mean(first, 0), jnp.mean(second, 0)), spread, count, False, operator)
+    spread = unit * jnp.std(left_out, axis=0) * (count - 1) ** 0.5
+    return result(unit * figure(jnp.mean(first, 0), jnp.mean(second, 0)), spread, count, False, operator)
 
 
 def exact_moment(operator: LinearMap | SymmetricOperator, figure: Callable[[Any, Any], Any]) -> TraceEstimate:
-    """A function of tr(H) and tr(H^2) by structure; a ValueError where there is none."""
-    squares = jnp.asarray(Structured().require(operator).squares(), operator.dtype)
-    return result(figure(squares[..., 0], squares[..., 1]), None, 1, True, operator)
+    """A function of tr(H) and tr(H^2), of degree one in H, by structure; a ValueError where there is none."""
+    trace, squares = np.moveaxis(Structured().require(operator).squares(), -1, 0)
+    norm = np.where(squares > 0, np.sqrt(squares), 1)
+    first, second, unit = (jnp.asarray(part, operator.dtype) for part in (trace / norm, squares / norm**2, norm))
+    return result(unit * figure(first, second), None, 1, True, operator)
+
+
+def _unit(size: Any) -> Any:
+    """In this unit the squares of what is as large as `size` neither overflow nor vanish."""
+    return jnp.where((size > 0) & jnp.isfinite(size), size, 1)
 
 
 def _two_forms(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s 2"]:
     moved = multiplied(operator, v)
-    return jnp.stack([jnp.sum(v * moved, axis=-1), jnp.sum(moved**2, axis=-1)], axis=-1)
+    return jnp.stack([jnp.sum(v * moved, axis=-1), lengths(moved, jnp)], axis=-1)

@@ -189,7 +189,7 @@ def symmetric_operator(
         A pytree that `lh.spectrum` and `lh.trace` accept.
 
     Raises:
-        ValueError: `size` is not positive.
+        ValueError: `size` is not positive; at the first product: `mv` gives another shape, or no real floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -200,7 +200,7 @@ def symmetric_operator(
         [1. 2. 5.]
     """
     _check_size("size", size)
-    return SymmetricOperator(_partial(mv), factor, None, size, _dtype(dtype))
+    return SymmetricOperator(Partial(_Checked("mv", size, size), _partial(mv)), factor, None, size, _dtype(dtype))
 
 
 def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, /, *, dtype: Any = None) -> LinearMap:
@@ -218,7 +218,7 @@ def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, 
         A pytree; `lh.spectrum` of it is the spectrum of A^T A, with the singular values of A.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive; at the first product: it gives another shape, or no real floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -232,7 +232,9 @@ def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, 
     dtype = _dtype(dtype)
     if rmv is None:
         rmv = Partial(_Transposed(in_size, dtype), _partial(mv))
-    return LinearMap(_partial(mv), _partial(rmv), None, in_size, out_size, dtype)
+    forward = Partial(_Checked("mv", in_size, out_size), _partial(mv))
+    backward = Partial(_Checked("rmv", out_size, in_size), _partial(rmv))
+    return LinearMap(forward, backward, None, in_size, out_size, dtype)
 
 
 def matrix_map(matrix: Float[Array, "*s m d"], /) -> LinearMap:
@@ -259,6 +261,25 @@ class _Transposed:
 
     def __call__(self, forward: Partial, u):
         return jax.linear_transpose(forward, jax.ShapeDtypeStruct((self.in_size,), self.dtype))(u)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """A product that is refused, when it is traced, if what it gives is not what it should."""
+
+    name: str
+    size: int
+    wanted: int
+
+    def __call__(self, product: Partial, v):
+        found = product(v)
+        if getattr(found, "shape", None) == (self.wanted,) and jnp.issubdtype(found.dtype, jnp.floating):
+            return found
+        got = f"{found.dtype} of shape {found.shape}" if hasattr(found, "shape") else type(found).__name__
+        raise ValueError(
+            f"`{self.name}` must map a vector of shape ({self.size},) to real floats of shape ({self.wanted},), "
+            f"got {got}."
+        )
 
 
 def _partial(function: Callable) -> Partial:

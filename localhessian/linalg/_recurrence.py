@@ -206,7 +206,8 @@ def add_rows(matrix: Any, place: slice, block: Any, xp: Any) -> Any:
 
 def pad_rows(block: Any, count: int, xp: Any) -> Any:
     """Zero rows (axis 1) up to `count`."""
-    return xp.pad(block, ((0, 0), (0, count - block.shape[1]), (0, 0)))
+    padded = xp.zeros((len(block), count, block.shape[2]), block.dtype)
+    return add_rows(padded, slice(0, block.shape[1]), block, xp)
 
 
 def take_rows(matrix: Any, row: Any, count: int, xp: Any) -> Any:
@@ -229,7 +230,7 @@ def nearest_rows(state: State, before: int, after: int, plan: Plan, xp: Any) -> 
 def residual_norms(state: State, left: Any, xp: Any) -> Any:
     """What the recurrence says of Ritz vectors with left weights (s, K, k): ||C^T y||, (s, k)."""
     coupling = state.coupling[:, : left.shape[1]]
-    return xp.linalg.norm(multiply(xp.swapaxes(coupling, 1, 2), left, xp), axis=1)
+    return lengths(multiply(xp.swapaxes(left, 1, 2), coupling, xp), xp)
 
 
 def finished(state: State, settled: Any, plan: Plan) -> Any:

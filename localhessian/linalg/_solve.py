@@ -5,7 +5,7 @@ from typing import Protocol
 
 import jax
 
-from localhessian._status import Status
+from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._dense import Dense
@@ -79,7 +79,8 @@ def spectrum(
         raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {vectors}.")
     if start is not None:
         _check_start(start, operator, size)
-    found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start)
+    with quietly():
+        found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start)
     if throw and is_concrete(found.status):
         worst = [status for status in _REFUSED if bool((found.status == int(status)).any())]
         if worst:

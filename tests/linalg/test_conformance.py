@@ -24,6 +24,8 @@ SINGULAR_VALUES = {
     "one outlier": np.append(np.linspace(1, 2, N - 1), 1e3),
     "1/k": 1 / np.arange(1, N + 1),
     "half the space null, kappa_plus 1e4": np.geomspace(1e-2, 1, N // 2),
+    "tiny": 1e-12 * np.geomspace(0.1, 1, N),
+    "huge": 1e12 * np.geomspace(0.1, 1, N),
 }
 METHODS = {
     "Dense": lh.Dense(),
@@ -59,7 +61,7 @@ def test_hostile_semi_definite_operators(name, method, tol):
     operator = gram(matrix_map(factor(sigma)))
     truth = np.sort(np.append(np.zeros(N - len(sigma)), sigma**2))
     found = lh.spectrum(operator, method, vectors=2)
-    rounding = 100 * tol.eigenvalue * max(truth[-1], 1e-30)
+    rounding = 100 * tol.eigenvalue * max(truth[-1], 1e-36)
     values = np.asarray(found.eigenvalues, np.float64)
     there = np.asarray(found.multiplicities) > 0
     distance = np.abs(values[:, None] - truth[None]).min(axis=1)
@@ -81,6 +83,45 @@ def test_hostile_semi_definite_operators(name, method, tol):
             assert not float(kappa.upper) < exact * (1 - 1e-3)
     else:
         assert int(kappa.rank) == 0
+
+
+@pytest.mark.parametrize("unit", [1e-28, 1e-20, 1e20, 1e28])
+def test_the_unit_of_an_operator_is_of_no_matter(unit, tol):
+    """Squares of its numbers vanish or overflow in float32."""
+    sigma = np.geomspace(0.1, 1, 40)
+    matrix = unit * np.asarray(factor(sigma, 48, 40), np.float64)
+    A, H = jnp.asarray(matrix), symmetric(matrix.T / unit @ matrix)
+    for method in (lh.Dense(), lh.Lanczos(), lh.Lanczos(max_matvecs=33, basis_size=20, block_size=3)):
+        for run in (lh.spectrum, jax.jit(lh.spectrum, static_argnums=1)):
+            found = run(H, method)
+            np.testing.assert_allclose(found.lambda_max / unit, 1, rtol=1e-3)
+            assert float(lh.condition_number(found).lower) == pytest.approx(100, rel=1e-3) or not bool(found.complete)
+    for method in (lh.Dense(), lh.GolubKahan()):
+        for run in (lh.spectrum, jax.jit(lh.spectrum, static_argnums=1)):
+            found = run(matrix_map(A), method)
+            np.testing.assert_allclose(found.singular_values, unit * sigma, rtol=1e-3)
+            assert float(lh.condition_number(found).lower) == pytest.approx(100, rel=1e-3)
+    squares = sigma**2
+    assert float(lh.trace(H).value) == pytest.approx(unit * squares.sum(), rel=0.2)
+    assert float(lh.frobenius_norm(H, probes=40).value) == pytest.approx(unit * np.linalg.norm(squares), rel=1e-4)
+    assert float(lh.range_mean(H, probes=40).value) == pytest.approx(
+        unit * (squares**2).sum() / squares.sum(), rel=1e-4
+    )
+    density = lh.spectral_density(H, axis="log", bins=8, probes=4, steps=20)
+    assert float(density.largest) == pytest.approx(unit, rel=1e-3)
+    assert bool(lh.audit(H, lh.spectrum(H, vectors=2)).agrees)
+
+
+@pytest.mark.parametrize("which", ["Lanczos", "GolubKahan"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_give_a_status_and_no_warning(value, which):
+    matrix = np.eye(30)
+    matrix[3, 3] = value
+    operator = symmetric(matrix) if which == "Lanczos" else matrix_map(jnp.asarray(matrix))
+    found = lh.spectrum(operator, getattr(lh, which)(), throw=False)
+    assert lh.Status(int(found.status)) is lh.Status.NON_FINITE
+    with pytest.raises(lh.SpectrumError, match="was not finite"):
+        lh.spectral_density(operator, steps=5)
 
 
 @pytest.mark.parametrize(("log", "tolerance"), [(8, 1e-3), (10, 1e-2)])

@@ -220,3 +220,23 @@ def test_sizes_must_be_positive(size):
         lh.linear_map(lambda v: v, None, size, 2)
     with pytest.raises(ValueError, match=f"^`out_size` must be a positive integer, got {size}\\.$"):
         lh.linear_map(lambda v: v, None, 2, size)
+
+
+@pytest.mark.parametrize("method", [lh.Dense(), lh.Lanczos()])
+@pytest.mark.parametrize(
+    ("product", "got"),
+    [
+        (lambda v: v[1:], r"float\d+ of shape \(2,\)"),
+        (lambda v: jax.lax.complex(v, v), r"complex\d+ of shape \(3,\)"),
+        (lambda v: v.astype(jnp.int32), r"int32 of shape \(3,\)"),
+        (lambda v: {"a": v}, "dict"),
+    ],
+)
+def test_products_of_another_kind_are_refused(product, got, method):
+    message = rf"`mv` must map a vector of shape \(3,\) to real floats of shape \(3,\), got {got}\."
+    with pytest.raises(ValueError, match=message):
+        lh.spectrum(lh.symmetric_operator(product, 3), method)
+    with pytest.raises(
+        ValueError, match=r"`rmv` must map a vector of shape \(2,\) to real floats of shape \(3,\), got"
+    ):
+        lh.spectrum(lh.linear_map(lambda v: v[1:], lambda u: u, 3, 2), lh.GolubKahan())
