@@ -49,7 +49,7 @@ def ends(
     )
     copies = np.array([number for number, _ in blocks])[:, None] * np.ones(sigma.shape, np.int64)
     low, high = (0 if settings.which == end else settings.k for end in ("largest", "smallest"))
-    rows, codes, all_there = [], [], []
+    rows, codes, all_there, norms = [], [], [], []
     for b in range(batch or 1):
         mine = np.array([block == b for _, block in blocks])
         row, every = _nonzero(sigma[mine], copies[mine], rho[mine]), bool(complete[mine].all())
@@ -63,6 +63,7 @@ def ends(
         rows.append(row)
         codes.append(_joint_status(status[mine], every or len(row[0]) >= low + high))
         all_there.append(every)
+        norms.append(np.max(np.asarray(found.norm)[mine]))
     lead = () if batch is None else (batch,)
     flags = (np.reshape(codes, lead), np.reshape(all_there, lead))
     return dataclasses.replace(
@@ -72,6 +73,7 @@ def ends(
         # The Krylov space of all starts as one vector lies within the sum of the blocks' spaces.
         start_size=len(blocks) * found.start_size,
         ends=settings.which,
+        norm=jax.device_put(np.reshape(norms, lead)),
     )
 
 

@@ -59,15 +59,16 @@ def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Aud
     columns = jnp.moveaxis(jnp.asarray(spectrum.vectors), -1, 0)
     V = np.moveaxis(np.asarray(columns, np.float64), 0, -1)
     HV = np.stack([np.asarray(prepared.mv(column), np.float64) for column in columns], axis=-1)
-    values, stated = _of_the_largest(spectrum, V.shape[-1])
+    norm = _norm(prepared)
+    values, stated = _of_the_largest(spectrum, V.shape[-1], norm)
     norms = np.linalg.norm(V, axis=-2)
     quotients = np.sum(V * HV, axis=-2) / norms**2
     residuals = np.linalg.norm(HV - values[..., None, :] * V, axis=-2) / norms
     overlap = np.nan_to_num(np.swapaxes(V, -1, -2) @ V)
     gap = np.abs(overlap - np.eye(V.shape[-1]) * (overlap != 0)).max(axis=(-1, -2))
     eps = float(jnp.finfo(operator.dtype).eps)
-    tolerance = ROUNDING * eps * _norm(prepared)
-    missing = np.isnan(values)
+    tolerance = ROUNDING * eps * norm
+    missing = np.isnan(values) | np.isnan(norms)
     agrees = np.all(missing | (residuals <= stated + tolerance[..., None]), axis=-1) & (gap <= ROUNDING * eps)
     return Audit(quotients, residuals, gap, tolerance, agrees)
 
@@ -97,9 +98,15 @@ def _check(operator: SymmetricOperator, spectrum: Spectrum) -> None:
         )
 
 
-def _of_the_largest(spectrum: Spectrum, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The values that the vectors belong to, the k largest, ascending; empty slots stand after them."""
+def _of_the_largest(spectrum: Spectrum, k: int, norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that the vectors belong to, the k largest, ascending, and residual norms; empty slots stand last.
+
+    With R v = sigma u + e and R^T u = sigma v + f is R^T R v - sigma^2 v = sigma f + R^T e.
+    """
     filled = np.sum(np.asarray(spectrum.multiplicities) > 0, axis=-1)[..., None]
     places = filled - k + np.arange(k)
     values, stated = (np.asarray(a, np.float64) for a in (spectrum.eigenvalues, spectrum.residual_norms))
+    if spectrum.singular_values is not None:
+        size = np.asarray(spectrum.singular_values, np.float64) + np.sqrt(norm)[..., None]
+        stated = np.asarray(spectrum.singular_residual_norms, np.float64) * size
     return np.take_along_axis(values, places, -1), np.take_along_axis(stated, places, -1)

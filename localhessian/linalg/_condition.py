@@ -73,7 +73,9 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     seen = spectrum.multiplicities > 0
     sigma, rho = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
-    cutoff = relative_cutoff(spectrum, rtol) * largest
+    # Where the largest values were not sought, what the products showed of them.
+    shown = _shown(xp, spectrum)
+    cutoff = relative_cutoff(spectrum, rtol) * xp.maximum(largest, shown)
     certified = seen & (sigma - rho > cutoff[..., None])
     complete = spectrum.complete | (xp.isfinite(spectrum.missing) & (spectrum.missing <= cutoff**2))
     above = xp.where(complete[..., None], seen & (sigma > cutoff[..., None]), certified)
@@ -84,7 +86,8 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     both_ends = xp.all(certified | ~seen, axis=-1) & (spectrum.ends == "both")
     known = (rank > 0) & (complete | both_ends)
     value = xp.where(known, _square_ratio(xp, largest, smallest), xp.nan)
-    lower = _square_ratio(xp, largest - _at_largest(xp, sigma, rho), _smallest(xp, sigma + rho, certified))
+    surely = xp.maximum(largest - _at_largest(xp, sigma, rho), shown)
+    lower = _square_ratio(xp, surely, _smallest(xp, sigma + rho, certified))
     lower = xp.where(xp.any(certified, axis=-1), xp.fmin(xp.maximum(lower, 1), value), xp.nan)
     clear = xp.where(above, certified, ~seen | (sigma + rho <= cutoff[..., None]))
     sure = complete & xp.all(clear, axis=-1)
@@ -173,6 +176,13 @@ def _singular_scale(xp, spectrum: Spectrum, seen):
     return sigma, xp.maximum(rho, xp.sqrt(size + residual) - sigma)
 
 
+def _shown(xp, spectrum: Spectrum):
+    """The largest singular value is at least this."""
+    if spectrum.norm is None:
+        return 0.0
+    return spectrum.norm if spectrum.singular_values is not None else xp.sqrt(spectrum.norm)
+
+
 def _smallest(xp, sigma, mask):
     return xp.min(xp.where(mask, sigma, xp.inf), axis=-1)
 
@@ -190,14 +200,15 @@ def _indefinite(xp, spectrum: Spectrum, seen):
     if spectrum.singular_values is not None:
         return xp.zeros(size.shape[:-1], bool)
     # Whatever `rtol`: it neither makes the rounding of products with H significant, nor excuses a negative eigenvalue.
-    cutoff = relative_cutoff(spectrum, None) ** 2 * xp.max(xp.abs(size), axis=-1)
+    norm = xp.max(xp.abs(size), axis=-1) if spectrum.norm is None else spectrum.norm
+    cutoff = relative_cutoff(spectrum, None) ** 2 * norm
     return xp.min(size, axis=-1) < -cutoff
 
 
 def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite, complete):
-    size = xp.where(seen, xp.abs(spectrum.eigenvalues), xp.nan)
-    low, high = xp.nanmin(size, axis=-1), xp.nanmax(size, axis=-1)
-    regular = xp.isfinite(high) & (low > 0)
+    size = xp.abs(spectrum.eigenvalues)
+    low, high = _smallest(xp, size, seen), xp.max(xp.where(seen, size, 0), axis=-1)
+    regular = xp.isfinite(high) & (low > 0) & xp.any(seen, axis=-1)
     of_indefinite = xp.where(regular, high / xp.where(regular, low, 1), xp.inf)
     of_definite = xp.where(rank == spectrum.size, value, xp.inf)
     known = xp.where(indefinite, of_indefinite, of_definite)

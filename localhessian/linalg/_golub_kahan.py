@@ -1,6 +1,7 @@
 """Thick-restart block Golub-Kahan of a factor: the small end without squaring, residuals recomputed."""
 
 import dataclasses
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from localhessian.linalg._krylov import (
     judge,
     largest_vectors,
     lengths,
+    mixed,
     products,
     repeats,
     shifted,
@@ -28,9 +30,11 @@ from localhessian.linalg._krylov import (
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._recurrence import (
     State,
+    alive,
     begin,
     compress,
     drive,
+    fill_up,
     finished,
     foretold,
     in_use,
@@ -105,7 +109,7 @@ class GolubKahan(Krylov):
         def backward(block: Any) -> Any:
             return products(narrow.rmv, block, batch, narrow.dtype, xp)
 
-        block = _start(start, key, wide, (s, plan.block, m, d), backward, dtype, xp)
+        block = _start(start, key, wide, self.which != "largest", (s, plan.block, m, d), backward, dtype, xp)
         state = begin(block, m, plan, key, xp)
         first = state.current
 
@@ -130,12 +134,13 @@ class GolubKahan(Krylov):
         rho = xp.hypot(*(lengths(error, xp) for error in errors))
         repeated = repeats(forward, state, first, plan, xp)
         found = judge(sigma, rho, chosen.real, state, Status.NOT_ADJOINT, repeated, 2 * ROUNDING, plan, xp)
-        largest = largest_vectors(u if wide else v, found.real, vectors, xp)
+        largest = largest_vectors(u if wide else v, sigma, found.real, vectors, xp)
         sigma, real, rho = sort_real_first(sigma, found.real, rho, xp=xp)
         missing = factor.in_size - d if right.shape[1] >= d else 0
         made = xp.asarray((state.made + 1) * plan.block + v.shape[1], np.int32)
-        parts = (*_with_null_space(sigma, rho, real, missing, xp), largest, found.status, found.complete)
-        sigma, multiplicities, rho, largest, status, complete = unbatched_all(parts, batch, dtype)
+        norm = xp.fmax(state.scale, xp.max(xp.where(real, sigma, 0), axis=1))
+        parts = (*_with_null_space(sigma, rho, real, missing, xp), largest, found.status, found.complete, norm)
+        sigma, multiplicities, rho, largest, status, complete, norm = unbatched_all(parts, batch, dtype)
         return Spectrum(
             eigenvalues=sigma**2,
             multiplicities=multiplicities,
@@ -153,15 +158,30 @@ class GolubKahan(Krylov):
             krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
             start_size=m if start is None else 0,
             ends=self.which,
+            norm=norm,
         )
 
 
-def _start(start: Any, key: Key, wide: bool, shape: tuple[int, int, int, int], backward, dtype, xp: ModuleType) -> Any:
+def _start(
+    start: Any,
+    key: Key,
+    wide: bool,
+    mix: bool,
+    shape: tuple[int, int, int, int],
+    backward: Callable[[Any], Any],
+    dtype: Any,
+    xp: ModuleType,
+) -> Any:
     """The first block, in the range of A^T; `start` holds vectors of the side of R that it multiplies."""
     s, p, m, d = shape
-    if start is not None and not wide:
-        return start_block(start, key, (s, p, d), dtype, xp)
-    block = backward(start_block(start, key, (s, p, m), dtype, xp))
+    if start is None or mix:
+        random = backward(start_block(None, key, (s, p, m), dtype, xp))
+    if start is None:
+        block = random
+    else:
+        block = start_block(start, key, (s, p, m if wide else d), dtype, xp)
+        block = backward(block) if wide else block
+        block = mixed(block, random, xp) if mix else block
     # A = 0 has no range: any vector shows that.
     nothing = ~xp.any(block, axis=(1, 2))[:, None, None]
     return xp.where(nothing, start_block(None, key, (s, p, d), dtype, xp), block)
@@ -182,21 +202,27 @@ def _with_null_space(sigma, rho, real, missing: int, xp: ModuleType) -> tuple[An
 def left_half(state: State, moved: Any, plan: Plan, xp: ModuleType) -> tuple[State, Any]:
     """The first half of a step, given `moved` = A times the current block; also the new left vectors."""
     row, small = state.row, state.matrix.dtype
-    state = observe(state, moved, xp)
+    scale, finite, _ = observe(state, moved, xp)
     basis, nearest = in_use(state.left, row, xp), nearest_rows(state, 1, 0, plan, xp)
-    components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * state.scale, xp)
+    components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * scale, xp)
     components = pad_rows(components, plan.size, xp).astype(small)
-    state = foretold(state, components, state.coupling, state.live[:, None, :], xp)
+    skew = foretold(state.skew, scale, components, state.coupling, state.live[:, None, :], xp)
     # The components along all of U, so that the columns that follow a restart need no formula of their own.
     components = put_rows(components, row, upper.astype(small), xp)
-    # A vector with A v = 0 is the answer where the space is seen whole, or for A = 0; else it is rounding.
-    there = state.live & (xp.any(unit != 0, axis=2) | plan.whole | (state.made == 0))
+    # A vector with A v = 0 is the answer where the space is seen whole, or for A = 0, and any left vector will do; else
+    # it is rounding.
+    live = alive(upper, xp)
+    answer = state.live & ~live & (plan.whole | (state.made == 0))
+    state, unit, live = fill_up(state, basis, unit, live, answer, plan, xp)
     state = dataclasses.replace(
         state,
         right=put_rows(state.right, row, state.current, xp),
         left=put_rows(state.left, row, unit, xp),
         matrix=put_columns(state.matrix, row, components, xp),
-        filled=put_rows(state.filled, row, there, xp),
+        filled=put_rows(state.filled, row, state.live & live, xp),
+        scale=scale,
+        skew=skew,
+        finite=finite,
     )
     return state, unit
 
@@ -204,20 +230,23 @@ def left_half(state: State, moved: Any, plan: Plan, xp: ModuleType) -> tuple[Sta
 def right_half(state: State, moved: Any, plan: Plan, xp: ModuleType) -> State:
     """The second half of a step, given `moved` = A^T times the last left vectors."""
     row, p, small = state.row, plan.block, state.matrix.dtype
-    state = observe(state, moved, xp)
+    scale, finite, norms = observe(state, moved, xp)
     basis, nearest = in_use(state.right, row + p, xp), nearest_rows(state, 0, 1, plan, xp)
-    components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * state.scale, xp)
+    components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * scale, xp)
     expected = xp.swapaxes(take_rows(state.matrix, row, p, xp), 1, 2)
     components = pad_rows(components, plan.size, xp).astype(small)
-    state = foretold(state, components, expected, xp.any(moved != 0, axis=2)[:, None, :], xp)
     state = dataclasses.replace(
         state,
         coupling=put_rows(xp.zeros_like(state.coupling), row, xp.swapaxes(upper, 1, 2).astype(small), xp),
         row=row + p,
         made=state.made + 1,
+        scale=scale,
+        skew=foretold(state.skew, scale, components, expected, (norms > 0)[:, None, :], xp),
+        finite=finite,
+        current=unit,
+        live=alive(upper, xp),
     )
-    state, unit = revive(state, basis, unit, plan, xp)
-    return dataclasses.replace(state, current=unit, live=xp.any(unit != 0, axis=2))
+    return revive(state, basis, plan, xp)
 
 
 def _restart(state: State, plan: Plan, xp: ModuleType) -> State:

@@ -136,7 +136,7 @@ class Plan:
     def settled(self, values: Any, errors: Any, count: Any, scale: Any, floor: float, xp: Any) -> Any:
         """Which problems (s,) have every wanted value, by the residuals that the recurrence estimates."""
         chosen = self.chosen(count, values.shape[1], xp)
-        value, error = (xp.take_along_axis(array, chosen.places, 1) for array in (values, errors))
+        value, error = pick(values, chosen.places, xp), pick(errors, chosen.places, xp)
         # The recomputed residual, which judges, differs by rounding.
         rounding = floor * self.eps * scale[:, None]
         allowed = xp.maximum(self.rtol * xp.abs(value) - rounding, 0.9 * rounding)
@@ -235,16 +235,29 @@ def random_block(key: Key, shape: tuple[int, int, int], dtype: Any, xp: Any) -> 
 
 
 def start_block(start: Array | None, key: Key, shape: tuple[int, int, int], dtype: Any, xp: Any) -> Any:
-    """Where a run begins: random directions, or random combinations of the vectors given, `(s, d, k)` or `(s, d)`."""
+    """Where a run begins: random directions, or random sums of the vectors given, `(s, d, k)` or `(s, d)`."""
     s, p, d = shape
+    random = random_block(key, shape, dtype, xp)
     if start is None:
-        return random_block(key, shape, dtype, xp)
+        return random
     given = xp.asarray(start, dtype).reshape(s, d, -1)
-    given = xp.where(xp.isfinite(given), given, 0)
-    # One combination for each row of the block, fixed signs: each vector given has an equal part in it.
-    weights = random_block(key, (s, given.shape[2], p), dtype, xp)
-    weights = xp.where(weights < 0, -1, 1).astype(given.dtype)
-    return xp.swapaxes(xp.matmul(given, weights), 1, 2)
+    given = xp.swapaxes(xp.where(xp.isfinite(given), given, 0), 1, 2)
+    count = given.shape[1]
+    # Every vector has an equal part in one row of the block; rows that get none are random.
+    signs = xp.where(random_block(key, (s, count, 1), dtype, xp) < 0, -1, 1).astype(given.dtype)
+    sums = xp.stack([xp.sum((signs * given)[:, row::p], axis=1) for row in range(min(p, count))], axis=1)
+    # Zero vectors, and copies that cancel, begin nothing.
+    sums = xp.where(xp.any(sums != 0, axis=2, keepdims=True), sums, random[:, : sums.shape[1]])
+    return xp.concatenate([sums, random[:, sums.shape[1] :]], axis=1)
+
+
+def mixed(given: Any, random: Any, xp: Any) -> Any:
+    """Rows (s, p, d) that have equal parts of both.
+
+    Vectors near to the large end alone span a space that is nearly invariant: its smallest Ritz values meet any
+    tolerance, and are not the smallest of the operator.
+    """
+    return unit_rows(given, xp) + unit_rows(random, xp)
 
 
 def repeats(multiplied: Callable, state: Any, first: Any, plan: Plan, xp: Any) -> Any:
@@ -311,12 +324,19 @@ def sort_real_first(values: Any, real: Any, *others: Any, xp: Any) -> tuple[Any,
 
 def shifted(matrix: Any, filled: Any, xp: Any) -> Any:
     """A projected matrix (s, K, K) whose empty rows and columns hold one value beyond all others on the diagonal."""
+    if xp is np and filled.all() and np.isfinite(matrix).all():
+        return matrix
     both = filled[:, :, None] & filled[:, None, :]
     matrix = xp.where(both & xp.isfinite(matrix), matrix, 0)
     norm = lengths(matrix.reshape(len(matrix), -1), xp)
     beyond = xp.where(norm > 0, 2 * norm, 1)
     eye = xp.eye(matrix.shape[1], dtype=matrix.dtype)[None]
     return matrix + xp.where(filled, 0, beyond[:, None])[:, :, None] * eye
+
+
+def pick(array: Any, places: Any, xp: Any) -> Any:
+    """The entries (s, k) of an array (s, K)."""
+    return array[np.arange(len(array))[:, None], places] if xp is np else xp.take_along_axis(array, places, 1)
 
 
 def take_weights(weights: Any, chosen: Wanted, xp: Any) -> Any:
@@ -342,7 +362,7 @@ def lengths(vectors: Any, xp: Any) -> Any:
     """
     if xp is np:
         squares, small = np.vecdot(vectors, vectors), _small(vectors.dtype)
-        if squares.min() > small and squares.max() < 1 / small:
+        if ((squares > small) & (squares < 1 / small)).all():
             return np.sqrt(squares)
     largest = xp.max(xp.abs(vectors), axis=-1)
     unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1)
@@ -356,17 +376,18 @@ def _small(dtype: Any) -> float:
 
 
 def unit_rows(vectors: Any, xp: Any) -> Any:
-    """Every vector at unit length; one that is nothing but rounding becomes zero."""
-    norms = xp.linalg.norm(vectors, axis=-1, keepdims=True)
-    there = norms > float(jnp.finfo(vectors.dtype).eps) ** 0.5
-    return xp.where(there, vectors / xp.where(there, norms, 1), 0)
+    """Every vector at unit length; zero stays zero."""
+    norms = lengths(vectors, xp)[..., None]
+    return vectors / xp.where(norms > 0, norms, 1)
 
 
-def largest_vectors(ritz: Any, real: Any, vectors: int, xp: Any) -> Any:
-    """The vectors (s, d, v) of the largest values in columns; NaN where there is none."""
+def largest_vectors(ritz: Any, values: Any, real: Any, vectors: int, xp: Any) -> Any:
+    """Of Ritz vectors (s, k, d) those of the largest values, ascending, in columns; NaN where there is none."""
     if not vectors:
         return None
-    return xp.swapaxes(xp.where(real[:, :, None], ritz, xp.nan)[:, -vectors:], 1, 2)
+    last = xp.argsort(xp.where(real, values, -xp.inf), axis=1)[:, -vectors:, None]
+    taken = xp.take_along_axis(ritz, last, 1)
+    return xp.swapaxes(xp.where(xp.take_along_axis(real[:, :, None], last, 1), taken, xp.nan), 1, 2)
 
 
 def unbatched(value: Any, batch: int | None) -> Any:

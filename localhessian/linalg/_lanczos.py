@@ -16,6 +16,7 @@ from localhessian.linalg._krylov import (
     judge,
     largest_vectors,
     lengths,
+    mixed,
     products,
     repeats,
     shifted,
@@ -28,6 +29,7 @@ from localhessian.linalg._krylov import (
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._recurrence import (
     State,
+    alive,
     begin,
     compress,
     drive,
@@ -89,7 +91,10 @@ class Lanczos(Krylov):
         batch, dtype = prepared.batch, working_dtype(prepared.dtype)
         lead, d = batch or 1, prepared.size
         plan = self.plan(d, lead * d, prepared.dtype, vectors)
-        block = start_block(start, key, (lead, plan.block, d), dtype, xp)
+        shape = (lead, plan.block, d)
+        block = start_block(start, key, shape, dtype, xp)
+        if start is not None and self.which != "largest":
+            block = mixed(block, start_block(None, key, shape, dtype, xp), xp)
         state = begin(block, None, plan, key, xp)
         first = state.current
 
@@ -114,11 +119,12 @@ class Lanczos(Krylov):
         residuals = lengths(moved - values[:, :, None] * ritz, xp)
         repeated = repeats(multiplied, state, first, plan, xp)
         found = judge(values, residuals, chosen.real, state, Status.NOT_SYMMETRIC, repeated, 2 * ROUNDING, plan, xp)
-        largest = largest_vectors(ritz, found.real, vectors, xp)
+        largest = largest_vectors(ritz, values, found.real, vectors, xp)
         values, real, residuals = sort_real_first(values, found.real, residuals, xp=xp)
         made = xp.asarray(state.made * plan.block + ritz.shape[1], np.int32)
-        parts = (values, real.astype(np.int32), residuals, largest, found.status, found.complete)
-        values, multiplicities, residuals, largest, status, complete = unbatched_all(parts, batch, dtype)
+        norm = xp.fmax(state.scale, xp.max(xp.where(real, xp.abs(values), 0), axis=1))
+        parts = (values, real.astype(np.int32), residuals, largest, found.status, found.complete, norm)
+        values, multiplicities, residuals, largest, status, complete, norm = unbatched_all(parts, batch, dtype)
         return Spectrum(
             eigenvalues=values,
             multiplicities=multiplicities,
@@ -136,35 +142,38 @@ class Lanczos(Krylov):
             krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
             start_size=d if start is None else 0,
             ends=self.which,
+            norm=norm,
         )
 
 
 def advance(state: State, moved: Any, plan: Plan, xp: Any) -> State:
     """One step, given `moved` = H times the current block."""
-    p, row = plan.block, state.row
-    state = observe(state, moved, xp)
+    p, row, small = plan.block, state.row, state.matrix.dtype
+    scale, finite, _ = observe(state, moved, xp)
     basis = in_use(put_rows(state.right, row, state.current, xp), row + p, xp)
-    floor = BREAKDOWN * plan.eps * state.scale
+    floor = BREAKDOWN * plan.eps * scale
     components, unit, upper = orthonormalize(basis, nearest_rows(state, 1, 1, plan, xp), moved, floor, xp)
-    components = pad_rows(components, plan.size, xp).astype(state.matrix.dtype)
-    upper = upper.astype(state.matrix.dtype)
+    components, upper = pad_rows(components, plan.size, xp).astype(small), upper.astype(small)
     places = xp.arange(plan.size, dtype=np.int32)
-    own = (places >= row) & (places < row + p)
-    state = foretold(state, components, state.coupling, ~own[None, :, None] & state.live[:, None, :], xp)
+    others = (places < row) | (places >= row + p)
+    counted = others[None, :, None] & state.live[:, None, :]
     # The components along all of the basis, so that the rows that follow a restart need no formula of their own.
     matrix = put_columns(state.matrix, row, components, xp)
-    matrix = put_rows(matrix, row, xp.swapaxes(components, 1, 2), xp)
     state = dataclasses.replace(
         state,
         right=state.right if xp is np else basis,
-        matrix=matrix,
+        matrix=put_rows(matrix, row, xp.swapaxes(components, 1, 2), xp),
         filled=put_rows(state.filled, row, state.live, xp),
         coupling=put_rows(xp.zeros_like(state.coupling), row, xp.swapaxes(upper, 1, 2), xp),
         row=row + p,
         made=state.made + 1,
+        scale=scale,
+        skew=foretold(state.skew, scale, components, state.coupling, counted, xp),
+        finite=finite,
+        current=unit,
+        live=alive(upper, xp),
     )
-    state, unit = revive(state, basis, unit, plan, xp)
-    return dataclasses.replace(state, current=unit, live=xp.any(unit != 0, axis=2))
+    return revive(state, basis, plan, xp)
 
 
 def _restart(state: State, plan: Plan, xp: Any) -> State:

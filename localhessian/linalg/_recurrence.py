@@ -69,12 +69,16 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
     dtype = block.dtype
     # Small matrices in float64 on the host, where that costs nothing.
     small = np.float64 if xp is np else dtype
-    unit, _ = gram_schmidt(block, xp.zeros(s, dtype), xp)
-    return State(
+    norms = lengths(block, xp)[:, :, None]
+    unit = block / xp.where(norms > 0, norms, 1).astype(dtype)
+    # What a row adds to those before it may be rounding: it is none then.
+    for floor in (100 * plan.eps, LOST):
+        unit, upper = gram_schmidt(unit, xp.full(s, floor, dtype), xp)
+    state = State(
         right=xp.zeros((s, plan.size, d), dtype),
         left=None if long is None else xp.zeros((s, plan.size, long), dtype),
         current=unit,
-        live=xp.any(unit != 0, axis=2),
+        live=alive(upper, xp),
         matrix=xp.zeros((s, plan.size, plan.size), small),
         coupling=xp.zeros((s, plan.size, p), small),
         filled=xp.zeros((s, plan.size), bool),
@@ -87,27 +91,27 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
         finite=xp.ones(s, bool),
         key=key,
     )
+    return revive(state, state.right[:, :0], plan, xp)
 
 
-def observe(state: State, moved: Any, xp: Any) -> State:
-    """Take note of the size of a product `(s, p, d)`."""
+def observe(state: State, moved: Any, xp: Any) -> tuple[Any, Any, Any]:
+    """Of products `(s, p, d)`: the scale and the finiteness with them, and the norms (s, p)."""
     norms = lengths(moved, xp)
     finite = state.finite & xp.all(xp.isfinite(norms), axis=1)
-    return dataclasses.replace(state, scale=xp.fmax(state.scale, xp.max(norms, axis=1)), finite=finite)
+    return xp.fmax(state.scale, xp.max(norms, axis=1)), finite, norms
 
 
-def foretold(state: State, components: Any, expected: Any, counted: Any, xp: Any) -> State:
-    """Compare components (s, size, p) of a product along a basis with what they should be, where that is `counted`."""
+def foretold(skew: Any, scale: Any, components: Any, expected: Any, counted: Any, xp: Any) -> Any:
+    """The skew (s,), with components (s, size, p) of a product along a basis and those `expected`, where `counted`."""
     wrong = xp.max(xp.where(counted, xp.abs(components - expected), 0), axis=(1, 2))
-    relative = (wrong / xp.where(state.scale > 0, state.scale, 1)).astype(state.skew.dtype)
-    return dataclasses.replace(state, skew=xp.fmax(state.skew, relative))
+    return xp.fmax(skew, (wrong / xp.where(scale > 0, scale, 1)).astype(skew.dtype))
 
 
 def orthonormalize(basis: Any, nearest: Any, block: Any, floor: Any, xp: Any) -> tuple[Any, Any, Any]:
     """A block `(s, p, d)` without its components along a basis `(s, K, d)`, as orthonormal rows.
 
     Two passes, with a normalization between them; the first along the `nearest` rows (a slice) only, where all but
-    rounding lies. A row that is not longer than its `floor`, (s,), is rounding: zero (breakdown).
+    rounding lies. A row that is not alive than its `floor`, (s,), is rounding: zero (breakdown).
 
     Returns:
         Components (s, K, p), orthonormal rows, and the upper triangle (s, p, p) with
@@ -126,6 +130,9 @@ def gram_schmidt(block: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
     """Orthonormal rows (s, p, d), and the upper triangle (s, p, p) with block = triangle^T rows; zero at breakdown."""
     rows: list[Any] = []
     s, p, _ = block.shape
+    if p == 1:
+        unit, norm = _unit(block[:, 0], floor, xp)
+        return unit[:, None], norm[:, None, None]
     upper = xp.zeros((s, p, p), block.dtype)
     for j in range(p):
         w = block[:, j]
@@ -134,13 +141,25 @@ def gram_schmidt(block: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
             parts = multiply(done, w[:, :, None], xp)[:, :, 0]
             w = w - multiply(parts[:, None, :], done, xp)[:, 0]
             upper = add_rows(upper, slice(0, j), _column(parts, j, p, xp), xp)
-        norm = lengths(w, xp)
-        there = norm > floor
-        norm = xp.where(there, norm, 0).astype(block.dtype)
-        unit = w / xp.where(there, norm, 1)[:, None]
-        rows.append(unit if xp is np and there.all() else xp.where(there[:, None], unit, 0))
+        unit, norm = _unit(w, floor, xp)
+        rows.append(unit)
         upper = add_rows(upper, slice(j, j + 1), _column(norm[:, None], j, p, xp), xp)
-    return (rows[0][:, None] if p == 1 else xp.stack(rows, axis=1)), upper
+    return xp.stack(rows, axis=1), upper
+
+
+def _unit(w: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
+    """Vectors (s, d) at unit length, and their norms, (s,); zero where that is not more than the floor."""
+    norm = lengths(w, xp)
+    there = norm > floor
+    if xp is np and there.all():
+        return w / norm[:, None], norm
+    norm = xp.where(there, norm, 0).astype(w.dtype)
+    return xp.where(there[:, None], w / xp.where(there, norm, 1)[:, None], 0), norm
+
+
+def alive(upper: Any, xp: Any) -> Any:
+    """(s, p): which rows the triangle of `gram_schmidt` or `orthonormalize` says there are."""
+    return xp.diagonal(upper, axis1=1, axis2=2) > 0
 
 
 def _less(block: Any, components: Any, basis: Any, xp: Any) -> Any:
@@ -154,33 +173,47 @@ def _column(values: Any, j: int, p: int, xp: Any) -> Any:
     return values[:, :, None] * (xp.arange(p) == j).astype(values.dtype)[None, None, :]
 
 
-def revive(state: State, basis: Any, unit: Any, plan: Plan, xp: Any) -> tuple[State, Any]:
-    """Random directions in place of the broken rows of a block, where the basis is to become the whole space.
+def revive(state: State, basis: Any, plan: Plan, xp: Any) -> State:
+    """Random directions in place of the broken rows of the next block, where the basis is to become the whole space.
 
     They have no coupling to what is there: the space was invariant, and another invariant one begins.
     """
     if not plan.whole:
-        return state, unit
-    broken = ~xp.any(unit != 0, axis=2) & ~state.settled[:, None] & state.finite[:, None]
+        return state
+    broken = ~state.live & ~state.settled[:, None]
+    state, unit, live = fill_up(state, basis, state.current, state.live, broken, plan, xp)
+    return state if unit is state.current else dataclasses.replace(state, current=unit, live=live)
 
-    def fill() -> tuple[Any, Any]:
+
+def fill_up(state: State, basis: Any, unit: Any, live: Any, broken: Any, plan: Plan, xp: Any) -> tuple[State, Any, Any]:
+    """Random directions, orthonormal to a basis, in the rows of a block (s, p, d) that are `broken`, (s, p).
+
+    Returns:
+        The state with a note of it, the block, and which of its rows there are; unchanged where none is broken.
+    """
+    broken = broken & state.finite[:, None]
+
+    def fill() -> tuple[Any, Any, Any]:
         key = jax.random.fold_in(state.key, state.made)
-        fresh = xp.where(broken[:, :, None], random_block(key, unit.shape, unit.dtype, xp), unit)
+        fresh = xp.where(broken[:, :, None], random_block(key, unit.shape, unit.dtype, xp), 0)
         # Of a space that is nearly full little is left of them: as little as two passes can make orthogonal.
         fresh, _ = gram_schmidt(fresh, xp.zeros(len(unit), unit.dtype), xp)
         for floor in (100 * plan.eps, LOST):
-            components = multiply(basis, xp.swapaxes(fresh, 1, 2), xp)
-            fresh = fresh - multiply(xp.swapaxes(components, 1, 2), basis, xp)
-            fresh, _ = gram_schmidt(fresh, xp.full(len(unit), floor, unit.dtype), xp)
+            # Along the rows of the block that are there, too, which may stand behind a broken one.
+            for known in (basis, unit):
+                fresh = _less(fresh, multiply(known, xp.swapaxes(fresh, 1, 2), xp), known, xp)
+            fresh, upper = gram_schmidt(fresh, xp.full(len(unit), floor, unit.dtype), xp)
         # The rows that were there are unchanged, to the bit.
         kept = xp.where(broken[:, :, None], fresh, unit)
-        return state.broken | xp.any(broken, axis=1), kept
+        return state.broken | xp.any(broken, axis=1), kept, live | (broken & alive(upper, xp))
 
     if xp is np:
-        seen, unit = fill() if broken.any() else (state.broken, unit)
+        if not broken.any():
+            return state, unit, live
+        seen, unit, live = fill()
     else:
-        seen, unit = jax.lax.cond(jnp.any(broken), fill, lambda: (state.broken, unit))
-    return dataclasses.replace(state, broken=seen), unit
+        seen, unit, live = jax.lax.cond(jnp.any(broken), fill, lambda: (state.broken, unit, live))
+    return dataclasses.replace(state, broken=seen), unit, live
 
 
 def put_rows(basis: Any, row: Any, block: Any, xp: Any) -> Any:

@@ -53,7 +53,8 @@ def spectrum(
         key: Of the random start vectors; default `jax.random.key(0)`.
         vectors: How many eigenvectors to return, of the largest eigenvalues.
         start: Vectors near to those wanted, in columns, as an earlier spectrum's `vectors`: an iterative method begins
-            with them, which saves products, and gives up its probability statements. Exact methods need none.
+            with them (and random ones beside them, unless only the largest are sought), which saves products, and gives
+            up its probability statements. Exact methods need none.
         throw: Whether to raise where the numbers mean nothing. Under `jax.jit` only `status` tells.
 
     Returns:

@@ -1,6 +1,5 @@
 """The answer to "what are the eigenvalues?", with everything needed to judge it."""
 
-from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,6 +55,8 @@ class Spectrum:
     """The dimension in which the start of an iteration was random; 0 where it was not: a warm start."""
     ends: str = static(default="both")
     """Which ends of the spectrum the method sought: both, largest or smallest."""
+    norm: Float[Array, "*s"] | None = None
+    """||R|| (without a factor: ||H||) is at least this, by the largest product seen; None where the values tell it."""
 
     @property
     def converged(self) -> Array:
@@ -82,17 +83,20 @@ class Spectrum:
     @property
     def lambda_max(self) -> Float[Array, "*s"]:
         """The largest eigenvalue returned."""
-        return jnp.asarray(self._numpy.nanmax(self.eigenvalues, axis=-1))
+        return self._extreme(-np.inf)
 
     @property
     def lambda_min(self) -> Float[Array, "*s"]:
         """The smallest eigenvalue returned."""
-        return jnp.asarray(self._numpy.nanmin(self.eigenvalues, axis=-1))
+        return self._extreme(np.inf)
 
-    @property
-    def _numpy(self) -> ModuleType:
-        """NumPy where there are numbers: it compiles nothing for a new count of values."""
-        return np if is_concrete(self.eigenvalues) else jnp
+    def _extreme(self, least: float) -> Float[Array, "*s"]:
+        """The value farthest from `least`; NaN where there is none. By NumPy, which compiles nothing, where it can."""
+        xp = np if is_concrete(self.eigenvalues) else jnp
+        values = xp.asarray(self.eigenvalues)
+        there = ~xp.isnan(values)
+        extreme = (xp.max if least < 0 else xp.min)(xp.where(there, values, values.dtype.type(least)), axis=-1)
+        return jnp.asarray(xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan)))
 
 
 def working_dtype(dtype: Any) -> Any:
