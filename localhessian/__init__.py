@@ -20,6 +20,7 @@ from localhessian.linalg import LinearMap as LinearMap
 from localhessian.linalg import QuadratureEstimate as QuadratureEstimate
 from localhessian.linalg import Spectrum as Spectrum
 from localhessian.linalg import SpectrumError as SpectrumError
+from localhessian.linalg import SpectrumInterrupt as SpectrumInterrupt
 from localhessian.linalg import Structured as Structured
 from localhessian.linalg import Summary as Summary
 from localhessian.linalg import SymmetricOperator as SymmetricOperator

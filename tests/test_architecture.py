@@ -18,6 +18,7 @@ PACKAGE = "localhessian"
 ROOT = Path(lh.__file__).parent
 # A room may import the rooms before it; the three modules of the ground floor share the first place.
 RANKS = {
+    "_progress": 0,
     "_tree": 0,
     "_status": 0,
     "_types": 0,

@@ -32,6 +32,7 @@ from localhessian.linalg._solve import Method as Method
 from localhessian.linalg._solve import SpectrumError as SpectrumError
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg._spectrum import Spectrum as Spectrum
+from localhessian.linalg._spectrum import SpectrumInterrupt as SpectrumInterrupt
 from localhessian.linalg._structured import Structured as Structured
 from localhessian.linalg._summaries import Summary as Summary
 from localhessian.linalg._summaries import summarize as summarize

@@ -15,12 +15,13 @@ import numpy as np
 from jax.tree_util import Partial
 from scipy.linalg import blas
 
+from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import lengths
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, unit_products
 from localhessian.linalg._spectrum import Spectrum, working_dtype
+from localhessian.linalg._vectors import lengths
 
 ROUNDING = 10
 """Error of a value in units of eps times the largest, for the rounding of the products (heuristic: tests see 3)."""
@@ -48,10 +49,15 @@ class Dense:
         return order <= self.max_size and numbers * operator.dtype.itemsize <= self.max_bytes
 
     def run(
-        self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int, start: Array | None = None
+        self,
+        operator: LinearMap | SymmetricOperator,
+        key: Key,
+        vectors: int,
+        start: Array | None = None,
+        show: Progress = silent,
     ) -> Spectrum:
-        """The whole spectrum; `key` and `start` are not used."""
-        del key, start
+        """The whole spectrum; `key`, `start` and `show` are not used."""
+        del key, start, show
         self._check(operator)
         if isinstance(operator, LinearMap):
             return _from_factor(operator, vectors, str(self))

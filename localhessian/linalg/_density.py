@@ -21,11 +21,11 @@ from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg._distribution import Density, QuadratureEstimate
 from localhessian.linalg._jacobi import of_factor, of_symmetric
-from localhessian.linalg._krylov import unbatched
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._quadrature import bracket, ends
 from localhessian.linalg._solve import SpectrumError
 from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._vectors import unbatched
 
 MARGIN = 0.02
 """The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""

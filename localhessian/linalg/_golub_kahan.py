@@ -8,25 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._progress import Progress
 from localhessian._status import Status
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import (
-    Krylov,
-    Plan,
-    combine,
-    judge,
-    largest_vectors,
-    lengths,
-    mixed,
-    products,
-    repeats,
-    shifted,
-    sort_real_first,
-    start_block,
-    take_weights,
-    unbatched_all,
-    unit_rows,
-)
+from localhessian.linalg._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._recurrence import (
     State,
@@ -50,7 +35,17 @@ from localhessian.linalg._recurrence import (
     run_compiled,
     take_rows,
 )
-from localhessian.linalg._spectrum import Spectrum, working_dtype
+from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt, working_dtype
+from localhessian.linalg._vectors import (
+    combine,
+    largest_vectors,
+    lengths,
+    mixed,
+    sort_real_first,
+    start_block,
+    unbatched_all,
+    unit_rows,
+)
 
 BREAKDOWN = 30
 """A next basis vector shorter than BREAKDOWN * eps * ||A|| is rounding; below the rank rule's 100 eps."""
@@ -88,7 +83,9 @@ class GolubKahan(Krylov):
     Source: J. Baglama and L. Reichel, SIAM J. Sci. Comput. 27 (2005) 19.
     """
 
-    def compute(self, operator: Any, key: Key, vectors: int, start: Array | None, xp: ModuleType) -> Spectrum:
+    def compute(
+        self, operator: Any, key: Key, vectors: int, start: Array | None, show: Progress, xp: ModuleType
+    ) -> Spectrum:
         """The method itself."""
         factor = operator if isinstance(operator, LinearMap) else operator.factor
         if factor is None:
@@ -121,8 +118,11 @@ class GolubKahan(Krylov):
             return _restart(state, plan, xp)
 
         if xp is np:
-            state = drive(step, restart, lambda state: _examine(state, plan, np)[0], state, plan)
+            tell = lambda steps: show(steps * plan.block, plan.steps * plan.block, operator.label)
+            settled = lambda state: _examine(state, plan, np)[0]
+            state, interrupted = drive(step, restart, settled, state, plan, tell)
         else:
+            interrupted = False
             state = run_compiled(step, restart, state, plan, lambda: backward(forward(state.current)))
         _, left, right, count = _ritz(state, plan, xp)
         chosen = plan.chosen(count, right.shape[1], xp)
@@ -141,7 +141,7 @@ class GolubKahan(Krylov):
         norm = xp.fmax(state.scale, xp.max(xp.where(real, sigma, 0), axis=1))
         parts = (*_with_null_space(sigma, rho, real, missing, xp), largest, found.status, found.complete, norm)
         sigma, multiplicities, rho, largest, status, complete, norm = unbatched_all(parts, batch, dtype)
-        return Spectrum(
+        spectrum = Spectrum(
             eigenvalues=sigma**2,
             multiplicities=multiplicities,
             residual_norms=(2 * sigma + rho) * rho,
@@ -160,6 +160,9 @@ class GolubKahan(Krylov):
             ends=self.which,
             norm=norm,
         )
+        if interrupted:
+            raise SpectrumInterrupt(spectrum)
+        return spectrum
 
 
 def _start(

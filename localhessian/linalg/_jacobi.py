@@ -17,11 +17,12 @@ from localhessian._status import Status
 from localhessian._tree import pytree
 from localhessian._types import Array, Float, Int, Key
 from localhessian.linalg._golub_kahan import left_half, right_half
-from localhessian.linalg._krylov import BASIS_BYTES, Plan, products, random_block, repeat, repeats, rows
+from localhessian.linalg._krylov import BASIS_BYTES, Plan, products, repeat, repeats, rows
 from localhessian.linalg._lanczos import advance
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
 from localhessian.linalg._recurrence import State, begin
 from localhessian.linalg._spectrum import working_dtype
+from localhessian.linalg._vectors import random_block
 
 GROUP = 8
 """Starts that run as one recurrence, at most: more vectors at once do not pay (8 break even on one core)."""

@@ -7,25 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._progress import Progress
 from localhessian._status import Status
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import (
-    Krylov,
-    Plan,
-    combine,
-    judge,
-    largest_vectors,
-    lengths,
-    mixed,
-    products,
-    repeats,
-    shifted,
-    sort_real_first,
-    start_block,
-    take_weights,
-    unbatched_all,
-    unit_rows,
-)
+from localhessian.linalg._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._recurrence import (
     State,
@@ -47,7 +32,17 @@ from localhessian.linalg._recurrence import (
     revive,
     run_compiled,
 )
-from localhessian.linalg._spectrum import Spectrum, working_dtype
+from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt, working_dtype
+from localhessian.linalg._vectors import (
+    combine,
+    largest_vectors,
+    lengths,
+    mixed,
+    sort_real_first,
+    start_block,
+    unbatched_all,
+    unit_rows,
+)
 
 BREAKDOWN = 50
 """A next basis vector shorter than BREAKDOWN * eps * ||H|| is rounding: the space is invariant."""
@@ -83,7 +78,9 @@ class Lanczos(Krylov):
     Source: K. Wu and H. Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602; blocks: G. Golub and R. Underwood (1977).
     """
 
-    def compute(self, operator: Any, key: Key, vectors: int, start: Array | None, xp: ModuleType) -> Spectrum:
+    def compute(
+        self, operator: Any, key: Key, vectors: int, start: Array | None, show: Progress, xp: ModuleType
+    ) -> Spectrum:
         """The method itself."""
         if isinstance(operator, LinearMap):
             raise TypeError("`Lanczos` takes a symmetric operator: use `GolubKahan` for a linear map.")
@@ -108,8 +105,11 @@ class Lanczos(Krylov):
             return _restart(state, plan, xp)
 
         if xp is np:
-            state = drive(step, restart, lambda state: _examine(state, plan, np)[0], state, plan)
+            tell = lambda steps: show(steps * plan.block, plan.steps * plan.block, operator.label)
+            settled = lambda state: _examine(state, plan, np)[0]
+            state, interrupted = drive(step, restart, settled, state, plan, tell)
         else:
+            interrupted = False
             state = run_compiled(step, restart, state, plan, lambda: multiplied(state.current))
         _, weights, count = _ritz(state, plan, xp)
         chosen = plan.chosen(count, weights.shape[1], xp)
@@ -125,7 +125,7 @@ class Lanczos(Krylov):
         norm = xp.fmax(state.scale, xp.max(xp.where(real, xp.abs(values), 0), axis=1))
         parts = (values, real.astype(np.int32), residuals, largest, found.status, found.complete, norm)
         values, multiplicities, residuals, largest, status, complete, norm = unbatched_all(parts, batch, dtype)
-        return Spectrum(
+        spectrum = Spectrum(
             eigenvalues=values,
             multiplicities=multiplicities,
             residual_norms=residuals,
@@ -144,6 +144,9 @@ class Lanczos(Krylov):
             ends=self.which,
             norm=norm,
         )
+        if interrupted:
+            raise SpectrumInterrupt(spectrum)
+        return spectrum
 
 
 def advance(state: State, moved: Any, plan: Plan, xp: Any) -> State:

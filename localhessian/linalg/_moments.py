@@ -9,7 +9,6 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._types import Array, Float, Key
-from localhessian.linalg._krylov import lengths
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
 from localhessian.linalg._probes import (
     TraceEstimate,
@@ -23,6 +22,7 @@ from localhessian.linalg._probes import (
     unit_vector,
 )
 from localhessian.linalg._structured import Structured
+from localhessian.linalg._vectors import lengths
 
 
 def frobenius_norm(

@@ -8,8 +8,9 @@ from jax.tree_util import Partial
 
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Key
-from localhessian.linalg._krylov import repeat, rows, unbatched
+from localhessian.linalg._krylov import repeat, rows
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
+from localhessian.linalg._vectors import unbatched
 
 
 @pytree

@@ -18,7 +18,8 @@ import numpy as np
 
 from localhessian._tree import pytree
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import ROWS, Plan, combine, lengths, multiply, random_block, unrolls
+from localhessian.linalg._krylov import ROWS, Plan, unrolls
+from localhessian.linalg._vectors import combine, lengths, multiply, random_block
 
 LOST = 0.5
 """A unit vector that one more pass of orthogonalization shortens below this was rounding."""
@@ -307,7 +308,9 @@ def retire(state: State, settled: Any, xp: Any) -> State:
     )
 
 
-def drive(step: Callable, restart: Callable, settled: Callable, state: State, plan: Plan) -> State:
+def drive(
+    step: Callable, restart: Callable, settled: Callable, state: State, plan: Plan, show: Callable[[int], None]
+) -> tuple[State, bool]:
     """Steps on the host, until every wanted value is settled, the space is exhausted or the budget spent.
 
     Args:
@@ -316,20 +319,37 @@ def drive(step: Callable, restart: Callable, settled: Callable, state: State, pl
         settled: state -> (s,) booleans; asked at intervals.
         state: Before the first step.
         plan: Sizes.
+        show: Told how many steps were made.
+
+    Returns:
+        The state, and whether it was interrupted.
+
+    Raises:
+        KeyboardInterrupt: It came before there was anything to keep, or in a restart, which rewrites the basis.
     """
     # Where both ends of a space that fits are asked for, the whole of it is worth more than a few products less.
     due, worth_seeing_whole = 1, plan.whole and (plan.which == "both" or plan.order <= ROWS)
     for made in range(1, plan.steps + 1):
         if state.row + plan.block > plan.size:
             state = restart(state)
-        state = step(state)
-        if not np.any(state.live) or not np.any(state.finite) or (made == 2 and np.all(state.skew > plan.skewed)):
-            break
-        if not worth_seeing_whole and made >= due:
-            if np.all(settled(state) | ~np.any(state.live, axis=1)):
+        try:
+            state = step(state)
+            show(made)
+            if not np.any(state.live) or not np.any(state.finite) or (made == 2 and np.all(state.skew > plan.skewed)):
                 break
-            due = made + max(1, min(state.row // (8 * plan.block), 4))
-    return state
+            if not worth_seeing_whole and made >= due:
+                if np.all(settled(state) | ~np.any(state.live, axis=1)):
+                    break
+                # Asking costs the cube of the rows: a long basis is asked after every sixteenth of it.
+                steps = state.row // plan.block
+                due = made + max(1, min(steps // 8, max(4, steps // 16)))
+        except KeyboardInterrupt:
+            if not state.made:
+                raise
+            # What half of a step wrote lies beyond the rows in use.
+            state.filled[:, state.row :] = False
+            return state, True
+    return state, False
 
 
 def run_compiled(step: Callable, restart: Callable, state: State, plan: Plan, example: Callable[[], Any]) -> State:

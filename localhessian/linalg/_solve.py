@@ -5,6 +5,7 @@ from typing import Protocol
 
 import jax
 
+from localhessian._progress import Progress, follow, silent
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Float, Key
@@ -23,9 +24,14 @@ class Method(Protocol):
     """How eigenvalues are computed: a frozen dataclass, printable and hashable."""
 
     def run(
-        self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int, start: Array | None = None
+        self,
+        operator: LinearMap | SymmetricOperator,
+        key: Key,
+        vectors: int,
+        start: Array | None = None,
+        show: Progress = silent,
     ) -> Spectrum:
-        """Compute."""
+        """Compute; `show` is told how far it is."""
 
 
 class SpectrumError(ArithmeticError):
@@ -41,6 +47,7 @@ def spectrum(
     vectors: int = 0,
     start: Float[Array, "*s d k"] | None = None,
     throw: bool = True,
+    progress: Progress | bool = False,
 ) -> Spectrum:
     """Eigenvalues of a symmetric operator, or of A^T A of a linear map A (with the singular values of A).
 
@@ -56,6 +63,8 @@ def spectrum(
             with them (and random ones beside them, unless only the largest are sought), which saves products, and gives
             up its probability statements. Exact methods need none.
         throw: Whether to raise where the numbers mean nothing. Under `jax.jit` only `status` tells.
+        progress: True shows a bar; a function is called with (done, total, what): products of the budget, or blocks
+            that were decomposed. Silent where everything is one compiled program.
 
     Returns:
         Eigenvalues ascending with residual norms, matvecs, status and completeness.
@@ -63,6 +72,8 @@ def spectrum(
     Raises:
         SpectrumError: Products are not finite, not symmetric (of a linear map: not each other's transpose), or differ
             when repeated.
+        KeyboardInterrupt: From the products of an iteration on the host a `SpectrumInterrupt`, which holds what was
+            found.
         ValueError: The operator does not fit the method, or has fewer than `vectors` eigenvectors; `start` has
             another shape.
 
@@ -80,8 +91,8 @@ def spectrum(
         raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {vectors}.")
     if start is not None:
         _check_start(start, operator, size)
-    with quietly():
-        found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start)
+    with quietly(), follow(progress, "product") as show:
+        found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start, show)
     if throw and is_concrete(found.status):
         worst = [status for status in _REFUSED if bool((found.status == int(status)).any())]
         if worst:
@@ -97,12 +108,12 @@ def _check_start(start: Array, operator: LinearMap | SymmetricOperator, size: in
         )
 
 
-def _run(operator, method: Method | None, key: Key, vectors: int, start: Array | None) -> Spectrum:
+def _run(operator, method: Method | None, key: Key, vectors: int, start: Array | None, show: Progress) -> Spectrum:
     if method is None and not vectors:
         structured = Structured()
         with contextlib.suppress(Declined):
-            return structured.decompose(structured.find(operator), operator.dtype, operator.batch)
-    return (unstructured(operator) if method is None else method).run(operator, key, vectors, start)
+            return structured.decompose(structured.find(operator), operator, show)
+    return (unstructured(operator) if method is None else method).run(operator, key, vectors, start, show)
 
 
 def unstructured(operator: LinearMap | SymmetricOperator) -> Method:

@@ -99,6 +99,19 @@ class Spectrum:
         return jnp.asarray(xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan)))
 
 
+class SpectrumInterrupt(KeyboardInterrupt):
+    """A spectrum that was interrupted, with what it had found.
+
+    With `vectors` asked for, `lh.spectrum(..., start=interrupt.spectrum.vectors)` goes on from there.
+    """
+
+    def __init__(self, spectrum: Spectrum) -> None:
+        """Keep it."""
+        super().__init__(f"interrupted after {int(spectrum.matvecs)} products; `.spectrum` holds what was found")
+        self.spectrum = spectrum
+        """Estimates with recomputed residuals and their status, as after a spent budget."""
+
+
 def working_dtype(dtype: Any) -> Any:
     """Of bases and results: the operator's, or float32 where that is narrower."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")

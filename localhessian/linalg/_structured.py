@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg._assemble import ends, whole
@@ -14,7 +15,7 @@ from localhessian.linalg._discover import Found, walk
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._khatri_rao import KhatriRao
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt
 
 Structure = BlockDiagonal | KhatriRao
 
@@ -98,7 +99,12 @@ class Structured:
                 raise Declined(f"it has one ({structure}), but {limit} is less than the {needed:.3g} needed")
 
     def run(
-        self, operator: LinearMap | SymmetricOperator, key: Key, vectors: int, start: Array | None = None
+        self,
+        operator: LinearMap | SymmetricOperator,
+        key: Key,
+        vectors: int,
+        start: Array | None = None,
+        show: Progress = silent,
     ) -> Spectrum:
         """The whole spectrum, or its ends; `start` is not used, and `key` by `blocks` alone."""
         del start
@@ -106,11 +112,14 @@ class Structured:
             raise ValueError("`Structured` returns no eigenvectors: use `GolubKahan(...)`, or ask for `vectors=0`.")
         structure = self.require(operator)
         if self.blocks is None:
-            return self.decompose(structure, operator.dtype, operator.batch)
+            return self.decompose(structure, operator, show)
         factor = operator if isinstance(operator, LinearMap) else operator.factor
         maps = structure.maps(factor.prepare())  # type: ignore[union-attr]  # without a factor it was declined
-        found = self.blocks.run(maps, key, 0)
-        return ends(found, structure.blocks, structure.size, operator.batch, self.blocks, str(self))
+        together = lambda found: ends(found, structure.blocks, structure.size, operator.batch, self.blocks, str(self))
+        try:
+            return together(self.blocks.run(maps, key, 0, show=show))
+        except SpectrumInterrupt as interrupt:
+            raise SpectrumInterrupt(together(interrupt.spectrum)) from None
 
     def require(self, operator: LinearMap | SymmetricOperator) -> Structure:
         """The structure; ValueError where there is none."""
@@ -121,10 +130,15 @@ class Structured:
                 f"`Structured` declines {operator.label or 'the operator'}: {reason}. Use another method."
             ) from None
 
-    def decompose(self, structure: Structure, dtype: jnp.dtype, batch: int | None) -> Spectrum:
-        """The spectrum of a structure that was found."""
-        parts = list(structure.parts(jnp.dtype(dtype) == jnp.float64))
-        return whole(parts, structure.size, dtype, batch, str(self))
+    def decompose(
+        self, structure: Structure, operator: LinearMap | SymmetricOperator, show: Progress = silent
+    ) -> Spectrum:
+        """The spectrum of a structure that was found in the operator."""
+        parts, total = [], len(structure.blocks)
+        for part in structure.parts(jnp.dtype(operator.dtype) == jnp.float64):
+            parts.append(part)
+            show(len(parts), total, operator.label)
+        return whole(parts, structure.size, operator.dtype, operator.batch, str(self))
 
 
 def _verify(found: Found, prepared: LinearMap) -> None:

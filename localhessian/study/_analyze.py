@@ -2,13 +2,13 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
+from localhessian._progress import Progress, follow
 from localhessian._status import Status
 from localhessian._tree import floating, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
@@ -18,9 +18,6 @@ from localhessian.linalg import Method, condition_number, quantile_condition_num
 from localhessian.network import BackMatching, Chain, back_match
 from localhessian.study._report import Report
 from localhessian.study._row import Row, RowSpectrum
-
-Progress = Callable[[int, int, str], None]
-"""progress(done, total, "block / wrt / part")."""
 
 
 def analyze(
@@ -88,19 +85,19 @@ def analyze(
     jobs = [(b, w, p) for b in chain.names if blocks is None or b in blocks for w in wrt for p in parts]
     meta = _meta(matching, samples, method, key)
     rows, spectra = _resumed(resume, meta)
-    show = _progress(progress)
     interrupted = False
-    try:
-        for done, job in enumerate(jobs):
-            show(done, len(jobs), " / ".join(job))
-            if job not in {row.key for row in rows}:
-                row, found = _analyze_one(matching, *job, _indices(samples, matching.samples), method, key)
-                rows.append(row)
-                if found is not None:
-                    spectra[job] = found
-    except KeyboardInterrupt:
-        interrupted = True
-    show(len(rows), len(jobs), "interrupted" if interrupted else "done")
+    with follow(progress, "spectrum") as show:
+        try:
+            for done, job in enumerate(jobs):
+                show(done, len(jobs), " / ".join(job))
+                if job not in {row.key for row in rows}:
+                    row, found = _analyze_one(matching, *job, _indices(samples, matching.samples), method, key)
+                    rows.append(row)
+                    if found is not None:
+                        spectra[job] = found
+        except KeyboardInterrupt:
+            interrupted = True
+        show(len(rows), len(jobs), "interrupted" if interrupted else "done")
     order = {job: i for i, job in enumerate(jobs)}
     rows.sort(key=lambda row: order.get(row.key, len(order)))
     meta |= {"seconds": round(time.perf_counter() - started, 3), "interrupted": interrupted}
@@ -215,19 +212,3 @@ def _resumed(resume: Report | None, meta: dict) -> tuple[list[Row], dict]:
             "`resume` out."
         )
     return list(resume.rows), dict(resume.spectra)
-
-
-def _progress(progress: Progress | bool) -> Progress:
-    if callable(progress):
-        return progress
-    if not progress:
-        return lambda done, total, what: None
-    bar = tqdm(unit="spectrum")
-
-    def show(done: int, total: int, what: str) -> None:
-        bar.total, bar.n = total, done
-        bar.set_description(what)
-        if what in {"done", "interrupted"}:
-            bar.close()
-
-    return show

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from localhessian._progress import Progress, silent
 from localhessian._tree import shapes
 from localhessian._types import Loss
 from localhessian._version import __version__
@@ -25,9 +26,6 @@ from localhessian.study.comparison._plan import Plan
 from localhessian.study.comparison._run import Run, write_atomically
 from localhessian.study.comparison._trainer import PLAIN, Curve, Trainer
 
-Progress = Callable[[int, int, str], None]
-"""progress(runs done, runs in total, what runs now)."""
-
 
 def compare(
     networks: Sequence[Network],
@@ -38,7 +36,7 @@ def compare(
     out: str | Path,
     augment: Augmentation = PLAIN,
     loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Compare training algorithms on the same budget.
 
