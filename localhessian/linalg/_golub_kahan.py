@@ -75,8 +75,8 @@ class GolubKahan(Krylov):
         rtol: Wanted: residual <= rtol sigma (never below 20 eps sigma_max, which rounding leaves).
         which: Which end: `"both"`, `"largest"` or `"smallest"`.
         k: How many values at each end, at least; as many as eigenvectors are asked for.
-        basis_size: Pairs of vectors in memory; None takes 3 k + 13 for the largest end (or 8 blocks), else what fits in
-            64 MiB, at least 32. Bases as large as the smaller side give the whole spectrum.
+        basis_size: Pairs of vectors in memory; None takes 3 k + 13 for the largest end (or 16 blocks), else what fits
+            in 64 MiB, at least 32. Bases as large as the smaller side give the whole spectrum.
         block_size: Start vectors p. One needs the fewest products where the wanted values are apart; more find
             multiple and clustered values.
 

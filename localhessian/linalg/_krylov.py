@@ -103,7 +103,7 @@ class Krylov:
     def _rows(self, order: int, row_bytes: int, k: int, p: int) -> int:
         """Of a basis whose size is left to us."""
         if self.which == "largest" and order > ROWS:
-            return max(3 * k + 13, 8 * p)
+            return max(3 * k + 13, 16 * p)
         return max(BASIS_BYTES // row_bytes, ROWS)
 
 

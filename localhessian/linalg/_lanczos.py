@@ -70,7 +70,7 @@ class Lanczos(Krylov):
         rtol: Wanted: residual <= rtol |lambda| (never below 30 eps lambda_max, which rounding leaves).
         which: Which end: `"both"`, `"largest"` or `"smallest"`.
         k: How many values at each end, at least; as many as eigenvectors are asked for.
-        basis_size: Vectors in memory; None takes 3 k + 13 for the largest end (or 8 blocks), else what fits in 64 MiB,
+        basis_size: Vectors in memory; None takes 3 k + 13 for the largest end (or 16 blocks), else what fits in 64 MiB,
             at least 32. A basis as large as the operator gives the whole spectrum.
         block_size: Start vectors p. One needs the fewest products where the wanted values are apart; more find
             multiple and clustered values.
