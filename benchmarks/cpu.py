@@ -25,6 +25,12 @@ def pulled_pooling(u, z):
     return jax.vjp(pool, z)[1](u)[0]
 
 
+def pulled_weights(u, z):
+    """By the weights of a dense layer."""
+    weights = jax.ShapeDtypeStruct((z.shape[-1], u.shape[-1]), z.dtype)
+    return jax.linear_transpose(lambda w: z @ w, weights)(u)[0]
+
+
 def random(*shape: int):
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
 
@@ -47,6 +53,10 @@ def cases():
             random(BATCH, image, image, CHANNELS // 4),
         )
 
+    for samples, wide, narrow in ((256, 784, 512), (256, 512, 512), (1024, 128, 512)):
+        name = f"by the weights, {samples} samples, {wide} to {narrow}"
+        yield name, pulled_weights, (samples, narrow), random(samples, wide)
+
 
 def milliseconds(function: Callable, *args) -> float:
     jax.block_until_ready(function(*args))
@@ -65,7 +75,7 @@ def main() -> None:
         size = jax.eval_shape(on_vectors, data, v).size
         ours = linear_map(Partial(on_vectors, data), None, v.size, size, dtype="float32")
         plain, quick = milliseconds(jax.jit(on_vectors), data, v), milliseconds(ours.mv, v)
-        print(f"{name:40s} {plain:7.2f} ms  {quick:7.2f} ms  {plain / quick:5.1f} x", flush=True)
+        print(f"{name:44s} {plain:7.2f} ms  {quick:7.2f} ms  {plain / quick:5.1f} x", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ import time
 import jax
 import jax.numpy as jnp
 from matfree import decomp, eig
-from ours import megabytes
+from work import TOLERANCE, megabytes
 
 from localhessian.study import zoo
 
-TOLERANCE = 1e-3
 STEPS = (4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128)
 
 

@@ -1,12 +1,12 @@
 """localhessian's part; also exports the weights and the data of a case for the others."""
 
 import json
-import resource
 import sys
 import time
 
 import jax
 import numpy as np
+from work import Sides, mean_over_starts, megabytes
 
 import localhessian as lh
 from localhessian.study import zoo
@@ -21,10 +21,6 @@ def export(name: str, path: str, seed: int) -> None:
     np.savez(path, **{key: np.asarray(value) for key, value in arrays.items()})
 
 
-def megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(name: str, seed: int) -> dict:
     method = lh.Lanczos(which="largest", k=1)
     case = zoo.case(name, seed=seed)
@@ -33,23 +29,24 @@ def measure(name: str, seed: int) -> dict:
     chain, params, context = case.cut
     matching = jax.block_until_ready(lh.back_match(chain, params, case.x, case.y, case.loss, context))
     setup = time.perf_counter() - begin
-    tops, residuals, products = {}, [], {}
+    tops, residuals = {}, []
 
-    def run() -> dict[str, float]:
-        seconds = {}
+    def run(start: int) -> tuple[Sides, Sides]:
+        key, seconds, products = jax.random.key(start), {}, {"W": 0, "z": 0}
         for side, wrt in (("W", "params"), ("z", "input")):
-            begin, products[side] = time.perf_counter(), 0
+            begin = time.perf_counter()
             for block in chain.names:
                 if wrt == "input" and chain.index(block) == 0 and not np.issubdtype(case.x.dtype, np.floating):
                     continue
-                found = lh.spectrum(lh.local_hessian(matching, block, wrt), method)
+                found = lh.spectrum(lh.local_hessian(matching, block, wrt), method, key=key)
                 tops[f"{block} {side}"] = float(found.lambda_max)
                 residuals.append(float(found.residual_norms[-1] / found.lambda_max))
                 products[side] += int(found.matvecs)
             seconds[side] = time.perf_counter() - begin
-        return seconds
+        return seconds, products
 
-    first, warm = run(), run()
+    first, _ = run(0)
+    warm, products = mean_over_starts(run)
     return {
         "setup": setup,
         "first": first,

@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import sys
 import time
 
@@ -10,9 +9,9 @@ import numpy as np
 import scipy.sparse.linalg
 import torch
 from torch_networks import blocks, inputs, load
+from work import TOLERANCE, Sides, mean_over_starts, megabytes
 
 torch.set_num_threads(1)
-TOLERANCE = 1e-3
 
 
 class Problem(torch.nn.Module):
@@ -89,7 +88,7 @@ def curvlinops_product(module, last, y):
     return (lambda v: wrapped.matvec(v.reshape(-1))), wrapped.shape[0]
 
 
-def by_arpack(product, size):
+def by_arpack(product, size, seed):
     count = [0]
 
     def counted(v):
@@ -97,7 +96,7 @@ def by_arpack(product, size):
         return product(v)
 
     operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=counted, dtype=np.float32)
-    start = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    start = np.random.default_rng(seed).normal(size=size).astype(np.float32)
     values, vectors = scipy.sparse.linalg.eigsh(operator, 1, which="LA", tol=TOLERANCE, v0=start)
     return float(values[0]), vectors[:, 0], count[0]
 
@@ -109,9 +108,9 @@ def run_arpack(make, halve):
         for name, module, last, y, _ in items:
             setups[name] = make(module, last, y)
 
-    def solve(name, module, last, y):
+    def solve(name, last, seed):
         product, size = setups[name]
-        value, vector, count = by_arpack(product, size)
+        value, vector, count = by_arpack(product, size, seed)
         return (value / (2 if halve and not last else 1)), vector, count
 
     def residual(name, vector, value, last):
@@ -140,7 +139,7 @@ def eigenthings():
                 module, [(module.z, target)], lambda m, batch: m(batch[0]), loss_of_output, full_dataset=False
             )
 
-    def solve(name, module, last, y):
+    def solve(name, last, seed):
         operator, count = made[name], [0]
         plain = operator.matvec
 
@@ -150,7 +149,7 @@ def eigenthings():
 
         operator.matvec = counted
         try:
-            found = h.lanczos(operator, k=1, max_iter=100, tol=TOLERANCE, which="LA", seed=0)
+            found = h.lanczos(operator, k=1, max_iter=100, tol=TOLERANCE, which="LA", seed=seed)
         finally:
             operator.matvec = plain
         vector = np.asarray(
@@ -180,7 +179,8 @@ def pyhessian():
             made[name] = p.hessian(module, criterion, data=(module.z, target), cuda=False)
             hand[name] = by_hand(module, last, y)
 
-    def solve(name, module, last, y):
+    def solve(name, last, seed):
+        torch.manual_seed(seed)
         values, vectors = made[name].eigenvalues(maxIter=500, tol=TOLERANCE, top_n=1)
         vector = torch.cat([part.reshape(-1) for part in vectors[0]]).detach().numpy()
         return float(values[0]), vector, -1
@@ -199,10 +199,6 @@ CONTENDERS = {
 }
 
 
-def megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main(contender: str, case: str, path: str) -> dict:
     items = problems(case, path)
     setup, solve, residual = CONTENDERS[contender]()
@@ -211,25 +207,23 @@ def main(contender: str, case: str, path: str) -> dict:
     setup(items)
     seconds = {"setup": time.perf_counter() - begin}
     tops, worst = {}, 0.0
-    products: dict[str, int] = {}
 
-    def run(check):
+    def run(seed: int, check: bool = True) -> tuple[Sides, Sides]:
         nonlocal worst
         taken, counts = {"W": 0.0, "z": 0.0}, {"W": 0, "z": 0}
-        for name, module, last, y, scale in items:
+        for name, _, last, _, scale in items:
             begin = time.perf_counter()
-            value, vector, count = solve(name, module, last, y)
+            value, vector, count = solve(name, last, seed)
             taken[name[-1]] += time.perf_counter() - begin
             counts[name[-1]] += count
             tops[name] = value * scale
             if check:
                 worst = max(worst, residual(name, vector, value, last))
-        products.update(counts)
-        return taken
+        return taken, counts
 
-    first = run(False)
+    first, _ = run(0, check=False)
     peak = megabytes() - imported
-    warm = run(True)
+    warm, products = mean_over_starts(run)
     assert math.isfinite(worst)
     return {
         **seconds,

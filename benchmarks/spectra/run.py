@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 
+from work import TOLERANCE
+
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 CASES = ("mlp", "vgg13-bn/4", "gpt")
 CONTENDERS = ("localhessian", "curvlinops", "torch by hand", "hessian-eigenthings", "PyHessian", "matfree")
 SCRIPTS = {"localhessian": "ours.py", "matfree": "by_matfree.py"}
 """In JAX: run by this Python; the others are torch."""
-TOLERANCE = 1e-3
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -49,7 +50,7 @@ def line(contender: str, found: dict, base: dict | None) -> str:
     first = found["setup"] + sum(found["first"].values())
     return (
         f"  {contender:20s} warm {warm['W']:6.2f} +{warm['z']:6.2f} s   {ratio:5.2f} x   first {first:6.2f} s   "
-        f"products {found['products']['W']:4d} +{found['products']['z']:5d}   residual {found['residual']:.1e}   "
+        f"products {found['products']['W']:4.0f} +{found['products']['z']:5.0f}   residual {found['residual']:.1e}   "
         f"top off by {found.get('off', 0):.1e}   {found['megabytes']:6.0f} MB"
     )
 

@@ -13,6 +13,9 @@ from jax.extend.core import primitives
 
 from localhessian._types import Array
 
+LARGE = 1e6
+"""Multiplications of a matrix product that are worth a transposition (heuristic)."""
+
 
 def contains_convolution(jaxpr: Any) -> bool:
     """Whether a program convolves, at any depth (jax#12868: 100 times slower inside a loop on the CPU)."""
@@ -28,7 +31,8 @@ def run_quickly(function: Any, *args: Any) -> Any:
 
     A window larger than its image, as in the last layers of networks for small images, takes XLA's CPU backend many
     times as long as the same image with its padding written out, and so does the transpose of max-pooling against a
-    comparison with the place of the maximum; benchmarks/cpu.py measures both.
+    comparison with the place of the maximum. A^T B, of which gradients by weights are made, takes up to half as long
+    again as with A^T written out. benchmarks/cpu.py measures all three.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
@@ -40,12 +44,14 @@ def run_quickly(function: Any, *args: Any) -> Any:
 def _quick(program: Any) -> Any:
     """The program with its slow equations replaced, at any depth."""
     inner = getattr(program, "jaxpr", program)  # newer JAX knows closed programs only
-    quick = inner.replace(eqns=[_quick_equation(eqn) for eqn in inner.eqns])
+    turned = {id(eqn.invars[0]) for eqn in inner.eqns if eqn.primitive is primitives.transpose_p}
+    quick = inner.replace(eqns=[_quick_equation(eqn, id(eqn.outvars[0]) in turned) for eqn in inner.eqns])
     return quick if inner is program else program.replace(jaxpr=quick)
 
 
-def _quick_equation(eqn: core.JaxprEqn) -> core.JaxprEqn:
-    instead = _instead(eqn)
+def _quick_equation(eqn: core.JaxprEqn, turned: bool) -> core.JaxprEqn:
+    """The same equation done quickly; `turned`: its result is transposed next."""
+    instead = _instead(eqn, turned)
     if instead is not None:
         (call,) = jax.make_jaxpr(jax.jit(instead))(*(atom.aval for atom in eqn.invars)).eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
@@ -53,10 +59,12 @@ def _quick_equation(eqn: core.JaxprEqn) -> core.JaxprEqn:
     return eqn.replace(params={**eqn.params, **inside}) if inside else eqn
 
 
-def _instead(eqn: core.JaxprEqn) -> Callable | None:
+def _instead(eqn: core.JaxprEqn, turned: bool) -> Callable | None:
     """A function that does what a slow equation does; None for any other."""
     if eqn.primitive is primitives.conv_general_dilated_p and any(_too_wide(eqn)) and _only_adds(eqn):
         return functools.partial(_convolve_padded, eqn)
+    if eqn.primitive is primitives.dot_general_p and _is_upside_down(eqn):
+        return functools.partial(_multiply_turned if turned else _multiply_upright, eqn)
     if eqn.primitive is primitives.select_and_scatter_add_p and _tiles(eqn):
         return functools.partial(_put_at_maxima, eqn.params["window_dimensions"])
     return None
@@ -88,6 +96,39 @@ def _convolve_padded(eqn: Any, image: Array, window: Array) -> Array:
     # The compiler would take the padding back into the convolution.
     image = jax.lax.optimization_barrier(jax.lax.pad(image, jnp.zeros((), image.dtype), now))
     return eqn.primitive.bind(image, window, **{**eqn.params, "padding": tuple(later)})
+
+
+def _is_upside_down(eqn: Any) -> bool:
+    """Whether the first operand of a large matrix product is contracted along its leading dimensions only."""
+    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+    if batch or eqn.params.get("out_sharding") is not None:
+        return False
+    first, second = (atom.aval.shape for atom in eqn.invars)
+    free = first[len(contracted) :]
+    large = math.prod(free) * math.prod(second) >= LARGE
+    return bool(free) and sorted(contracted) == list(range(len(contracted))) and large
+
+
+def _multiply_upright(eqn: Any, first: Array, second: Array) -> Array:
+    (along, other), _ = eqn.params["dimension_numbers"]
+    return _after_transposition(eqn, first, along, second, other)
+
+
+def _multiply_turned(eqn: Any, first: Array, second: Array) -> Array:
+    """The transpose that follows is saved: with the operands exchanged it is undone."""
+    (along, other), _ = eqn.params["dimension_numbers"]
+    product = _after_transposition(eqn, second, other, first, along)
+    rows = second.ndim - len(other)
+    return jax.lax.transpose(product, (*range(rows, product.ndim), *range(rows)))
+
+
+def _after_transposition(eqn: Any, first: Array, along: tuple, second: Array, other: tuple) -> Array:
+    """The product of two arrays, contracted `along` and `other`, after a transposition of the first."""
+    free = tuple(i for i in range(first.ndim) if i not in along)
+    # The compiler would take the transposition back into the product.
+    upright = jax.lax.optimization_barrier(jax.lax.transpose(first, (*free, *along)))
+    numbers = ((tuple(range(len(free), first.ndim)), other), ((), ()))
+    return eqn.primitive.bind(upright, second, **{**eqn.params, "dimension_numbers": numbers})
 
 
 def _tiles(eqn: Any) -> bool:

@@ -124,3 +124,41 @@ def test_batches_and_derivatives_go_through():
     close(
         jax.grad(lambda z: jnp.sum(jnp.sin(run(z))))(z[0]), jax.grad(lambda z: jnp.sum(jnp.sin(wide(z, kernel))))(z[0])
     )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only the CPU needs it")
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second", "contracted"),
+    [
+        ((120, 90), (120, 110), ((0,), (0,))),
+        ((12, 10, 90), (10, 110, 12), ((0, 1), (2, 0))),
+        ((12, 10, 9, 10), (12, 10, 11, 10), ((1, 0), (1, 0))),
+    ],
+)
+def test_a_product_with_a_transpose_is_turned_upright(first, second, contracted, turned):
+    def multiply(a, b):
+        product = lax.dot_general(a, b, (contracted, ((), ())), precision="highest")
+        return jnp.transpose(product) if turned else product
+
+    a, b = random(0, *first), random(1, *second)
+    before, after = programs(multiply, a, b)
+    assert "optimization_barrier" in after
+    assert "optimization_barrier" not in before
+    close(run_quickly(multiply, a, b), multiply(a, b))
+    both = lambda run: jax.vmap(run)(jnp.stack([a, 2 * a]), jnp.stack([b, b]))
+    close(both(lambda a, b: run_quickly(multiply, a, b)), both(multiply))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "numbers"),
+    [
+        ((30, 20), (30, 25), (((0,), (0,)), ((), ()))),  # small
+        ((110, 120), (120, 110), (((1,), (0,)), ((), ()))),  # upright
+        ((3, 120, 90), (3, 120, 110), (((1,), (1,)), ((0,), (0,)))),  # a batch of products
+        ((2000,), (2000, 900), (((0,), (0,)), ((), ()))),  # a vector
+    ],
+)
+def test_other_products_are_left_alone(first, second, numbers):
+    before, after = programs(lambda a, b: lax.dot_general(a, b, numbers), random(0, *first), random(1, *second))
+    assert "optimization_barrier" not in before + after
