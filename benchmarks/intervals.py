@@ -22,6 +22,7 @@ METHODS = (
     lh.GolubKahan(max_matvecs=12),
     lh.GolubKahan(basis_size=12, max_matvecs=60, k=1),
     lh.GolubKahan(block_size=3, max_matvecs=30),
+    lh.GolubKahan(which="smallest", basis_size=12, max_matvecs=60, k=1),
     lh.Lanczos(),
     lh.Lanczos(basis_size=12, max_matvecs=60, k=1),
 )

@@ -45,7 +45,7 @@ def _quick(program: Any) -> Any:
     """The program with its slow equations replaced, at any depth."""
     inner = getattr(program, "jaxpr", program)  # newer JAX knows closed programs only
     turned = {id(eqn.invars[0]) for eqn in inner.eqns if eqn.primitive is primitives.transpose_p}
-    quick = inner.replace(eqns=[_quick_equation(eqn, id(eqn.outvars[0]) in turned) for eqn in inner.eqns])
+    quick = inner.replace(eqns=[_quick_equation(eqn, any(id(v) in turned for v in eqn.outvars)) for eqn in inner.eqns])
     return quick if inner is program else program.replace(jaxpr=quick)
 
 

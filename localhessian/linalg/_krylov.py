@@ -145,9 +145,9 @@ class Plan:
         # The recomputed residual, which judges, differs by rounding.
         rounding = floor * self.eps * scale[:, None]
         allowed = xp.maximum(self.rtol * xp.abs(value) - rounding, 0.9 * rounding)
-        ready = xp.all(~chosen.real | (error <= allowed), axis=1)
+        ready = (~chosen.real | (error <= allowed)).all(axis=1)
         ends = 2 * self.k if self.which == "both" else self.k
-        return ready & (xp.sum(chosen.real, axis=1) >= min(ends, self.order))
+        return ready & (chosen.real.sum(axis=1) >= min(ends, self.order))
 
     def chosen(self, count: Any, rows: int, xp: Any) -> "Wanted":
         """Which of `rows` ascending Ritz values are returned, `count` of which are real: all, of the whole space."""
@@ -195,7 +195,7 @@ def wanted(which: str, k: int, count: Any, rows: int, everything: bool, xp: Any)
     else:
         places = xp.concatenate([low, high], axis=1)
         real = xp.concatenate([low < xp.minimum(count[:, None], high[:, :1]), high >= 0], axis=1)
-    return Wanted(xp.clip(places, 0, rows - 1), real)
+    return Wanted(xp.minimum(xp.maximum(places, 0), rows - 1), real)
 
 
 def rows(product: Callable[[Array], Array], batch: int | None) -> Callable[[Array], Array]:

@@ -98,13 +98,12 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
 def observe(state: State, moved: Any, xp: Any) -> tuple[Any, Any, Any]:
     """Of products `(s, p, d)`: the scale and the finiteness with them, and the norms (s, p)."""
     norms = lengths(moved, xp)
-    finite = state.finite & xp.all(xp.isfinite(norms), axis=1)
-    return xp.fmax(state.scale, xp.max(norms, axis=1)), finite, norms
+    return xp.fmax(state.scale, norms.max(axis=1)), state.finite & xp.isfinite(norms).all(axis=1), norms
 
 
 def foretold(skew: Any, scale: Any, components: Any, expected: Any, counted: Any, xp: Any) -> Any:
     """The skew (s,), with components (s, size, p) of a product along a basis and those `expected`, where `counted`."""
-    wrong = xp.max(xp.where(counted, xp.abs(components - expected), 0), axis=(1, 2))
+    wrong = xp.where(counted, xp.abs(components - expected), 0).max(axis=(1, 2))
     return xp.fmax(skew, (wrong / xp.where(scale > 0, scale, 1)).astype(skew.dtype))
 
 
@@ -160,7 +159,7 @@ def _unit(w: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
 
 def alive(upper: Any, xp: Any) -> Any:
     """(s, p): which rows the triangle of `gram_schmidt` or `orthonormalize` says there are."""
-    return xp.diagonal(upper, axis1=1, axis2=2) > 0
+    return upper.diagonal(axis1=1, axis2=2) > 0
 
 
 def _less(block: Any, components: Any, basis: Any, xp: Any) -> Any:
@@ -335,10 +334,10 @@ def drive(
         try:
             state = step(state)
             show(made)
-            if not np.any(state.live) or not np.any(state.finite) or (made == 2 and np.all(state.skew > plan.skewed)):
+            if not state.live.any() or not state.finite.any() or (made == 2 and (state.skew > plan.skewed).all()):
                 break
             if not worth_seeing_whole and made >= due:
-                if np.all(settled(state) | ~np.any(state.live, axis=1)):
+                if (settled(state) | ~state.live.any(axis=1)).all():
                     break
                 # Asking costs the cube of the rows: a long basis is asked after every sixteenth of it.
                 steps = state.row // plan.block

@@ -117,6 +117,18 @@ def test_max_pooling_with_overlap_is_left_alone(stride, padding, replaced):
     np.testing.assert_array_equal(run_quickly(pull, z, pool(z)), pull(z, pool(z)))
 
 
+def test_equations_without_a_result_go_through():
+    seen = []
+
+    def watched(v):
+        jax.debug.callback(seen.append, v)
+        return 2 * v
+
+    np.testing.assert_array_equal(run_quickly(watched, jnp.ones(3)), 2 * np.ones(3))
+    jax.effects_barrier()
+    assert len(seen) == 1
+
+
 def test_batches_and_derivatives_go_through():
     z, kernel = random(0, 3, 2, 2, 2, 3), random(1, 3, 3, 3, 4)
     run = lambda z: run_quickly(wide, z, kernel)
