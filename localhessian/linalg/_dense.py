@@ -19,7 +19,7 @@ from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, unit_products
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_of_a_user, unit_products
 from localhessian.linalg._spectrum import Spectrum, working_dtype
 from localhessian.linalg._vectors import lengths
 
@@ -33,7 +33,8 @@ CHUNK_BYTES = 2**27
 class Dense:
     """All eigenvalues by LAPACK, from the explicit factor R where there is one, else from the explicit matrix.
 
-    Cost: min(m, d) products (without a factor: d), then O(min(m, d)^2 max(m, d)) operations; memory `m * d` numbers.
+    Cost: min(m, d) products (without a factor: d; of a map of your own two more, to see that they belong to each
+    other), then O(min(m, d)^2 max(m, d)) operations; memory `m * d` numbers.
 
     Args:
         max_size: Largest order of the matrix to decompose: min(m, d), or d without a factor.
@@ -103,13 +104,33 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
         rows = xp.where(finite[..., None, None], rows, 0)
     # A tall R stands transposed: its right vectors are the left ones of the rows.
     sigma, right = (_decompose_on_host if xp is np else _decompose_traced)(rows, d > order, vectors)
-    sigma = xp.where(finite[..., None], sigma, xp.nan)
+    wrong = _contradiction(prepared, rows) if xp is np and finite.all() and is_of_a_user(factor) else None
+    usable = finite & (wrong is None)
+    sigma = xp.where(usable[..., None], sigma, xp.nan)
     sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
     rho = ROUNDING * float(jnp.finfo(factor.dtype).eps) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
     values, wide = [sigma**2, (2 * sigma + rho) * rho, sigma, rho], working_dtype(factor.dtype)
     eigenvalues, residuals, sigma, rho = (jnp.asarray(value, wide) for value in values)
     right = None if right is None else jnp.asarray(right, wide)
-    return _complete(eigenvalues, residuals, sigma, rho, right, finite, d, factor.dtype, order, method)
+    spectrum = _complete(eigenvalues, residuals, sigma, rho, right, usable, d, factor.dtype, order, method)
+    return spectrum if wrong is None else dataclasses.replace(spectrum, status=jnp.asarray(int(wrong), jnp.int32))
+
+
+def _contradiction(prepared: LinearMap, rows: np.ndarray) -> Status | None:
+    """What is wrong where the two products of a user's map, of random vectors, are not those of one matrix."""
+    random, tall = np.random.default_rng(0), prepared.in_size <= prepared.out_size
+    known, other = (prepared.mv, prepared.rmv) if tall else (prepared.rmv, prepared.mv)
+    for product, matrix, wrong in ((known, rows.T, Status.NOT_DETERMINISTIC), (other, rows, Status.NOT_ADJOINT)):
+        v = random.standard_normal(matrix.shape[1])
+        apart = np.asarray(product(jnp.asarray(v, prepared.dtype)), np.float64) - matrix @ v
+        if not np.linalg.norm(apart) <= _skewed(prepared.dtype) * np.linalg.norm(rows):
+            return wrong
+    return None
+
+
+def _skewed(dtype: Any) -> float:
+    """Relative: between rounding and a difference that matters, as in the Krylov methods."""
+    return 100 * float(jnp.finfo(dtype).eps) ** 0.75
 
 
 def _rows(product: Partial, order: int, long: int, operator: LinearMap | SymmetricOperator) -> Any:
@@ -201,10 +222,21 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     eigenvalues, residuals = jnp.asarray(values, wide), jnp.asarray(residuals, wide)
     d = operator.size
     spectrum = _complete(eigenvalues, residuals, None, None, right, finite, d, operator.dtype, d, method)
-    status = jnp.where(jnp.asarray(finite & skew), int(Status.NOT_SYMMETRIC), spectrum.status)
+    wrong = Status.NOT_SYMMETRIC
+    if xp is np and skew.any() and not _repeats(operator.prepare()):
+        wrong = Status.NOT_DETERMINISTIC
+    status = jnp.where(jnp.asarray(finite & skew), int(wrong), spectrum.status)
     known = spectrum.complete & ~jnp.asarray(skew)
     missing = jnp.where(known, 0, jnp.inf).astype(spectrum.missing.dtype)
     return dataclasses.replace(spectrum, status=status.astype(jnp.int32), complete=known, missing=missing)
+
+
+def _repeats(prepared: SymmetricOperator) -> bool:
+    """Whether the same product gives the same answer twice."""
+    lead = () if prepared.batch is None else (prepared.batch,)
+    v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, prepared.size)), prepared.dtype)
+    one, again = (np.asarray(prepared.mv(v), np.float64) for _ in range(2))
+    return bool(np.linalg.norm(one - again) <= _skewed(prepared.dtype) * np.linalg.norm(one))
 
 
 def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, matvecs, method) -> Spectrum:

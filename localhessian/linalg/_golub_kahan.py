@@ -132,7 +132,7 @@ class GolubKahan(Krylov):
         sigma = xp.abs(xp.sum(u * moved, axis=2))
         errors = (moved - sigma[:, :, None] * u, backward(u) - sigma[:, :, None] * v)
         rho = xp.hypot(*(lengths(error, xp) for error in errors))
-        repeated = repeats(forward, state, first, plan, xp)
+        repeated = repeats(lambda block: backward(forward(block)), state, first, plan, xp)
         found = judge(sigma, rho, chosen.real, state, Status.NOT_ADJOINT, repeated, 2 * ROUNDING, plan, xp)
         largest = largest_vectors(u if wide else v, sigma, found.real, vectors, xp)
         sigma, real, rho = sort_real_first(sigma, found.real, rho, xp=xp)
@@ -214,7 +214,7 @@ def left_half(state: State, moved: Any, plan: Plan, xp: ModuleType) -> tuple[Sta
     components = put_rows(components, row, upper.astype(small), xp)
     # A vector with A v = 0 is the answer where the space is seen whole, or for A = 0, and any left vector will do; else
     # it is rounding.
-    live = alive(upper, xp)
+    live = alive(upper)
     answer = state.live & ~live & (plan.whole | (state.made == 0))
     state, unit, live = fill_up(state, basis, unit, live, answer, plan, xp)
     state = dataclasses.replace(
@@ -247,7 +247,7 @@ def right_half(state: State, moved: Any, plan: Plan, xp: ModuleType) -> State:
         skew=foretold(state.skew, scale, components, expected, (norms > 0)[:, None, :], xp),
         finite=finite,
         current=unit,
-        live=alive(upper, xp),
+        live=alive(upper),
     )
     return revive(state, basis, plan, xp)
 

@@ -91,7 +91,8 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleTy
         beside = xp.concatenate([beside, xp.zeros_like(own[:, :1])], axis=1)
         off = xp.abs(xp.stack([own, beside], axis=2).reshape(len(own), -1)[:, :-1])
         diagonal = xp.zeros((len(own), 2 * steps), own.dtype)
-        return _found(diagonal, off, state, Status.NOT_ADJOINT, repeats(forward, state, first, plan, xp), s, xp)
+        repeated = repeats(lambda block: backward(forward(block)), state, first, plan, xp)
+        return _found(diagonal, off, state, Status.NOT_ADJOINT, repeated, s, xp)
 
     return _merge([run(key) for key in jax.random.split(key, probes // group)], xp)
 

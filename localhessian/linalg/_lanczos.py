@@ -174,7 +174,7 @@ def advance(state: State, moved: Any, plan: Plan, xp: Any) -> State:
         skew=foretold(state.skew, scale, components, state.coupling, counted, xp),
         finite=finite,
         current=unit,
-        live=alive(upper, xp),
+        live=alive(upper),
     )
     return revive(state, basis, plan, xp)
 

@@ -282,6 +282,11 @@ class _Checked:
         )
 
 
+def is_of_a_user(operator: LinearMap) -> bool:
+    """Whether both products were given, so that nothing but trust says that they belong to each other."""
+    return all(isinstance(product.func, _Checked) for product in (operator.forward, operator.backward))
+
+
 def _partial(function: Callable) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 

@@ -19,7 +19,7 @@ import numpy as np
 from localhessian._tree import pytree
 from localhessian._types import Array, Key
 from localhessian.linalg._krylov import ROWS, Plan, unrolls
-from localhessian.linalg._vectors import combine, lengths, multiply, random_block
+from localhessian.linalg._vectors import combine, lengths, multiply, random_block, unit_rows
 
 LOST = 0.5
 """A unit vector that one more pass of orthogonalization shortens below this was rounding."""
@@ -70,8 +70,7 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
     dtype = block.dtype
     # Small matrices in float64 on the host, where that costs nothing.
     small = np.float64 if xp is np else dtype
-    norms = lengths(block, xp)[:, :, None]
-    unit = block / xp.where(norms > 0, norms, 1).astype(dtype)
+    unit = unit_rows(block, xp)
     # What a row adds to those before it may be rounding: it is none then.
     for floor in (100 * plan.eps, LOST):
         unit, upper = gram_schmidt(unit, xp.full(s, floor, dtype), xp)
@@ -79,7 +78,7 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
         right=xp.zeros((s, plan.size, d), dtype),
         left=None if long is None else xp.zeros((s, plan.size, long), dtype),
         current=unit,
-        live=alive(upper, xp),
+        live=alive(upper),
         matrix=xp.zeros((s, plan.size, plan.size), small),
         coupling=xp.zeros((s, plan.size, p), small),
         filled=xp.zeros((s, plan.size), bool),
@@ -111,7 +110,7 @@ def orthonormalize(basis: Any, nearest: Any, block: Any, floor: Any, xp: Any) ->
     """A block `(s, p, d)` without its components along a basis `(s, K, d)`, as orthonormal rows.
 
     Two passes, with a normalization between them; the first along the `nearest` rows (a slice) only, where all but
-    rounding lies. A row that is not alive than its `floor`, (s,), is rounding: zero (breakdown).
+    rounding lies. A row that is not longer than its `floor`, (s,), is rounding: zero (breakdown).
 
     Returns:
         Components (s, K, p), orthonormal rows, and the upper triangle (s, p, p) with
@@ -157,7 +156,7 @@ def _unit(w: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
     return xp.where(there[:, None], w / xp.where(there, norm, 1)[:, None], 0), norm
 
 
-def alive(upper: Any, xp: Any) -> Any:
+def alive(upper: Any) -> Any:
     """(s, p): which rows the triangle of `gram_schmidt` or `orthonormalize` says there are."""
     return upper.diagonal(axis1=1, axis2=2) > 0
 
@@ -205,7 +204,7 @@ def fill_up(state: State, basis: Any, unit: Any, live: Any, broken: Any, plan: P
             fresh, upper = gram_schmidt(fresh, xp.full(len(unit), floor, unit.dtype), xp)
         # The rows that were there are unchanged, to the bit.
         kept = xp.where(broken[:, :, None], fresh, unit)
-        return state.broken | xp.any(broken, axis=1), kept, live | (broken & alive(upper, xp))
+        return state.broken | xp.any(broken, axis=1), kept, live | (broken & alive(upper))
 
     if xp is np:
         if not broken.any():

@@ -225,21 +225,54 @@ def test_products_that_are_broken_are_refused_before_long_work():
         assert int(found.matvecs) < 10
 
 
-def test_a_transpose_that_is_none_is_refused():
-    wrong = lh.linear_map(lambda v: 2 * v, lambda u: 3 * u, 40, 40)
+METHODS = [None, lh.Dense(), lh.GolubKahan(), lh.GolubKahan(which="largest", k=1, max_matvecs=8, basis_size=6)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(30, 40), (40, 30)])
+@pytest.mark.parametrize("factor", [2, -1, 1.1])
+def test_a_transpose_that_is_none_is_refused(method, rows, columns, factor):
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(rows, columns)))
+    wrong = lh.linear_map(Partial(times, matrix), Partial(times, factor * matrix.T), columns, rows)
     with pytest.raises(lh.SpectrumError, match="The transposed product does not belong to the product"):
-        lh.spectrum(wrong, lh.GolubKahan())
+        lh.spectrum(wrong, method)
+    found = lh.spectrum(wrong, method, throw=False)
+    assert status(found) is lh.Status.NOT_ADJOINT
+    assert np.isnan(found.eigenvalues).all()
+    assert not bool(found.complete)
 
 
-def test_an_operator_that_answers_differently_twice_is_refused():
+def noisy(matrix):
+    """A product with the matrix, and something that changes from call to call."""
     random = np.random.default_rng(0)
 
-    def noisy(v):
-        shape = jax.ShapeDtypeStruct(v.shape, v.dtype)
-        return v + jax.pure_callback(lambda v: random.normal(size=v.shape).astype(v.dtype), shape, v)
+    def mv(v):
+        out = times(matrix, v)
+        shape = jax.ShapeDtypeStruct(out.shape, out.dtype)
+        noise = lambda v: random.normal(size=v.shape).astype(v.dtype)
+        return out + jax.pure_callback(noise, shape, out, vmap_method="broadcast_all")
 
+    return mv
+
+
+@pytest.mark.parametrize("method", [None, lh.Lanczos()], ids=str)
+def test_an_operator_that_answers_differently_twice_is_refused(method):
     with pytest.raises(lh.SpectrumError, match="The same product gave two different answers"):
-        lh.spectrum(lh.symmetric_operator(noisy, 40), lh.Lanczos())
+        lh.spectrum(lh.symmetric_operator(noisy(jnp.eye(40)), 40), method)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_map_that_answers_differently_twice_is_refused(method, side):
+    """On either side; a side that the matrix was not made from may be told from the other by its noise only."""
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(50, 40)))
+    products = [Partial(times, matrix), Partial(times, matrix.T)]
+    products[side] = noisy((matrix, matrix.T)[side])
+    found = lh.spectrum(lh.linear_map(*products, 40, 50), method, throw=False)
+    told = {lh.Status.NOT_DETERMINISTIC}
+    if side and not isinstance(method, lh.GolubKahan):
+        told = {lh.Status.NOT_ADJOINT}
+    assert status(found) in told
 
 
 def test_asymmetry_within_rounding_is_in_the_error_bound(dtype):
