@@ -23,6 +23,7 @@ class Status(enum.IntEnum):
     NOT_ADJOINT = 8
     REJECTED = 9
     NOT_AFFINE = 10
+    ZERO = 11
 
     @property
     def message(self) -> str:
@@ -62,6 +63,10 @@ _MESSAGES = {
     Status.RANK_UNCERTAIN: (
         "No clear gap separates zero from non-zero singular values at the cutoff, so the rank and kappa_plus hang on "
         "`rtol`. Compare quantile condition numbers as well."
+    ),
+    Status.ZERO: (
+        "The operator is zero (dead units, padding, a loss weight of zero), so it has no condition number and its rank "
+        "is 0. Look at what the block's output does to the loss."
     ),
     Status.REJECTED: (
         "The step found would have raised the back-matching loss, or was not finite, and was undone. Lower the rate or "
