@@ -19,3 +19,6 @@ from localhessian.network._jaxpr import CutError as CutError
 from localhessian.network._linen import chain_from_linen as chain_from_linen
 from localhessian.network._mark import mark as mark
 from localhessian.network._nnx import chain_from_nnx as chain_from_nnx
+from localhessian.network._per_sample import contexts_of as contexts_of
+from localhessian.network._per_sample import first_samples as first_samples
+from localhessian.network._per_sample import sample_indices as sample_indices

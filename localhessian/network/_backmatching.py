@@ -94,7 +94,7 @@ def back_match(
         KeyError: `params` names a block that is not in the chain.
 
     Cost: four forward passes (two of them linearize, for W and for z; one checks the values), one backward pass, and
-    1 + ceil(log_16 n) jvps for the detection of coupling; memory for the linearization of one block at a time. The
+    about log_2 n + 3 jvps for the detection of coupling; memory for the linearization of one block at a time. The
     local Hessians multiply by the same compiled maps.
 
     Example:
@@ -116,7 +116,7 @@ def back_match(
     activations = run_chain(chain, params, x, context)
     losses, residual, cotangent = _loss_and_residual(loss, activations[-1], y)
     residuals, gradients, coupled = [residual], {}, {}
-    by_loss = loss_couples_samples(loss, losses, activations[-1], y)
+    by_loss = loss_couples_samples(loss, activations[-1], y)
     for b in range(len(chain), 0, -1):
         block, before, after = chain.blocks[b - 1], activations[b - 1], activations[b]
         place = Place(params[block.name], before, context)

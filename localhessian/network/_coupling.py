@@ -1,28 +1,27 @@
 """Does a block mix the samples of a batch? A probe that covers every ordered pair of samples."""
 
+import itertools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from localhessian._tree import floating, is_concrete, ravel
+from localhessian._tree import floating, is_concrete, ravel, ravel_samples
 from localhessian._types import Activations, Array, Loss
-from localhessian.linalg import LinearMap
-
-LEVELS = 16
-"""Powers of two that tell samples apart in one tangent: more would reach the smallest numbers of float32."""
+from localhessian.linalg import LinearMap, call
 
 
 def couples_samples(by_input: LinearMap | None, before: Activations, after: Activations) -> Array:
     """Whether any sample's output of a block depends on another sample's input.
 
-    A random tangent is compared with the same one scaled by a power of two of its own for each sample. Without
-    coupling every sample's output is scaled by just that, to the bit; the digits of its index give each sample scales
-    that no other has. Coupling that vanishes to first order at this very point is not seen, and is not in the
-    Gauss-Newton part either.
+    Tangents that are zero for some samples: without coupling the outputs of these stay zero, exactly and in every
+    dtype, because a linear map rounds zero to zero. Of each ordered pair of samples some tangent moves the one and not
+    the other. Coupling that vanishes to first order at this very point is not seen, and is not in the Gauss-Newton
+    part either.
 
     Args:
         by_input: The Jacobian of the block; None where its input has no floating-point leaf.
@@ -30,59 +29,75 @@ def couples_samples(by_input: LinearMap | None, before: Activations, after: Acti
         after: z_b.
 
     Returns:
-        A boolean scalar. Cost: 1 + ceil(log_16 n) jvps.
+        A boolean scalar. Cost: about log_2 n + 3 jvps (8 for 64 samples, 12 for 900); fewer where coupling is found.
     """
     if by_input is None:
         return jnp.zeros((), bool)
-    return _differ(by_input.mv, floating(before)[0], floating(after)[0], by_input.dtype)
+    like = floating(after)[0]
+    concrete = is_concrete(by_input, before)
+    return _leaks(lambda v: _rows(by_input.mv(v), like), floating(before)[0], by_input.dtype, concrete)
 
 
-def loss_couples_samples(loss: Loss, losses: Array, z: Activations, y: Any) -> Array:
-    """Whether any sample's loss depends on another sample's output; as `couples_samples`."""
+def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array:
+    """Whether any sample's loss, or the gradient of all by its output, depends on another's output; as above."""
     outputs = floating(z)[0]
-    return _differ(lambda v: _push_by_loss(loss, z, y, v), outputs, [losses], jnp.result_type(*outputs))
+    moved = _linearized(loss, z, y)
+    push = lambda v: call(Partial(_push_by_loss), moved, outputs, v)
+    return _leaks(push, outputs, jnp.result_type(*outputs), is_concrete(moved, outputs))
 
 
 @jax.jit(static_argnums=0)
-def _push_by_loss(loss: Loss, z: Activations, y: Any, v: Array) -> Array:
+def _linearized(loss: Loss, z: Activations, y: Any) -> Partial:
+    """The losses and the gradient of their sum, to first order in the outputs."""
     outputs, rebuild = floating(z)
-    return jax.jvp(lambda leaves: loss(rebuild(leaves), y), (outputs,), (ravel(outputs)[1](v),))[1]
+
+    def losses_and_gradient(leaves: list[Array]) -> list[Array]:
+        losses, pull = jax.vjp(lambda leaves: loss(rebuild(leaves), y), leaves)
+        return [losses, *pull(jnp.ones_like(losses))[0]]
+
+    return cast(Partial, jax.linearize(losses_and_gradient, outputs)[1])
 
 
-def _differ(push, inputs: list[Array], outputs: list[Array], dtype: Any) -> Array:
-    """Whether the outputs move otherwise than by their own sample's power of two, beyond the smallest numbers."""
-    if len(inputs[0]) == 1:
+def _push_by_loss(moved: Partial, outputs: list[Array], v: Array) -> Array:
+    return ravel_samples(moved(ravel(outputs)[1](v)))[0]
+
+
+def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, concrete: bool) -> Array:
+    """Whether rows of the result move whose samples did not; `push`: a vector of all inputs -> a row a sample."""
+    n = len(inputs[0])
+    if n == 1:
         return jnp.zeros((), bool)
-    xp: Any = np if is_concrete(inputs, outputs) else jnp  # on the host no shape needs a program
+    xp: Any = np if concrete else jnp  # on the host no shape needs a program
     noise = [_noise(leaf.shape, dtype, xp) for leaf in inputs]
-    tiny = 2.0**LEVELS * max(float(jnp.finfo(leaf.dtype).tiny) for leaf in outputs)
-    first, found = None, []
-    # One after another by the same program: side by side in one product they would round differently.
-    for scale in _scales(len(inputs[0])):
-        moved = push(xp.concatenate([xp.ravel(_times(scale, leaf, dtype)) for leaf in noise]))
-        rows = _times(1 / scale, _rows(xp.asarray(moved), outputs, xp), moved.dtype)
-        first = rows if first is None else first
-        with np.errstate(invalid="ignore"):  # infinity less infinity: an overflow, told by the check of the outputs
-            found.append(xp.any(xp.abs(rows - first) > tiny))
-    return jnp.asarray(xp.any(xp.stack(found)))
+
+    def leaks(moves: Any) -> Any:
+        moved = push(xp.concatenate([xp.ravel(leaf * _beside(moves, leaf, dtype)) for leaf in noise]))
+        return ((xp.asarray(moved) != 0) & ~xp.isnan(moved) & ~moves[:, None]).any()
+
+    if concrete:
+        return jnp.asarray(any(bool(leaks(moves)) for moves in _patterns(n)))
+    return jnp.any(jax.lax.map(leaks, jnp.asarray(_patterns(n))))
 
 
-def _scales(n: int) -> Iterator[np.ndarray]:
-    """Powers of two for every sample, (n,): all equal, then one set for each digit of its index."""
-    yield np.full(n, 2.0 ** (-LEVELS // 2))
-    for digit in range(max(math.ceil(math.log(n, LEVELS)), 1)):
-        yield 2.0 ** (np.arange(n) // LEVELS**digit % LEVELS - LEVELS // 2)
+def _patterns(n: int) -> np.ndarray:
+    """Which samples move, (m, n): of two samples none moves in every pattern that the other does (Sperner, 1928)."""
+    m = next(m for m in itertools.count(2) if math.comb(m, m // 2) >= n)
+    moves = np.zeros((m, n), bool)
+    for sample, patterns in enumerate(itertools.islice(itertools.combinations(range(m), m // 2), n)):
+        moves[list(patterns), sample] = True
+    return moves
 
 
-def _times(scale: np.ndarray, leaf: Any, dtype: Any) -> Any:
-    """Each sample's part by its power of two."""
-    return leaf * scale.astype(dtype).reshape(scale.shape + (1,) * (leaf.ndim - 1))
+def _beside(moves: Any, leaf: Any, dtype: Any) -> Any:
+    """0 or 1 for each sample, to multiply a leaf by."""
+    return moves.astype(dtype).reshape(moves.shape + (1,) * (leaf.ndim - 1))
 
 
-def _rows(vector: Any, like: list[Array], xp: Any) -> Any:
+def _rows(vector: Any, like: list[Array]) -> Any:
     """A vector of leaves (n, ...) as one row for each sample."""
+    xp: Any = np if is_concrete(vector) else jnp
     ends = np.cumsum([leaf.size for leaf in like])[:-1].tolist()
-    return xp.concatenate([part.reshape(len(like[0]), -1) for part in xp.split(vector, ends)], axis=1)
+    return xp.concatenate([part.reshape(len(like[0]), -1) for part in xp.split(xp.asarray(vector), ends)], axis=1)
 
 
 def _noise(shape: tuple[int, ...], dtype: Any, xp: Any) -> Any:

@@ -1,5 +1,6 @@
 """Scale-amended SGD: gradients divided by scalars that stand for the local Hessians (Algorithm 2), as optax has it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from localhessian._tree import floating, size
 from localhessian._types import Activations, Array, Context, Key, Loss
 from localhessian.curvature import LocalScalars, check_scalar, local_scalar
-from localhessian.network import Chain, TracedChain
+from localhessian.network import Chain, TracedChain, first_samples
 
 TINY = 1e-30
 """Logarithms are taken of scalars above this."""
@@ -47,6 +48,7 @@ def scale_by_local_hessian(
     *,
     samples: int = 16,
     probes: int = 4,
+    per_sample: Callable[[str], bool] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiply the gradient of block b by 1 / (m_{b,W} prod_{i > b} m_{i,z}).
 
@@ -66,7 +68,10 @@ def scale_by_local_hessian(
         normalize: Whether the geometric mean of the factors, weighted by parameter counts, is made 1, so that a
             learning rate for SGD keeps its meaning; False for the formula itself.
         samples: Of the batch, the first so many serve the estimate (with batch normalization they make a batch of
-            their own).
+            their own); all of them where it cannot be said which leaves of `y` and `context` belong to the samples.
+        per_sample: Told the path of a leaf of `y` or `context` (`"y['label']"`, `"context[0]"`), whether it belongs to
+            the samples. None finds out: the leaf's leading axis must be that of the samples, and shapes, or another
+            order of made-up samples, must confirm it.
         probes: Random vectors of an estimate. Each pair of them gives one of tr(H^2), with a relative standard
             deviation of about 1.4 whatever the dimension: two vectors are one pair, four are six.
 
@@ -134,9 +139,8 @@ def scale_by_local_hessian(
         if scalars is not None:
             of_weights, of_inputs = _given(scalars, blocks, dtype)
         elif refresh is not None:
-            few_x, few_y = jax.tree.map(lambda leaf: leaf[:samples], (x, y))
+            few_x, few_y, where = first_samples(chain, loss, by_block, x, y, context, samples, per_sample)
             key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
-            where = chain.context_for(few_x, context)
             # Only jvps stand in the branch: the CPU runs other derivatives of convolutions slowly there.
             due = state.steps % refresh == 0
             of_weights, of_inputs = jax.lax.cond(

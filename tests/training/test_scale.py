@@ -114,6 +114,22 @@ def test_given_scalars_take_the_place_of_estimates(tol):
         transform.update(grads, state, case.params, scalars=scalars._replace(inputs=jnp.ones(2)))
 
 
+def test_the_first_samples_have_the_context_that_is_theirs():
+    """A mask for each of seven samples, an estimate from three: as from a batch of these three, under jit too."""
+    case = networks.mlp(widths=(4, 5, 3))
+    masked = lambda p, z, context: networks.linear(p, z * context)
+    chain = lh.Chain([lh.Block("layer0", masked), case.chain.blocks[1]])
+    transform = lh.scale_by_local_hessian(chain, case.loss, samples=3)
+    mask = (jnp.arange(28.0).reshape(7, 4) % 3 > 0).astype(case.x.dtype)
+    update = lambda x, y, context: transform.update(
+        case.params, transform.init(case.params), case.params, x=x, y=y, context=context
+    )
+    truth = update(case.x[:3], case.y[:3], mask[:3])[1]
+    found = jax.jit(update)(case.x, case.y, mask)[1]
+    for one, two in zip(found, truth, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
 def test_normalized_factors_have_geometric_mean_one(tol):
     case = networks.mlp()
     transform = lh.scale_by_local_hessian(case.chain, case.loss)
