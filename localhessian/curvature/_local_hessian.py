@@ -133,17 +133,23 @@ def _some_samples(matching: BackMatching, block: str, b: int, samples) -> tuple[
     index = jnp.atleast_1d(jnp.asarray(samples)) % n
     axes = "one" if np.ndim(samples) == 0 else "many"
     if is_concrete(point, index):
-        cut = _cut(point, index)
-        if _answers_alike(matching.chain.blocks[b - 1].anonymous, point.place, cut.place, index):
+        cut = _cut(matching, point, index)
+        if cut and _answers_alike(matching.chain.blocks[b - 1].anonymous, point.place, cut.place, index):
             return cut, axes
     # Where coupling is known only at run time, it poisons the numbers instead of passing unseen.
     z = jax.tree.map(lambda leaf: _poisoned(leaf, coupled), point.place.z)
     return dataclasses.replace(point, place=dataclasses.replace(point.place, z=z, index=index)), axes
 
 
-def _cut(point: Point, index: Array) -> Point:
-    z, residual, y = jax.tree.map(lambda leaf: leaf[index], (point.place.z, point.residual, point.y))
-    return Point(dataclasses.replace(point.place, z=z), residual, y)
+def _cut(matching: BackMatching, point: Point, index: Array) -> Point | None:
+    """The samples alone; None where a traced chain does not take so few."""
+    few = (point.place.z, point.residual, point.y, matching.activations[0])
+    z, residual, y, x = jax.tree.map(lambda leaf: leaf[index], few)
+    try:
+        context = matching.chain.context_for(x, point.place.context, matching.params)
+    except (TypeError, ValueError):
+        return None
+    return Point(dataclasses.replace(point.place, z=z, context=context), residual, y)
 
 
 def _answers_alike(block, whole: Place, cut: Place, index: Array) -> bool:

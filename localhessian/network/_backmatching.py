@@ -109,7 +109,7 @@ def back_match(
 
     Source: Zhang, Chen & Liu (2018), Procedure 1, with gradient steps.
     """
-    context = chain.context_for(x, context)
+    context = chain.context_for(x, context, params)
     validate_shapes(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
     # One program for each kind of block: equal blocks share it, and none is as large as the network.

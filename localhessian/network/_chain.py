@@ -102,9 +102,9 @@ class Chain:
             return self.names.index(name)
         raise UnknownBlock(name, self.names)
 
-    def context_for(self, x: Activations, context: Context = None) -> Context:
+    def context_for(self, x: Activations, context: Context = None, params: dict[str, Params] | None = None) -> Context:
         """What the blocks take as context for the inputs x: of a chain written by hand, the context as it is."""
-        del x
+        del x, params
         return context
 
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:

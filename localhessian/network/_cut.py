@@ -17,7 +17,8 @@ class Cut(NamedTuple):
     Attributes:
         chain: The blocks.
         params: The parameters of each block by its name.
-        context: What the blocks take besides: the context given, and what later blocks need of the input.
+        context: What the blocks take besides: the context given (`context.given`), what later blocks need of the input,
+            and for which shapes that was derived.
     """
 
     chain: "TracedChain"
@@ -36,17 +37,24 @@ class TracedChain(Chain):
         super().__init__([Block(name, apply) for name, apply in source.applies().items()])
         object.__setattr__(self, "source", source)
 
-    def context_for(self, x: Activations, context: Context = None) -> Context:
+    def context_for(self, x: Activations, context: Context = None, params: dict[str, Params] | None = None) -> Context:
         """The context of the blocks for the inputs x: the one given, and what later blocks need of x itself.
 
-        Masks or position tables that a model computes from its input belong to that input; a new batch needs them
-        anew. Applied to its own result it gives it again, computed from the x at hand.
+        Masks or position tables that a model computes from its input belong to that input, and so does the program of
+        every block, which is specialized to shapes; a new batch needs them anew. Applied to its own result it gives it
+        again, computed from the x at hand. A block on its own refuses a context that was derived for other shapes.
+
+        Args:
+            x: The inputs of the chain.
+            context: What the user gave, or an earlier result of this.
+            params: The parameters of the blocks, for their types. Default: those of the model that was cut, in another
+                precision if x is.
         """
-        return self.source.context_for(x, context)
+        return self.source.context_for(x, context, params)
 
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B), as `Chain.forward`; what blocks need of x is computed from this x."""
-        return super().forward(params, x, self.context_for(x, context))
+        return super().forward(params, x, self.context_for(x, context, params))
 
     def describe(self, params: dict[str, Params] | None = None, x: Activations = None, context: Context = None) -> str:
         """A table of the blocks, as `Chain.describe`; without arguments for the shapes the model was cut for."""
@@ -75,7 +83,10 @@ class TracedChain(Chain):
         return self.source.merge(block_params, tied, like)
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context = None) -> Context:
-        """The context after a forward pass: running statistics and random counts moved on. Cost: one forward pass."""
+        """The context after a forward pass: running statistics and random counts moved on. Cost: one forward pass.
+
+        It is of the same form as `context_for` returns; its `.given` is in the form that the user gave.
+        """
         return self.source.next_context(params, x, context)
 
 

@@ -73,13 +73,15 @@ def have_leading(tree: Any, n: int) -> Flags:
     return tuple(jnp.shape(leaf)[:1] == (n,) for leaf in jax.tree.leaves(tree))
 
 
-def contexts_of(chain: Chain, x: Activations, context: Context, index: Array, n: int) -> Iterator[Context]:
+def contexts_of(
+    chain: Chain, x: Activations, context: Context, index: Array, n: int, params: dict[str, Params] | None = None
+) -> Iterator[Context]:
     """What the context of the samples `index` may be, the likeliest first; to be proven by what the blocks answer."""
     few, given = jax.tree.map(lambda leaf: leaf[index], x), _given(context)
     leading = have_leading(given, n)
     for belongs in dict.fromkeys((leading, (False,) * len(leading))):
         try:
-            yield chain.context_for(few, take(given, index, belongs))
+            yield chain.context_for(few, take(given, index, belongs), params)
         except MISFIT:
             continue
 
@@ -118,7 +120,7 @@ def first_samples(
     """
     n, given = jax.tree.leaves(x)[0].shape[0], _given(context)
     if n <= count:
-        return x, y, chain.context_for(x, context)
+        return x, y, chain.context_for(x, context, params)
     of_context: Flags | None
     of_y: Flags | None
     if per_sample is None:
@@ -128,10 +130,10 @@ def first_samples(
     else:
         of_context, of_y = _told(per_sample, "context", given, n), _told(per_sample, "y", y, n)
     if of_context is None or of_y is None:
-        return x, y, chain.context_for(x, context)
+        return x, y, chain.context_for(x, context, params)
     first = slice(0, count)
     few = jax.tree.map(lambda leaf: leaf[first], x)
-    return few, take(y, first, of_y), chain.context_for(few, take(given, first, of_context))
+    return few, take(y, first, of_y), chain.context_for(few, take(given, first, of_context), params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,7 @@ class _Forward:
     chain: Chain
 
     def __call__(self, params: dict[str, Params], x: Activations, context: Context) -> Activations:
-        return self.chain.forward(params, x, self.chain.context_for(x, context))[-1]
+        return self.chain.forward(params, x, context)[-1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,30 +1,47 @@
 """What stands behind a traced chain: the function, cut once for every set of shapes it meets."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from localhessian._tree import pytree
+from localhessian._tree import pytree, static
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.network import _graph, _layout
 from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate, fingerprint
 
 Shapes = tuple[jax.ShapeDtypeStruct, ...]
 
+MAX_PROGRAMS = 32
+"""Sets of shapes for which a chain keeps its function cut; beyond that the longest unused is forgotten."""
+
+
+class Key(NamedTuple):
+    """Shape and type of every leaf of the model's parameters, of x and of the context: what a program is cut for."""
+
+    params: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+    context: tuple[Any, ...]
+
 
 @pytree
 class CutContext:
-    """The context of a traced chain whose blocks need something of the input besides z."""
+    """The context of the blocks of a traced chain."""
 
     given: Context
     """What the user gave."""
     derived: tuple[Array, ...]
     """What later blocks take of the input: masks, tables, the input itself."""
+    key: Key = static()
+    """The program of every block: static, so whatever is compiled with this context is compiled for these shapes."""
+
+    def __getitem__(self, name: Any) -> Any:
+        """A part of what was given."""
+        return self.given[name]
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,14 @@ class Program:
     def trees(self) -> tuple[dict[str, Any], ...]:
         """The slots of each block in the layout of its parameters."""
         return tuple(_layout.nested([self.slots[i] for i in piece.params]) for piece in self.pieces)
+
+    @property
+    def layout(self) -> Any:
+        """What all programs of one chain have in common: blocks, their parameters, the structure of z."""
+        return [
+            (piece.name, tree, self.returns(b))
+            for b, (piece, tree) in enumerate(zip(self.pieces, self.trees, strict=True))
+        ]
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
@@ -90,7 +115,6 @@ class Source:
     has_aux: bool = False
     to_params: Callable[[Any], Params] = lambda params: params
     first: str | None = None
-    _programs: dict[Any, Program] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Keep structures and shapes only, and cut the function for them."""
@@ -99,18 +123,24 @@ class Source:
         self.paths = self.params = jax.tree.map(_shape, self.params)
         self.template = tuple(shapes(jax.tree.leaves(tree)) for tree in (self.params, self.x, self.context))
         self.params = self.x = self.context = None
-        self.program = self.program_for(*self.template)
+        self.program = self._cut(Key(*map(_key, self.template)))
+        self.program_for = lru_cache(MAX_PROGRAMS)(self._cut_alike)
 
     # ---- cutting
 
-    def program_for(self, params: Shapes, inputs: Shapes, context: Shapes) -> Program:
-        """The function cut for these shapes; the one asked for last comes first in later searches."""
-        key = (_key(params), _key(inputs), _key(context))
-        program = self._programs.pop(key, None) or self._cut(params, inputs, context)
-        self._programs[key] = program
+    def _cut_alike(self, key: Key) -> Program:
+        """The function cut for other shapes: into the same blocks, with the same parameters, or not at all."""
+        program = self._cut(key)
+        if program.layout != self.program.layout:
+            raise CutError(
+                f"at x of {_text(_structs(key.inputs))} the function falls into other blocks, or its blocks use other "
+                f"parameters, than at the x of {_text(self.template[1])} that it was cut for: cut it again for the new "
+                "shape."
+            )
         return program
 
-    def _cut(self, params: Shapes, inputs: Shapes, context: Shapes) -> Program:
+    def _cut(self, key: Key) -> Program:
+        params, inputs, context = map(_structs, key)
         closed, output = jax.make_jaxpr(self._flat, return_shape=True)(params, inputs, context)
         self._check_result(output)
         parts = _scanned(closed, params)
@@ -160,78 +190,70 @@ class Source:
 
     # ---- running
 
-    def context_for(self, x: Activations, context: Context) -> Context:
-        """The context given, with what the blocks need of x."""
+    def context_for(self, x: Activations, context: Context, params: dict[str, Params] | None) -> CutContext:
+        """The context given, with what the blocks need of x, for the shapes at hand."""
         given = context.given if isinstance(context, CutContext) else context
         inputs, leaves = self._leaves(1, x, "x"), self._leaves(2, given, "context")
-        program = self.program_for(_cast(self.template[0], self.template[1], inputs), shapes(inputs), shapes(leaves))
-        if not program.hoist.jaxpr.outvars:
-            return given
-        return CutContext(given, tuple(core.jaxpr_as_fun(program.hoist)(*inputs, *leaves)))
+        of_params = _cast(self.template[0], self.template[1], inputs) if params is None else self._types_of(params)
+        key = Key(_key(of_params), _key(shapes(inputs)), _key(shapes(leaves)))
+        hoist = self.program_for(key).hoist
+        return CutContext(given, tuple(core.jaxpr_as_fun(hoist)(*inputs, *leaves)), key)
+
+    def _types_of(self, params: dict[str, Params]) -> Shapes:
+        """The parameters of the model in the types that the blocks have them in; of a tied array, the first's."""
+        types: dict[int, Any] = {}
+        for piece, tree in zip(self.program.pieces, self.program.trees, strict=True):
+            slots, leaves = jax.tree.leaves(tree), jax.tree.leaves(params.get(piece.name, ()))
+            if len(slots) == len(leaves):
+                types = {slot.leaf: shape.dtype for slot, shape in zip(slots, shapes(leaves), strict=True)} | types
+        return tuple(jax.ShapeDtypeStruct(s.shape, types.get(i, s.dtype)) for i, s in enumerate(self.template[0]))
 
     def run(self, members: tuple[int, ...], params: Params, z: Activations, context: Context) -> Activations:
         """One block: `members` are the equal blocks it stands for."""
         b = members[0]
         name = self.program.pieces[b].name
-        given, derived = (context.given, context.derived) if isinstance(context, CutContext) else (context, ())
-        leaves = self._leaves(2, given, "context")
         p_leaves, p_tree = jax.tree.flatten(params)
         if p_leaves or self.program.pieces[b].params:
             _layout.same_structure(
                 p_tree, jax.tree.structure(self.program.trees[b]), f"the parameters of block `{name}`"
             )
+        if not isinstance(context, CutContext):
+            raise ValueError(
+                f"block `{name}` was cut from a model, and its program depends on the shape of the model's input: as "
+                "`context` pass `chain.context_for(x, context)`, or what `chain_from_...` returned, got "
+                f"{type(context).__name__}."
+            )
+        leaves = self._leaves(2, context.given, "context")
         z_leaves = jax.tree.leaves(z)
-        program = self._program_of(members, shapes(p_leaves), shapes(z_leaves), shapes(leaves), shapes(derived))
+        program = self.program_for(context.key)
+        self._check_fits(members, program, context, shapes(p_leaves), shapes(z_leaves))
         piece = program.pieces[b]
         results = core.jaxpr_as_fun(piece.program)(
             *(jnp.asarray(p_leaves[i]) for i in program.order(b)),
             *(jnp.asarray(leaf) for leaf in z_leaves),
             *(leaves[i] for i in piece.context),
-            *(derived[i] for i in piece.derived),
+            *(context.derived[i] for i in piece.derived),
         )
         return jax.tree.unflatten(program.returns(b), results)
 
-    def _program_of(
-        self, members: tuple[int, ...], params: Shapes, z: Shapes, context: Shapes, derived: Shapes
-    ) -> Program:
-        """The program whose block takes these shapes: one that is there, or a new one for so many samples."""
+    def _check_fits(
+        self, members: tuple[int, ...], program: Program, context: CutContext, params: Shapes, z: Shapes
+    ) -> None:
+        """Refuse a block at other shapes than those that its context was derived for."""
         b = members[0]
-        piece = self.program.pieces[b]
-        if piece.derived and not derived:
+        *wanted, derived = program.takes(b)
+        got = (params, z, shapes(jax.tree.leaves(context.given)), shapes(context.derived))
+        if tuple(map(_key, got)) != tuple(map(_key, (*wanted, program.context, derived))):
             raise ValueError(
-                f"block `{piece.name}` needs values that the model computes from its input: as `context` pass "
-                "`chain.context_for(x, context)`, or what `chain_from_...` returned."
-            )
-
-        def fits(program: Program) -> bool:
-            takes = program.takes(b)
-            right = not program.pieces[b].derived or _key(takes[2]) == _key(derived)
-            return (
-                right
-                and _key(takes[0]) == _key(params)
-                and _key(takes[1]) == _key(z)
-                and _key(program.context) == _key(context)
-            )
-
-        program = next(filter(fits, reversed(self._programs.values())), None) or self._guess(b, params, z, context)
-        if not fits(program):
-            raise ValueError(
-                f"block `{piece.name}` got parameters {_text(params)} and z {_text(z)}, but for {z[0].shape[0]} "
-                f"samples the model was cut for {' and '.join(map(_text, program.takes(b)[:2]))}. Run "
-                "`chain.forward` (or `chain.context_for`) on the new `x` first, or cut the model again."
+                f"block `{program.pieces[b].name}` got parameters {_text(params)} and z {_text(z)}, but its `context` "
+                f"was derived for x {_text(program.inputs)}, where they are {' and '.join(map(_text, wanted))}: derive "
+                "it for the new `x` by `chain.context_for(x, context, params)`, or apply the whole chain, which does."
             )
         if len({program.fingerprints[i] for i in members}) > 1:
             raise CutError(
-                f"blocks that were equal to `{piece.name}` compute something else at z {_text(z)}: cut the model again "
-                "with inputs of this shape."
+                f"blocks that were equal to `{program.pieces[b].name}` compute something else at z {_text(z)}: cut the "
+                "model again with inputs of this shape."
             )
-        return program
-
-    def _guess(self, b: int, params: Shapes, z: Shapes, context: Shapes) -> Program:
-        """The program for inputs like the first ones, with as many samples as z has and in its precision."""
-        old_params, old_z, _ = self.program.takes(b)
-        inputs = z if b == 0 else _resized(_cast(self.template[1], old_z, z), old_z, z)
-        return self.program_for(_cast(self.template[0], old_params + old_z, params + z), inputs, context)
 
     # ---- showing
 
@@ -270,7 +292,7 @@ class Source:
         if self.has_aux:
             zeros = jax.tree.unflatten(self.structures[0], [jnp.zeros(s.shape, s.dtype) for s in self.template[0]])
             given = self.fn(self.merge(params, "owner", zeros), x, given)[1]
-        return self.context_for(x, given)
+        return self.context_for(x, given, params)
 
     def _leaves(self, i: int, tree: Any, name: str) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)
@@ -312,6 +334,10 @@ def _key(found: Shapes) -> tuple[Any, ...]:
     return tuple((s.shape, s.dtype) for s in found)
 
 
+def _structs(key: tuple[Any, ...]) -> Shapes:
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in key)
+
+
 def _text(found: Shapes) -> str:
     return "(" + ", ".join(f"{s.dtype}{list(s.shape)}" for s in found) + ")"
 
@@ -320,12 +346,6 @@ def _cast(template: Shapes, old: Sequence[Any], new: Sequence[Any]) -> Shapes:
     """The template with the types changed as they changed from `old` to `new`."""
     to = {o.dtype: n.dtype for o, n in zip(old, new, strict=False) if o.dtype != n.dtype}
     return tuple(jax.ShapeDtypeStruct(s.shape, to.get(s.dtype, s.dtype)) for s in template)
-
-
-def _resized(template: Shapes, old: Shapes, new: Shapes) -> Shapes:
-    """The template with as many samples as `new` has, where it had as many as `old`."""
-    n_old, n_new = old[0].shape[:1], new[0].shape[:1]
-    return tuple(jax.ShapeDtypeStruct(n_new + s.shape[1:], s.dtype) if s.shape[:1] == n_old else s for s in template)
 
 
 def _scanned(closed: core.ClosedJaxpr, params: Shapes) -> dict[int, int]:

@@ -117,7 +117,7 @@ def propagate(
         for name in solvers if isinstance(solvers, Mapping) else ():
             chain.index(name)
     key = jax.random.key(0) if key is None else key
-    context = chain.context_for(x, context)
+    context = chain.context_for(x, context, params)
     activations = chain.forward(params, x, context)
     losses = loss(activations[-1], y)
     target: Any = y

@@ -18,7 +18,8 @@ def test_mlp(check_cut):
     cut = lh.chain_from_function(mlp, params, X)
     check_cut(cut, mlp, params, X)
     assert cut.chain.names == ("hidden0", "hidden1", "hidden2", "output")
-    assert cut.context is None
+    assert cut.context.given is None
+    assert cut.context.derived == ()
     assert sorted(cut.params["hidden1"]) == ["bias", "kernel"]
     np.testing.assert_array_equal(cut.params["hidden1"]["kernel"], params["layers"][1]["kernel"])
     z = cut.chain.forward(cut.params, X)
@@ -216,20 +217,21 @@ def test_new_batch_size_is_cut_again(check_cut):
     cut = lh.chain_from_function(model, params, x)
     for n in (7, 3, 1):
         check_cut(cut, model, params, x[:n])
-    block = cut.chain.blocks[1]
-    z = x[:2].reshape(2, 6) @ params["a"]
-    np.testing.assert_allclose(block(cut.params["output"], z), model(params, x[:2]), rtol=1e-4, atol=1e-5)
+    block, z = cut.chain.blocks[1], x[:2].reshape(2, 6) @ params["a"]
+    context = cut.chain.context_for(x[:2], cut.context)
+    np.testing.assert_allclose(block(cut.params["output"], z, context), model(params, x[:2]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"its `context` was derived for x \(float\d+\[7, 2, 3\]\)"):
+        block(cut.params["output"], z, cut.context)
 
 
 def test_new_shape_of_the_sample(check_cut):
     params = transformer_params()
     cut = lh.chain_from_function(transformer, params, TOKENS)
     check_cut(cut, transformer, params, TOKENS[:2, :4])
-    message = "Run `chain.forward` (or `chain.context_for`) on the new `x` first"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        lh.chain_from_function(mlp, mlp_params(), X).chain.blocks[1](
-            {"kernel": X, "bias": X[0]}, jnp.ones((2, 9)), None
-        )
+    with pytest.raises(
+        ValueError, match=re.escape("derive it for the new `x` by `chain.context_for(x, context, params)`")
+    ):
+        cut.chain.blocks[1](cut.params["layer0"], jnp.ones((5, 4, 4)), cut.context)
 
 
 def test_no_recompilation_for_new_values(count_compilations):

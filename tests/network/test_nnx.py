@@ -146,7 +146,7 @@ def test_nnx_sequential_keeps_activations_with_their_layer(check_cut):
     cut = lh.chain_from_nnx(model, ROWS)
     assert cut.chain.names == ("layers.0", "layers.2.layers.0", "layers.3", "layers.5")
     assert cut.chain.blocks[1].apply is cut.chain.blocks[2].apply
-    assert cut.context is None
+    assert cut.context.given is None
     run, params = of_params(model)
     check_cut(cut, run, params, ROWS)
     z = cut.chain.forward(cut.params, ROWS)

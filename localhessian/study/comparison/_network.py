@@ -87,7 +87,7 @@ def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: A
     trained = nnx.graphdef(model)
     model.eval()
     tested = nnx.graphdef(model)
-    has_state = context is not None
+    has_state = context.given is not None
 
     @jax.jit
     def fresh(key: Key) -> tuple[Any, Context]:
