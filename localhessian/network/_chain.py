@@ -107,6 +107,16 @@ class Chain:
         del x, params
         return context
 
+    def sum_tied(self, of_blocks: dict[str, Params]) -> dict[str, Params]:
+        """Gradients or steps of the blocks, with the sum over its uses at each use of an array of the model.
+
+        A chain written by hand knows of no such arrays: what comes in goes out.
+        """
+        return of_blocks
+
+    def check_tied(self, params: dict[str, Params]) -> None:
+        """Refuse parameters in which the uses of one array of the model hold different values; needs numbers."""
+
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B) with z_0 = x.
 

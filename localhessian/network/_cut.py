@@ -82,6 +82,21 @@ class TracedChain(Chain):
             raise ValueError(f"`tied` must be 'owner' or 'sum', got {tied!r}.")
         return self.source.merge(block_params, tied, like)
 
+    def sum_tied(self, of_blocks: dict[str, Params]) -> dict[str, Params]:
+        """Gradients or steps of the blocks, with the sum over its uses at each use of an array of the model.
+
+        The uses of a tied array then move alike, and `merge` loses nothing.
+        """
+        return self.source.sum_tied(of_blocks)
+
+    def check_tied(self, params: dict[str, Params]) -> None:
+        """Refuse parameters in which the uses of one array of the model hold different values; needs numbers.
+
+        Raises:
+            ValueError: They differ; the message names the array and the blocks.
+        """
+        self.source.check_tied(params)
+
     def next_context(self, params: dict[str, Params], x: Activations, context: Context = None) -> Context:
         """The context after a forward pass: running statistics and random counts moved on. Cost: one forward pass.
 

@@ -1,11 +1,12 @@
 """Two layouts of one model's parameters: the user's pytree, and one dict of readable names for every block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from localhessian._types import Params
 
@@ -88,17 +89,42 @@ def scatter(
         like: Leaves for what no block uses; None: zeros under `sum`, an error under `owner`.
     """
     found: dict[Slot, Any] = {}
+    for _, slot, array in _uses(trees, blocks):
+        if slot not in found:
+            found[slot] = array
+        elif tied == "sum":
+            found[slot] = found[slot] + array
+    return [_leaf(i, shape, found, tied, like) for i, shape in enumerate(shapes)]
+
+
+def sum_tied(trees: dict[str, dict[str, Any]], blocks: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arrays of the blocks, with the sum over its uses at each use of a slot."""
+    totals: dict[Slot, Any] = {}
+    for _, slot, array in _uses(trees, blocks):
+        totals[slot] = totals[slot] + array if slot in totals else array
+    return {name: jax.tree.map(totals.__getitem__, tree) for name, tree in trees.items()}
+
+
+def check_tied(trees: dict[str, dict[str, Any]], blocks: dict[str, Any]) -> None:
+    """Refuse uses of one slot that hold different values."""
+    found: dict[Slot, tuple[str, Any]] = {}
+    for name, slot, array in _uses(trees, blocks):
+        first, owner = found.setdefault(slot, (name, array))
+        if owner is not array and not np.array_equal(owner, array):
+            raise ValueError(
+                f"blocks `{first}` and `{name}` use one parameter of the model, `{'.'.join(slot.path)}`, and `params` "
+                "holds different values of it: pass `chain.split(model_params)`."
+            )
+
+
+def _uses(trees: dict[str, dict[str, Any]], blocks: dict[str, Any]) -> Iterator[tuple[str, Slot, Any]]:
+    """(name of the block, slot, array) of every parameter of every block."""
     for name, tree in trees.items():
         slots, structure = jax.tree.flatten(tree)
         arrays, given = jax.tree.flatten(blocks.get(name, {}))
         if slots or arrays:
             same_structure(given, structure, f"the parameters of block `{name}`")
-        for slot, array in zip(slots, arrays, strict=True):
-            if slot not in found:
-                found[slot] = array
-            elif tied == "sum":
-                found[slot] = found[slot] + array
-    return [_leaf(i, shape, found, tied, like) for i, shape in enumerate(shapes)]
+        yield from zip((name,) * len(slots), slots, arrays, strict=True)
 
 
 def _leaf(i: int, shape: Any, found: dict[Slot, Any], tied: str, like: list[Any] | None) -> Any:

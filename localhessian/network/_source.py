@@ -280,11 +280,21 @@ class Source:
 
     def merge(self, block_params: dict[str, Params], tied: str, like: Params) -> Params:
         """Parameters of the blocks to parameters of the model."""
-        trees = {piece.name: tree for piece, tree in zip(self.program.pieces, self.program.trees, strict=True)}
         rest = None if like is None else self._leaves(0, self.to_params(like), "like")
         return jax.tree.unflatten(
-            self.structures[0], _layout.scatter(trees, block_params, self.template[0], tied, rest)
+            self.structures[0], _layout.scatter(self._trees(), block_params, self.template[0], tied, rest)
         )
+
+    def sum_tied(self, of_blocks: dict[str, Params]) -> dict[str, Params]:
+        """Of the blocks, with the sum over its uses at each use of an array."""
+        return {**of_blocks, **_layout.sum_tied(self._trees(), of_blocks)}
+
+    def check_tied(self, params: dict[str, Params]) -> None:
+        """Refuse uses of one array that differ."""
+        _layout.check_tied(self._trees(), params)
+
+    def _trees(self) -> dict[str, dict[str, Any]]:
+        return {piece.name: tree for piece, tree in zip(self.program.pieces, self.program.trees, strict=True)}
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context) -> Context:
         """The context after one more forward pass."""

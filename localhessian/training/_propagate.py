@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from localhessian._status import Status
-from localhessian._tree import floating, pytree
+from localhessian._tree import floating, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.network import Chain
-from localhessian.training._problem import Problem, Step, norm, plus, where
+from localhessian.network import Chain, run_chain, validate_shapes, validate_values
+from localhessian.training._problem import Problem, Step, norm, where
 from localhessian.training._solvers import GradientStep, Solver
 
 Solvers = Solver | Mapping[str, Solver] | Callable[[str], Solver]
@@ -24,9 +24,9 @@ class BlockInfo:
     loss_before: Scalar
     """l_b(W_b^k, z_{b-1}^k)."""
     loss_after: Scalar
-    """l_b(W_b^{k+1}, z_{b-1}^k)."""
+    """The same after the block's own step: l_b(W_b^{k+1}, z_{b-1}^k), but for arrays that other blocks use too."""
     step_norm: Scalar
-    """||W_b^{k+1} - W_b^k||."""
+    """The norm of the block's own step: ||W_b^{k+1} - W_b^k||, but for arrays that other blocks use too."""
     displacement_norm: Scalar
     """||delta_{b-1}||, over the batch; 0 for the first block."""
     weight_status: Array
@@ -78,9 +78,13 @@ def propagate(
     solver but `GradientStep`, raises the back-matching loss: the weights stay, the input falls back to a unit gradient
     step, and the status says so.
 
+    An array of the model that several blocks use (tied weights) moves by the sum of the steps of its uses, whatever
+    their solvers, and all its uses stay equal: with gradient solvers that is SGD on the model; others solve each
+    use by itself, as if the other uses stood still, and the trust rule judges each use's own step.
+
     Args:
         chain: The network.
-        params: The parameters of each block by its name.
+        params: The parameters of each block by its name; a block without parameters may be left out.
         x: Inputs, samples on the leading axis.
         y: What the loss compares with.
         loss: Per-sample losses, shape `(n,)`.
@@ -92,11 +96,14 @@ def propagate(
         key: Of solvers that use random vectors; default `jax.random.key(0)`.
 
     Returns:
-        The new parameters, and what happened. Works under `jax.jit`, in a loop of your own.
+        The new parameters, in the structure of `params`, and what happened. Works under `jax.jit`, in a loop of your
+        own or in `jax.lax.scan` (begin with `initial_state`).
 
     Raises:
-        KeyError: A solver for a block that is not in the chain.
-        ValueError: A solver does not fit a block.
+        KeyError: A solver or parameters for a block that is not in the chain.
+        TypeError: What is no solver.
+        ValueError: A solver does not fit a block; whatever `lh.back_match` refuses (outside of `jax.jit`: also numbers
+            that are not finite, and tied parameters that differ).
 
     Cost: one forward pass, and for each block its two solvers and two values of its loss.
 
@@ -118,13 +125,18 @@ def propagate(
             chain.index(name)
     key = jax.random.key(0) if key is None else key
     context = chain.context_for(x, context, params)
-    activations = chain.forward(params, x, context)
+    validate_shapes(chain, params, x, y, loss, context)
+    of_blocks = {name: params.get(name, ()) for name in chain.names}
+    activations = run_chain(chain, of_blocks, x, context)
     losses = loss(activations[-1], y)
+    if is_concrete(params, x, y, context):
+        validate_values(chain, of_blocks, y, context, activations, losses)
+        chain.check_tied(of_blocks)
     target: Any = y
-    new, blocks, states = dict(params), {}, {}
+    steps, blocks, states = {}, {}, {}
     for b in range(len(chain), 0, -1):
         block, z = chain.blocks[b - 1], activations[b - 1]
-        of_params = params.get(block.name, ())
+        of_params = of_blocks[block.name]
         of_block = loss if b == len(chain) else None
         before = None if state is None else state[block.name]
         keys = jax.random.split(jax.random.fold_in(key, b))
@@ -133,7 +145,7 @@ def propagate(
         weights = _Side(of_weights, _pick(weight_solver, block.name, 0.0))
         inputs = _Side(of_inputs, _pick(input_solver, block.name, 1.0))
         step, weight_state, weight_status, values = weights.solve(None if before is None else before[0], keys[0])
-        new[block.name] = _moved(of_params, step)
+        steps[block.name] = floating(of_params)[1](step)
         delta: Step | None = None
         input_state, input_status = (), jnp.zeros((), jnp.int32)
         if b > 1 and floating(z)[0]:
@@ -142,6 +154,7 @@ def propagate(
         norms = (norm(step) if step else jnp.zeros(()), norm(delta) if delta else jnp.zeros(()))
         blocks[block.name] = BlockInfo(*values, *norms, weight_status, input_status)
         states[block.name] = (weight_state, input_state)
+    new = _moved(params, chain.sum_tied(steps))
     return new, PropagateInfo(losses.mean(), {name: blocks[name] for name in chain.names}, states)
 
 
@@ -205,11 +218,15 @@ def _unit_gradient(problem: Problem, trusted: bool) -> Step:
     return [-leaf for leaf in problem.gradient()]
 
 
-def _moved(params: Params, step: Step) -> Params:
-    if not step:
-        return params
-    leaves, rebuild = floating(params)
-    return rebuild(plus(leaves, step))
+def _moved(params: dict[str, Params], steps: dict[str, Params]) -> dict[str, Params]:
+    """W + p for every block, in the structure that came in, so that a scan over steps carries it."""
+    by_name, outer = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: node is not params)
+    moved = [jax.tree.map(_plus, of_block, steps[path[0].key]) for path, of_block in by_name]
+    return jax.tree.unflatten(outer, moved)
+
+
+def _plus(leaf: Array, step: Array) -> Array:
+    return leaf + step.astype(jnp.result_type(leaf)) if jnp.issubdtype(step.dtype, jnp.floating) else leaf
 
 
 def _pick(solvers: Solvers, name: str, rate: float) -> Solver:
