@@ -87,6 +87,13 @@ def floating(tree: PyTree, keep: tuple[bool, ...] | None = None) -> tuple[list[A
     return [jnp.asarray(leaves[place]) for place in places], rebuild
 
 
+def raw_bytes(leaf: Any) -> bytes:
+    """The bits of an array, or of a random key."""
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
+
+
 def shapes(tree: PyTree) -> str:
     """The shapes and dtypes of a pytree, for messages: `{'kernel': float32[3,4]}`."""
     short = jax.tree.map(lambda leaf: _Shape(jnp.shape(leaf), jnp.result_type(leaf)), tree)

@@ -100,7 +100,7 @@ def check_identities(
     """
     matching = back_match(chain, params, x, y, loss, context)
     key = jax.random.key(0) if key is None else key
-    reference = _back_propagation(chain, loss, matching.params, x, y, matching.context)
+    reference = _back_propagation(chain, matching.loss, matching.params, x, y, matching.context)
     errors: dict[tuple[str, str], float] = {}
     for name in chain.names if blocks is None else blocks:
         b = chain.index(name) + 1

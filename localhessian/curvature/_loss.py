@@ -7,7 +7,6 @@ leave sqrt(eps). Any other S is factored numerically, per sample, in float64 on 
 """
 
 import enum
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._memory import remembered
 from localhessian._tree import floating, is_concrete, pytree, ravel_samples, static
 from localhessian._types import Activations, Array, Loss
 
@@ -118,7 +118,7 @@ def _recognize(loss: Loss, z: Activations, y: Any) -> Kind:
         return _recognize_shapes(loss, treedef, abstract)
 
 
-@functools.lru_cache(maxsize=256)
+@remembered
 def _recognize_shapes(loss: Loss, treedef, abstract) -> Kind:
     """Probe the loss on made-up outputs and labels: what is found depends on the function and the shapes only."""
     z, y = jax.tree.unflatten(treedef, [_made_up(*one) for one in abstract])

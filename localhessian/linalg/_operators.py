@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from localhessian._memory import as_key
 from localhessian._tree import pytree, static
 from localhessian._types import Array, Float
 from localhessian.linalg._cpu import run_quickly
@@ -288,7 +289,7 @@ def is_of_a_user(operator: LinearMap) -> bool:
 
 
 def _partial(function: Callable) -> Partial:
-    return function if isinstance(function, Partial) else Partial(function)
+    return function if isinstance(function, Partial) else Partial(as_key(function, "the product"))
 
 
 def _dtype(dtype: Any) -> jnp.dtype:

@@ -18,7 +18,7 @@ from localhessian._types import Activations, Array, Context, Loss, Params, Scala
 from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples, loss_couples_samples
 from localhessian.network._jacobian import Place, Variables, jacobian
-from localhessian.network._validate import run_chain, validate_shapes, validate_values
+from localhessian.network._validate import admit, run_chain, validate_values
 
 
 @pytree
@@ -90,7 +90,9 @@ def back_match(
 
     Raises:
         ValueError: Wrong shapes, an empty batch, a loss that is not per sample, non-finite parameters, data or
-            activations, a model that answers differently twice; the message names the block.
+            activations, complex parameters or activations, leaves that are no arrays, a block or loss without a forward
+            or a reverse derivative, a model that answers differently twice; the message names the block.
+        TypeError: `loss` has no hash (a dataclass that is not frozen).
         KeyError: `params` names a block that is not in the chain.
 
     Cost: four forward passes (two of them linearize, for W and for z; one checks the values), one backward pass, and
@@ -109,8 +111,7 @@ def back_match(
 
     Source: Zhang, Chen & Liu (2018), Procedure 1, with gradient steps.
     """
-    context = chain.context_for(x, context, params)
-    validate_shapes(chain, params, x, y, loss, context)
+    loss, context = admit(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
     # One program for each kind of block: equal blocks share it, and none is as large as the network.
     activations = run_chain(chain, params, x, context)

@@ -5,6 +5,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 
+from localhessian._memory import as_key
 from localhessian._types import Activations, Context, Params
 from localhessian.network._describe import table
 
@@ -38,6 +39,7 @@ class Block:
         if not callable(self.apply):
             raise TypeError(f"block `{self.name}`: `apply` must be a function, got {type(self.apply).__name__}.")
         object.__setattr__(self, "takes_context", _takes_context(self.apply))
+        object.__setattr__(self, "apply", as_key(self.apply, f"block `{self.name}`: `apply`"))
 
     @property
     def anonymous(self) -> "Block":

@@ -13,6 +13,7 @@ from localhessian._tree import pytree, static
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.network import _graph, _layout
 from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate, fingerprint
+from localhessian.network._leaves import check_arrays, check_real
 
 Shapes = tuple[jax.ShapeDtypeStruct, ...]
 
@@ -386,6 +387,8 @@ def _stacks(arrays: Sequence[Any], count: int, parts: dict[int, int]) -> list[An
 
 
 def _check_floating(params: Params) -> None:
+    check_arrays("`params`", params)
+    check_real("`params`", params)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             name = ".".join(_layout.path_names(path)) or "params"

@@ -1,15 +1,33 @@
 """One clear sentence for bad input, naming the block and the remedy."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._tree import floating, shapes
+from localhessian._memory import as_key, remembered
+from localhessian._tree import floating, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
-from localhessian.network._chain import Chain
+from localhessian.network._chain import Block, Chain
+from localhessian.network._leaves import check_leaves, check_real
+
+
+def admit(
+    chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context
+) -> tuple[Loss, Context]:
+    """Check all that can be known without numbers; the loss as a key of programs, and the context of the blocks for x.
+
+    Raises:
+        KeyError: `params` names a block that is not in the chain.
+        TypeError: The loss has no hash.
+        ValueError: Anything else.
+    """
+    loss = as_key(loss, "`loss`")
+    check_leaves(params, x, y, context)
+    context = chain.context_for(x, context, params)
+    validate_shapes(chain, params, x, y, loss, context)
+    return loss, context
 
 
 def validate_shapes(
@@ -84,7 +102,8 @@ def _block_output(block, params, z, context, n: int, given: bool) -> Any:
             f"block `{block.name}` cannot be applied to an input of {shapes(z)} with parameters {shapes(params)}: "
             f"make the shapes fit. ({_first_line(error)})"
         ) from error
-    _check_forward_mode(block, params, z, context)
+    check_real(f"the output of block `{block.name}`", out)
+    _check_derivatives(block, params, z, context)
     leading = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(out)}
     if leading != {n}:
         raise ValueError(
@@ -99,20 +118,45 @@ def _block_output(block, params, z, context, n: int, given: bool) -> Any:
     return out
 
 
-def _check_forward_mode(block, params, z, context) -> None:
-    def batched_jvp(params, z, context):
-        inputs, rebuild = floating((params, z))
-        # A custom_vjp shows only when its linearization is transformed again.
-        jvp = jax.linearize(lambda leaves: floating(block(*rebuild(leaves), context))[0], inputs)[1]
-        return jax.vmap(jvp)([leaf[None] for leaf in inputs])
-
+def _check_derivatives(block, params, z, context) -> None:
     try:
-        jax.eval_shape(batched_jvp, params, z, context)
-    except TypeError as error:
-        raise ValueError(
-            f"block `{block.name}` has no forward derivative (`jax.custom_vjp` allows none), which curvature needs: "
-            f"define its derivative by `jax.custom_jvp`, or leave it to jax. ({_first_line(error)})"
-        ) from error
+        _block_derivatives(block.apply, *_abstracted((params, z, context)))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
+
+
+@remembered
+def _block_derivatives(apply, treedef, leaves) -> None:
+    """Trace both derivatives of a block."""
+    block: Any = Block("", apply)
+
+    def products(params, z, context):
+        inputs, rebuild = floating((params, z))
+        outputs, jvp = jax.linearize(lambda leaves: floating(block(*rebuild(leaves), context))[0], inputs)
+        return _forward_and_reverse(jvp, inputs, outputs)
+
+    jax.eval_shape(products, *jax.tree.unflatten(treedef, leaves))
+
+
+def _forward_and_reverse(jvp, inputs: list, outputs: list):
+    # A custom_vjp shows only when its linearization is transformed again.
+    forward = jax.vmap(jvp)([leaf[None] for leaf in inputs])
+    return forward, jax.linear_transpose(jvp, inputs)(outputs)
+
+
+def _no_derivative(what: str, error: Exception) -> str:
+    """Which of the two derivatives that curvature needs there is not."""
+    text = str(error)
+    if "custom_vjp" in text:
+        return (
+            f"{what} has no forward derivative (`jax.custom_vjp` allows none), which curvature needs: define its "
+            f"derivative by `jax.custom_jvp`, or leave it to jax. ({_first_line(error)})"
+        )
+    return (
+        f"{what} cannot be differentiated forward and in reverse, which curvature needs both: write a "
+        "`lax.while_loop` as a `lax.scan` of fixed length, and a callback in JAX, or give it a `jax.custom_jvp`. "
+        f"({_first_line(error)})"
+    )
 
 
 def floating_shapes(tree: Any) -> list:
@@ -133,6 +177,26 @@ def _check_loss(loss: Loss, z: Any, y: Any, n: int) -> None:
             f"`loss` must return one loss for each of the {n} samples, shape ({n},), got {shapes(out)}: return "
             "per-sample losses and leave the mean to localhessian."
         )
+    _check_loss_derivatives(loss, z, y)
+
+
+def _check_loss_derivatives(loss: Loss, z: Any, y: Any) -> None:
+    try:
+        _loss_derivatives(loss, *_abstracted((z, y)))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(_no_derivative("`loss`", error)) from error
+
+
+@remembered
+def _loss_derivatives(loss: Loss, treedef, leaves) -> None:
+    """Trace the Hessian of a loss."""
+
+    def hessian(z, y):
+        outputs, rebuild = floating(z)
+        gradient, jvp = jax.linearize(jax.grad(lambda leaves: loss(rebuild(leaves), y).sum()), outputs)
+        return gradient, jax.vmap(jvp)([leaf[None] for leaf in outputs])
+
+    jax.eval_shape(hessian, *jax.tree.unflatten(treedef, leaves))
 
 
 def _check_finite(what: str, tree: Any, hint: str = "remove NaN and infinity from it") -> None:
@@ -157,14 +221,12 @@ def _check_same_answer(chain: Chain, params, context, activations) -> None:
 
 
 def _traces_the_same(block, params, z, context) -> bool:
-    arguments = jax.tree.map(_abstract, (params, z, context))
-    leaves, treedef = jax.tree.flatten(arguments)
-    return _traces_the_same_for(block, treedef, tuple(leaves))
+    return _traces_the_same_for(block.apply, *_abstracted((params, z, context)))
 
 
-@functools.lru_cache(maxsize=1024)
-def _traces_the_same_for(block, treedef, leaves) -> bool:
-    arguments = jax.tree.unflatten(treedef, leaves)
+@remembered
+def _traces_the_same_for(apply, treedef, leaves) -> bool:
+    block, arguments = Block("", apply), jax.tree.unflatten(treedef, leaves)
 
     def trace():
         # A new function object each time: jax would remember the trace of the old one.
@@ -183,13 +245,13 @@ def _differs(name: str) -> str:
 
 def _same(one: Any, two: Any) -> bool:
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    return all(_bits(a) == _bits(b) for a, b in pairs)
+    return all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
 
 
-def _bits(leaf: Any) -> bytes:
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf).tobytes()
+def _abstracted(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    """The structure and the shapes of a pytree, hashable."""
+    leaves, treedef = jax.tree.flatten(jax.tree.map(_abstract, tree))
+    return treedef, tuple(leaves)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

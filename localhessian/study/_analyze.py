@@ -10,7 +10,7 @@ import numpy as np
 
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
-from localhessian._tree import floating, size
+from localhessian._tree import floating, raw_bytes, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
 from localhessian.curvature import local_hessian
@@ -186,7 +186,7 @@ def _meta(matching: BackMatching, samples: Any, method: Method | None, key: Key)
     """Provenance; its `fingerprint` tells whether two reports are of the same model, data and settings."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((matching.params, matching.activations[0], matching.y)):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(raw_bytes(leaf))
     settings = f"{matching.chain.names} {samples} {method} {np.asarray(jax.random.key_data(key)).tolist()}"
     digest.update(settings.encode())
     return {

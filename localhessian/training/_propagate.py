@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.network import Chain, run_chain, validate_shapes, validate_values
+from localhessian.network import Chain, admit, run_chain, validate_values
 from localhessian.training._problem import Problem, Step, norm, where
 from localhessian.training._solvers import GradientStep, Solver
 
@@ -124,8 +124,7 @@ def propagate(
         for name in solvers if isinstance(solvers, Mapping) else ():
             chain.index(name)
     key = jax.random.key(0) if key is None else key
-    context = chain.context_for(x, context, params)
-    validate_shapes(chain, params, x, y, loss, context)
+    loss, context = admit(chain, params, x, y, loss, context)
     of_blocks = {name: params.get(name, ()) for name in chain.names}
     activations = run_chain(chain, of_blocks, x, context)
     losses = loss(activations[-1], y)

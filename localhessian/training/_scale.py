@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from localhessian._memory import as_key
 from localhessian._tree import floating, size
 from localhessian._types import Activations, Array, Context, Key, Loss
 from localhessian.curvature import LocalScalars, check_scalar, local_scalar
@@ -106,7 +107,7 @@ def scale_by_local_hessian(
     """
     check_scalar(scalar)
     _check(refresh=refresh, decay=decay, damping=damping, samples=samples, probes=probes)
-    blocks = len(chain)
+    loss, blocks = as_key(loss, "`loss`"), len(chain)
 
     def init(params: Any) -> ScaleByLocalHessianState:
         # Logarithms of products want float32 at least, whatever the parameters are stored in.

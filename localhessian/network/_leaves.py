@@ -1,0 +1,83 @@
+"""What may stand in parameters, inputs and context: arrays, real where they are differentiated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from localhessian._types import Activations, Context, Params
+
+_NUMBERS = (bool, int, float, complex, np.generic, np.ndarray)
+
+
+def check_leaves(params: dict[str, Params], x: Activations, y: Any, context: Context) -> None:
+    """Refuse what is no array, complex variables, and arrays that vary over a mesh axis by their type.
+
+    Raises:
+        ValueError: The message says what holds it, and where.
+    """
+    parts = {f"the parameters of block `{name}`": value for name, value in params.items()}
+    for what, tree in {**parts, "`x`": x, "`y`": y, "`context`": context}.items():
+        check_arrays(what, tree)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            _check_mesh(what, path, leaf)
+    for what, tree in {**parts, "`x`": x}.items():
+        check_real(what, tree)
+
+
+def check_arrays(what: str, tree: Any) -> None:
+    """Refuse leaves that are no arrays of numbers."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        _check_array(what, path, leaf)
+
+
+def check_real(what: str, tree: Any) -> None:
+    """Refuse complex arrays among what is differentiated."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(
+                f"{what} must be real, got {jnp.result_type(leaf)}{_at(path)}: write it as a pair of reals "
+                "(`z.real`, `z.imag`), which `jax.lax.complex` joins inside a block."
+            )
+
+
+def _check_array(what: str, path: Any, leaf: Any) -> None:
+    if isinstance(leaf, _NUMBERS) and np.asarray(leaf).dtype.kind in "OSUVmM" and not _is_narrow_float(leaf):
+        kind = f"an array of {np.asarray(leaf).dtype}"
+    elif isinstance(leaf, _NUMBERS) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        return
+    else:
+        kind = type(leaf).__name__
+    raise ValueError(
+        f"{what} must hold arrays of numbers only, got {kind}{_at(path)}: put what is no array into the function of "
+        "the block (of an equinox module, `eqx.partition(module, eqx.is_array)` tells the two apart)."
+    )
+
+
+def _is_narrow_float(leaf: Any) -> bool:
+    """NumPy files bfloat16 and float8 under void."""
+    return jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
+
+
+def _check_mesh(what: str, path: Any, leaf: Any) -> None:
+    """Products with random and unit vectors have no sharding in their type, so they would not fit such arrays."""
+    aval = jax.typeof(leaf)
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    if AxisType.Explicit in getattr(mesh, "axis_types", ()):
+        raise ValueError(
+            f"{what} lies on a mesh with explicit axes{_at(path)}, and only automatic ones are supported: make it by "
+            "`jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))`."
+        )
+    # In one version of JAX or another.
+    varying = getattr(aval, "vma", None) or getattr(getattr(aval, "manual_axis_type", None), "varying", ())
+    if varying:
+        raise ValueError(
+            f"{what} varies over the mesh axis `{', '.join(sorted(varying))}` of `jax.shard_map`{_at(path)}: pass "
+            "`check_vma=False` to it, or shard the arrays over a mesh with automatic axes instead."
+        )
+
+
+def _at(path: Any) -> str:
+    return f" at `{jax.tree_util.keystr(path)}`" if path else ""
