@@ -1,5 +1,6 @@
 """Condition numbers with their interval, by one rank rule for every method and shape."""
 
+import numbers
 from types import ModuleType
 from typing import Any
 
@@ -10,30 +11,37 @@ import numpy as np
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Float, Int
+from localhessian.linalg._rank import GAP, counted, cutoff, doubtful, noise
 from localhessian.linalg._spectrum import Spectrum
 
 
 @pytree
 class ConditionNumber:
-    """Condition numbers of a local Hessian; every field has the leading axis of a batched spectrum."""
+    """Condition numbers of a local Hessian; every field has the leading axis of a batched spectrum.
 
-    value: Float[Array, "*s"]
+    On the host arrays of NumPy, the floating-point ones in float64 (nothing is compiled, no ratio overflows); under
+    transformations arrays of JAX in the spectrum's own dtype.
+    """
+
+    value: Float[Array | np.ndarray, "*s"]
     """kappa_plus = lambda_max / smallest non-zero eigenvalue; NaN when unknown, refused (indefinite) or H = 0."""
-    lower: Float[Array, "*s"]
+    lower: Float[Array | np.ndarray, "*s"]
     """A lower bound of kappa_plus, from certified non-zero values only."""
-    upper: Float[Array, "*s"]
+    upper: Float[Array | np.ndarray, "*s"]
     """An upper bound of kappa_plus; infinite unless the spectrum is complete, or certified down to the cutoff."""
-    whole: Float[Array, "*s"]
+    whole: Float[Array | np.ndarray, "*s"]
     """kappa over the whole space: infinite when singular; indefinite: max|lambda| / min|lambda|; NaN if unknown."""
-    rank: Int[Array, "*s"]
+    rank: Int[Array | np.ndarray, "*s"]
     """How many eigenvalues are non-zero, by multiplicity; of an incomplete spectrum, how many are certified."""
-    cutoff: Float[Array, "*s"]
-    """Singular values of the factor at or below it count as zero."""
-    gap: Float[Array, "*s"]
+    lambda_min_nonzero: Float[Array | np.ndarray, "*s"]
+    """The smallest non-zero eigenvalue; of an incomplete spectrum, the smallest that is certified; NaN if none is."""
+    cutoff: Float[Array | np.ndarray, "*s"]
+    """Singular values of the factor at or below it count as zero (without one: sqrt(lambda), and what is hidden)."""
+    gap: Float[Array | np.ndarray, "*s"]
     """Smallest singular value above the cutoff over the largest below it; infinite if none is below, NaN if unknown."""
-    failure_probability: Float[Array, "*s"]
+    failure_probability: Float[Array | np.ndarray, "*s"]
     """That lambda_max is more than a tenth above the value used, over random starts; 1 where nothing is known."""
-    status: Int[Array, "*s"]
+    status: Int[Array | np.ndarray, "*s"]
     """A `localhessian.Status` code."""
 
 
@@ -44,15 +52,18 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
 
     Args:
         spectrum: From `lh.spectrum`.
-        rtol: Relative cutoff for "zero" on singular values of the factor. Default `100 * eps` of the arithmetic that
-            made the spectrum; without a factor the eigenvalues themselves carry rounding of that size, so there the
-            cutoff on sqrt(lambda) is `sqrt(100 * eps)`.
+        rtol: Relative cutoff for "zero" on singular values of the factor, whatever the method. Default `100 * eps` of
+            the arithmetic that made the spectrum (`4 * eps` of 16-bit arithmetic). A method that multiplied by H sees
+            nothing below `sqrt(100 * eps)`: what lies between that and the cutoff is not counted, and the rank is
+            uncertain.
 
     Returns:
-        `status` is INDEFINITE when an eigenvalue lies below the negative cutoff (then `value` is NaN), RANK_UNCERTAIN
-        when `gap < 10` or a value's error reaches the cutoff, otherwise that of the spectrum. From an incomplete
-        spectrum `upper` is infinite, and `value` and `lower` use those values only whose recomputed residual
-        certifies them as non-zero (`lh.certify` can make up for what is missing). Works under `jax.jit` and `jax.vmap`.
+        `status` is INDEFINITE when an eigenvalue lies below the negative cutoff (then `value` is NaN), ZERO when all
+        are zero, NON_FINITE when one is not finite, RANK_UNCERTAIN when `gap < 10`, when a value's error reaches the
+        cutoff or rounding may hide a value above it (then `upper` is infinite), otherwise that of the spectrum. From an
+        incomplete spectrum `upper` is infinite, and `value` and `lower` use those values only whose recomputed
+        residual certifies them as non-zero (`lh.certify` can make up for what is missing). Works under `jax.jit` and
+        `jax.vmap`.
 
     Raises:
         ValueError: `rtol` is not between 0 and 1.
@@ -62,23 +73,23 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
         >>> import localhessian as lh
         >>> diagonal = jnp.array([0.0, 1.0, 50.0])
         >>> kappa = lh.condition_number(lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 3)))
-        >>> print(round(float(kappa.value)), int(kappa.rank), float(kappa.whole))
-        50 2 inf
+        >>> print(round(float(kappa.value)), int(kappa.rank), float(kappa.whole), lh.Status(int(kappa.status)).name)
+        50 2 inf RANK_UNCERTAIN
 
     Source: docs/theory.md, 4; the interval by |lambda - theta| <= ||r||.
     """
-    if rtol is not None and not 0 < rtol < 1:
-        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")
+    check_rtol(rtol)
     xp, spectrum = _on_the_host(spectrum)
-    seen = spectrum.multiplicities > 0
+    seen, finite = _seen(xp, spectrum)
     sigma, rho = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
     # Where the largest values were not sought, what the products showed of them.
     shown = _shown(xp, spectrum)
-    cutoff = relative_cutoff(spectrum, rtol) * xp.maximum(largest, shown)
-    certified = seen & (sigma - rho > cutoff[..., None])
-    complete = spectrum.complete | (xp.isfinite(spectrum.missing) & (spectrum.missing <= cutoff**2))
-    above = xp.where(complete[..., None], seen & (sigma > cutoff[..., None]), certified)
+    top = xp.maximum(largest, shown)
+    zero_below, counted_above = (relative * top for relative in _cutoffs(spectrum, rtol))
+    certified = seen & (sigma - rho > counted_above[..., None])
+    complete = spectrum.complete | (xp.isfinite(spectrum.missing) & (spectrum.missing <= zero_below**2))
+    above = xp.where(complete[..., None], seen & (sigma > counted_above[..., None]), certified)
 
     smallest = _smallest(xp, sigma, above)
     rank = xp.sum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
@@ -89,7 +100,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     surely = xp.maximum(largest - _at_largest(xp, sigma, rho), shown)
     lower = _square_ratio(xp, surely, _smallest(xp, sigma + rho, certified))
     lower = xp.where(xp.any(certified, axis=-1), xp.fmin(xp.maximum(lower, 1), value), xp.nan)
-    clear = xp.where(above, certified, ~seen | (sigma + rho <= cutoff[..., None]))
+    clear = xp.where(above, certified, ~seen | (sigma + rho <= zero_below[..., None]))
     sure = complete & xp.all(clear, axis=-1)
     upper = _square_ratio(xp, largest + _at_largest(xp, sigma, rho), _smallest(xp, sigma - rho, above))
     upper = xp.where(sure & (rank > 0), xp.maximum(upper, value), xp.inf)
@@ -98,11 +109,16 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     gap = xp.where((rank > 0) & (below > 0), smallest / xp.where(below > 0, below, 1), xp.inf)
     gap = xp.where(complete, gap, xp.nan)
     indefinite = _indefinite(xp, spectrum, seen)
-    refused = xp.where(indefinite, xp.nan, 1.0)
-    whole = _whole(xp, spectrum, seen, value, rank, indefinite, complete)
-    status = _status(xp, spectrum, indefinite, complete & (rank > 0) & ((gap < 10) | ~sure))
+    refused = xp.where(indefinite | ~finite, xp.nan, 1.0)
+    whole = _whole(xp, spectrum, seen, value, rank, indefinite, complete) * xp.where(finite, 1.0, xp.nan)
+    narrow = smallest <= doubtful(spectrum.dtype) * top
+    uncertain = complete & (rank > 0) & ((gap < GAP) | ~sure | narrow)
+    zero = finite & (xp.max(xp.abs(xp.where(seen, sigma, 0)), axis=-1) == 0) & xp.any(seen, axis=-1) & (top == 0)
+    status = _status(xp, spectrum, uncertain, (zero, Status.ZERO), (~finite, Status.NON_FINITE), indefinite)
+    least = xp.where((rank > 0) & ~indefinite & finite, xp.where(rank > 0, smallest, 1) ** 2, xp.nan)
     bounds = (value * refused, lower * refused, upper * refused)
-    return ConditionNumber(*bounds, whole, rank, cutoff, gap, xp.asarray(spectrum.failure_probability()), status)
+    failure = xp.asarray(spectrum.failure_probability())
+    return ConditionNumber(*bounds, whole, rank, least, counted_above, gap, failure, status)
 
 
 def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | None = None) -> Float[Array, "*s"]:
@@ -120,7 +136,7 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
         NaN for an incomplete spectrum (a few Ritz values have no quantiles), or an indefinite one.
 
     Raises:
-        ValueError: `q` is not between 0 and 1.
+        ValueError: `q` or `rtol` is not between 0 and 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -130,26 +146,43 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
         >>> print(round(float(lh.quantile_condition_number(spectrum, 0.5)), 3))
         4.0
     """
-    if not 0 <= q <= 1:
-        raise ValueError(f"`q` must lie between 0 and 1, got {q}.")
+    if isinstance(q, bool) or not isinstance(q, numbers.Real) or not 0 <= q <= 1:
+        raise ValueError(f"`q` must lie between 0 and 1, got {q!r}.")
+    check_rtol(rtol)
     xp, spectrum = _on_the_host(spectrum)
-    seen = spectrum.multiplicities > 0
+    seen, finite = _seen(xp, spectrum)
     sigma, _ = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
-    above = seen & (sigma > (relative_cutoff(spectrum, rtol) * largest)[..., None])
+    above = seen & (sigma > (_cutoffs(spectrum, rtol)[1] * largest)[..., None])
     counts = xp.cumsum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
     reached = above & (counts >= xp.maximum(q * counts[..., -1:], 1))
     at_q = _smallest(xp, sigma, reached)
-    known = spectrum.complete & ~_indefinite(xp, spectrum, seen)
+    known = spectrum.complete & finite & ~_indefinite(xp, spectrum, seen)
     return xp.where(known & xp.any(above, axis=-1), _square_ratio(xp, largest, at_q), xp.nan)
 
 
-def relative_cutoff(spectrum: Spectrum, rtol: float | None) -> float:
-    """The rank rule's cutoff on singular values, relative to the largest."""
-    if rtol is not None:
-        return rtol
-    rounding = 100 * float(jnp.finfo(spectrum.dtype).eps)
-    return rounding if spectrum.singular_values is not None else rounding**0.5
+def check_rtol(rtol: float | None) -> None:
+    """Refuse a relative cutoff that is none.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+    """
+    if rtol is not None and (not isinstance(rtol, numbers.Real) or not 0 < rtol < 1):
+        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol!r}.")
+
+
+def _cutoffs(spectrum: Spectrum, rtol: float | None) -> tuple[float, float]:
+    """Relative to the largest singular value: at or below which one is zero, and above which one is counted."""
+    has_factor = spectrum.singular_values is not None
+    return cutoff(spectrum.dtype, rtol), counted(spectrum.dtype, has_factor, rtol)
+
+
+def _seen(xp, spectrum: Spectrum):
+    """Which slots hold a value, and which spectra hold finite ones only."""
+    there = spectrum.multiplicities > 0
+    values = spectrum.eigenvalues if spectrum.singular_values is None else spectrum.singular_values
+    fine = xp.isfinite(values)
+    return there & fine, xp.all(fine | ~there, axis=-1)
 
 
 def _on_the_host(spectrum: Spectrum) -> tuple[ModuleType, Spectrum]:
@@ -169,7 +202,9 @@ def _singular_scale(xp, spectrum: Spectrum, seen):
     if spectrum.singular_values is not None:
         return xp.where(seen, spectrum.singular_values, 0), xp.where(seen, spectrum.singular_residual_norms, 0)
     size = xp.where(seen, xp.abs(spectrum.eigenvalues), 0)
-    residual = xp.where(seen, spectrum.residual_norms, 0)
+    # A product with H is rounded at its own size, whatever the residual of a vector that was recomputed by it.
+    rounding = noise(spectrum.dtype) * xp.max(size, axis=-1, keepdims=True)
+    residual = xp.maximum(xp.where(seen, spectrum.residual_norms, 0), rounding)
     # |sqrt(a) - sqrt(b)| <= |a - b| / sqrt(max(a, b)), and <= sqrt|a - b|
     sigma = xp.sqrt(size)
     rho = sigma - xp.sqrt(xp.maximum(size - residual, 0))
@@ -201,8 +236,7 @@ def _indefinite(xp, spectrum: Spectrum, seen):
         return xp.zeros(size.shape[:-1], bool)
     # Whatever `rtol`: it neither makes the rounding of products with H significant, nor excuses a negative eigenvalue.
     norm = xp.max(xp.abs(size), axis=-1) if spectrum.norm is None else spectrum.norm
-    cutoff = relative_cutoff(spectrum, None) ** 2 * norm
-    return xp.min(size, axis=-1) < -cutoff
+    return xp.min(size, axis=-1) < -noise(spectrum.dtype) * norm
 
 
 def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite, complete):
@@ -215,8 +249,15 @@ def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite, complete):
     return xp.where(complete, known, xp.nan)
 
 
-def _status(xp, spectrum: Spectrum, indefinite, uncertain):
+def _status(xp, spectrum: Spectrum, uncertain, zero, broken, indefinite):
     status = xp.where(uncertain, int(Status.RANK_UNCERTAIN), int(Status.CONVERGED))
     status = xp.where(spectrum.status == 0, status, spectrum.status)
-    # Broken operators have no values, so they are never indefinite here.
+    # An iteration on a zero operator ends at once, however it says so; a refused one has no values.
+    for there, code in (zero, broken):
+        status = xp.where(there & ~_is_refused(xp, spectrum), int(code), status)
     return xp.where(indefinite, int(Status.INDEFINITE), status)
+
+
+def _is_refused(xp, spectrum: Spectrum):
+    codes = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC)
+    return xp.isin(spectrum.status, xp.asarray([int(code) for code in codes], dtype=spectrum.status.dtype))

@@ -20,6 +20,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_of_a_user, unit_products
+from localhessian.linalg._rank import skewed
 from localhessian.linalg._spectrum import Spectrum, working_dtype
 from localhessian.linalg._vectors import lengths
 
@@ -123,14 +124,9 @@ def _contradiction(prepared: LinearMap, rows: np.ndarray) -> Status | None:
     for product, matrix, wrong in ((known, rows.T, Status.NOT_DETERMINISTIC), (other, rows, Status.NOT_ADJOINT)):
         v = random.standard_normal(matrix.shape[1])
         apart = np.asarray(product(jnp.asarray(v, prepared.dtype)), np.float64) - matrix @ v
-        if not np.linalg.norm(apart) <= _skewed(prepared.dtype) * np.linalg.norm(rows):
+        if not np.linalg.norm(apart) <= skewed(float(jnp.finfo(prepared.dtype).eps)) * np.linalg.norm(rows):
             return wrong
     return None
-
-
-def _skewed(dtype: Any) -> float:
-    """Relative: between rounding and a difference that matters, as in the Krylov methods."""
-    return 100 * float(jnp.finfo(dtype).eps) ** 0.75
 
 
 def _rows(product: Partial, order: int, long: int, operator: LinearMap | SymmetricOperator) -> Any:
@@ -236,7 +232,7 @@ def _repeats(prepared: SymmetricOperator) -> bool:
     lead = () if prepared.batch is None else (prepared.batch,)
     v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, prepared.size)), prepared.dtype)
     one, again = (np.asarray(prepared.mv(v), np.float64) for _ in range(2))
-    return bool(np.linalg.norm(one - again) <= _skewed(prepared.dtype) * np.linalg.norm(one))
+    return bool(np.linalg.norm(one - again) <= skewed(float(jnp.finfo(prepared.dtype).eps)) * np.linalg.norm(one))
 
 
 def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, matvecs, method) -> Spectrum:

@@ -23,6 +23,7 @@ from localhessian.linalg._distribution import Density, QuadratureEstimate
 from localhessian.linalg._jacobi import of_factor, of_symmetric
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._quadrature import bracket, ends
+from localhessian.linalg._rank import counted
 from localhessian.linalg._solve import SpectrumError
 from localhessian.linalg._spectrum import Spectrum
 from localhessian.linalg._vectors import unbatched
@@ -137,10 +138,7 @@ class _Axis:
 
     def relative_cutoff(self, dtype: Any, has_factor: bool) -> float:
         """The rank rule's cutoff on eigenvalues, relative to the largest."""
-        if self.rtol is not None:
-            return self.rtol**2
-        rounding = 100 * float(jnp.finfo(dtype).eps)
-        return rounding**2 if has_factor else rounding
+        return counted(dtype, has_factor, self.rtol) ** 2
 
     def edges(self, low: Any, high: Any, cutoff: Any, xp: ModuleType) -> Any:
         """Edges of the bins, `(s, bins + 1)`, for spectra that reach from `low` to `high`, `(s,)`."""

@@ -20,6 +20,7 @@ from localhessian.linalg._golub_kahan import left_half, right_half
 from localhessian.linalg._krylov import BASIS_BYTES, Plan, products, repeat, repeats, rows
 from localhessian.linalg._lanczos import advance
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
+from localhessian.linalg._rank import skewed
 from localhessian.linalg._recurrence import State, begin
 from localhessian.linalg._spectrum import working_dtype
 from localhessian.linalg._vectors import random_block
@@ -149,8 +150,7 @@ def _found(diagonal, off, state: State, wrong: Status, repeated, s: int, xp: Mod
     """The matrices `(g, s, N)` of a group, and what the recurrence tells."""
     last = xp.sum(state.coupling[:, :, 0], axis=1)[:, None]
     off = xp.concatenate([off, last], axis=1)
-    skewed = 100 * float(jax.numpy.finfo(state.skew.dtype).eps) ** 0.75
-    status = xp.where(state.skew > skewed, int(wrong), 0)
+    status = xp.where(state.skew > skewed(float(jax.numpy.finfo(state.skew.dtype).eps)), int(wrong), 0)
     status = xp.where(repeated, status, int(Status.NOT_DETERMINISTIC))
     status = xp.where(state.finite, status, int(Status.NON_FINITE))
     status = status.reshape(-1, s)

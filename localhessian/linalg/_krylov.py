@@ -19,6 +19,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
 from localhessian.linalg._cpu import contains_convolution
+from localhessian.linalg._rank import skewed
 from localhessian.linalg._spectrum import Spectrum
 from localhessian.linalg._vectors import lengths, pick
 
@@ -132,7 +133,7 @@ class Plan:
     @property
     def skewed(self) -> float:
         """Relative: between rounding and a difference that matters."""
-        return 100 * self.eps**0.75
+        return skewed(self.eps)
 
     def tolerance(self, value: Any, scale: Any, floor: float, xp: Any) -> Any:
         """The residual norms (s, k) that are small enough: relative, or what rounding leaves of `scale`, (s,)."""

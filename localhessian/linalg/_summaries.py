@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from localhessian._tree import pytree
 from localhessian._types import Array, Float
+from localhessian.linalg._rank import noise
 from localhessian.linalg._spectrum import Spectrum
 
 
@@ -20,7 +21,7 @@ class Summary:
     effective_rank: Float[Array, "*s"]
     """trace / max|lambda|; of a semi-definite matrix between the stable rank and the rank."""
     negative_fraction: Float[Array, "*s"]
-    """The share of eigenvalues below `-100 * eps(dtype) * max|lambda|`."""
+    """The share of eigenvalues below what rounding leaves, `-100 eps(dtype) max|lambda|` (16 bits: 4 eps)."""
 
 
 def summarize(spectrum: Spectrum, /) -> Summary:
@@ -48,8 +49,7 @@ def summarize(spectrum: Spectrum, /) -> Summary:
     relative = values / jnp.where(largest > 0, largest, 1)[..., None]
     trace = jnp.sum(counts * relative, axis=-1)
     squares = jnp.sum(counts * relative**2, axis=-1)
-    cutoff = 0 if spectrum.singular_values is not None else 100 * float(jnp.finfo(spectrum.dtype).eps)
-    negative = jnp.sum(jnp.where(relative < -cutoff, counts, 0), axis=-1)
+    negative = jnp.sum(jnp.where(relative < -noise(spectrum.dtype), counts, 0), axis=-1)
     known = jnp.where(spectrum.complete, jnp.ones_like(largest), jnp.nan)
     ranked = jnp.where(largest > 0, known, jnp.nan)
     total = trace * largest * known
