@@ -24,6 +24,8 @@ class Status(enum.IntEnum):
     REJECTED = 9
     NOT_AFFINE = 10
     ZERO = 11
+    OUT_OF_RANGE = 12
+    NOT_LINEAR = 13
 
     @property
     def message(self) -> str:
@@ -66,7 +68,15 @@ _MESSAGES = {
     ),
     Status.ZERO: (
         "The operator is zero (dead units, padding, a loss weight of zero), so it has no condition number and its rank "
-        "is 0. Look at what the block's output does to the loss."
+        "is 0 (or its numbers lie below the smallest of its dtype). Look at what the block's output does to the loss."
+    ),
+    Status.OUT_OF_RANGE: (
+        "Eigenvalues lie outside the range of the dtype: they overflow, or vanish where their roots do not. Condition "
+        "numbers, which come from the singular values, hold; scale the loss by a constant, or compute in float64."
+    ),
+    Status.NOT_LINEAR: (
+        "The product is not linear: H(u - 2v) differs from Hu - 2Hv by more than rounding. Pass the product of a "
+        "matrix, as `jax.linearize` gives it."
     ),
     Status.REJECTED: (
         "The step found would have raised the back-matching loss, or was not finite, and was undone. Lower the rate or "
@@ -81,4 +91,4 @@ _MESSAGES = {
 
 def quietly() -> np.errstate:
     """Numbers that are not finite are told by a status, not by warnings of NumPy."""
-    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    return np.errstate(all="ignore")

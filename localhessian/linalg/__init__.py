@@ -29,9 +29,9 @@ from localhessian.linalg._operators import matrix_map as matrix_map
 from localhessian.linalg._operators import symmetric_operator as symmetric_operator
 from localhessian.linalg._probes import TraceEstimate as TraceEstimate
 from localhessian.linalg._solve import Method as Method
-from localhessian.linalg._solve import SpectrumError as SpectrumError
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg._spectrum import Spectrum as Spectrum
+from localhessian.linalg._spectrum import SpectrumError as SpectrumError
 from localhessian.linalg._spectrum import SpectrumInterrupt as SpectrumInterrupt
 from localhessian.linalg._structured import Structured as Structured
 from localhessian.linalg._summaries import Summary as Summary

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._status import quietly
 from localhessian._tree import is_concrete
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
 from localhessian.linalg._spectrum import Spectrum
@@ -29,6 +30,7 @@ class Audit:
     """Whether every residual is within what the spectrum states and the tolerance, and the vectors are orthonormal."""
 
 
+@quietly()
 def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Audit:
     """Recompute residuals, Rayleigh quotients and orthogonality of a spectrum's eigenvectors.
 

@@ -1,6 +1,5 @@
 """Condition numbers with their interval, by one rank rule for every method and shape."""
 
-import numbers
 from types import ModuleType
 from typing import Any
 
@@ -8,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._status import Status
+from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Float, Int
-from localhessian.linalg._rank import GAP, counted, cutoff, doubtful, noise
+from localhessian.linalg._rank import GAP, check_share, counted, cutoff, doubtful, noise
 from localhessian.linalg._spectrum import Spectrum
 
 
@@ -45,6 +44,7 @@ class ConditionNumber:
     """A `localhessian.Status` code."""
 
 
+@quietly()
 def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> ConditionNumber:
     r"""Condition number of a positive semi-definite matrix, with its interval.
 
@@ -78,7 +78,8 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
 
     Source: docs/theory.md, 4; the interval by |lambda - theta| <= ||r||.
     """
-    check_rtol(rtol)
+    if rtol is not None:
+        check_share("rtol", rtol)
     xp, spectrum = _on_the_host(spectrum)
     seen, finite = _seen(xp, spectrum)
     sigma, rho = _singular_scale(xp, spectrum, seen)
@@ -121,6 +122,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     return ConditionNumber(*bounds, whole, rank, least, counted_above, gap, failure, status)
 
 
+@quietly()
 def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | None = None) -> Float[Array, "*s"]:
     """lambda_max / lambda_q, lambda_q the q-quantile of the non-zero eigenvalues by multiplicity.
 
@@ -146,9 +148,10 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
         >>> print(round(float(lh.quantile_condition_number(spectrum, 0.5)), 3))
         4.0
     """
-    if isinstance(q, bool) or not isinstance(q, numbers.Real) or not 0 <= q <= 1:
-        raise ValueError(f"`q` must lie between 0 and 1, got {q!r}.")
-    check_rtol(rtol)
+    if q not in {0, 1}:
+        check_share("q", q)
+    if rtol is not None:
+        check_share("rtol", rtol)
     xp, spectrum = _on_the_host(spectrum)
     seen, finite = _seen(xp, spectrum)
     sigma, _ = _singular_scale(xp, spectrum, seen)
@@ -159,16 +162,6 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
     at_q = _smallest(xp, sigma, reached)
     known = spectrum.complete & finite & ~_indefinite(xp, spectrum, seen)
     return xp.where(known & xp.any(above, axis=-1), _square_ratio(xp, largest, at_q), xp.nan)
-
-
-def check_rtol(rtol: float | None) -> None:
-    """Refuse a relative cutoff that is none.
-
-    Raises:
-        ValueError: it is not between 0 and 1.
-    """
-    if rtol is not None and (not isinstance(rtol, numbers.Real) or not 0 < rtol < 1):
-        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol!r}.")
 
 
 def _cutoffs(spectrum: Spectrum, rtol: float | None) -> tuple[float, float]:

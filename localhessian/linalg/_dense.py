@@ -120,11 +120,12 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
 def _contradiction(prepared: LinearMap, rows: np.ndarray) -> Status | None:
     """What is wrong where the two products of a user's map, of random vectors, are not those of one matrix."""
     random, tall = np.random.default_rng(0), prepared.in_size <= prepared.out_size
+    size = float(lengths(rows.reshape(1, -1), np)[0])  # squares of its own dtype might vanish
     known, other = (prepared.mv, prepared.rmv) if tall else (prepared.rmv, prepared.mv)
     for product, matrix, wrong in ((known, rows.T, Status.NOT_DETERMINISTIC), (other, rows, Status.NOT_ADJOINT)):
         v = random.standard_normal(matrix.shape[1])
         apart = np.asarray(product(jnp.asarray(v, prepared.dtype)), np.float64) - matrix @ v
-        if not np.linalg.norm(apart) <= skewed(float(jnp.finfo(prepared.dtype).eps)) * np.linalg.norm(rows):
+        if not np.linalg.norm(apart) <= skewed(float(jnp.finfo(prepared.dtype).eps)) * size:
             return wrong
     return None
 

@@ -23,9 +23,8 @@ from localhessian.linalg._distribution import Density, QuadratureEstimate
 from localhessian.linalg._jacobi import of_factor, of_symmetric
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
 from localhessian.linalg._quadrature import bracket, ends
-from localhessian.linalg._rank import counted
-from localhessian.linalg._solve import SpectrumError
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._rank import check_share, counted
+from localhessian.linalg._spectrum import Spectrum, SpectrumError
 from localhessian.linalg._vectors import unbatched
 
 MARGIN = 0.02
@@ -123,8 +122,8 @@ def _check(axis: str, bins: int, limits: tuple[float, float] | None, probes: int
         raise ValueError(
             f"`limits` must be positive on the log axis, got {limits}: zero eigenvalues are counted apart."
         )
-    if rtol is not None and not 0 < rtol < 1:
-        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")
+    if rtol is not None:
+        check_share("rtol", rtol)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ products, and on traced arrays inside a compiled program. Vectors carry a leadin
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
 from localhessian.linalg._cpu import contains_convolution
-from localhessian.linalg._rank import skewed
+from localhessian.linalg._rank import check_share, skewed
 from localhessian.linalg._spectrum import Spectrum
 from localhessian.linalg._vectors import lengths, pick
 
@@ -54,14 +55,15 @@ class Krylov:
             raise ValueError(f"`which` must be 'both', 'largest' or 'smallest', got {self.which!r}.")
         for name, least in (("max_matvecs", 1), ("k", 1), ("basis_size", 4), ("block_size", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+            if value is None and name == "basis_size":
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+                raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
         if self.block_size > self.max_matvecs:
             raise ValueError(
                 f"`block_size` must not exceed `max_matvecs`, got {self.block_size} and {self.max_matvecs}."
             )
-        if not 0 < self.rtol < 1:
-            raise ValueError(f"`rtol` must lie between 0 and 1, got {self.rtol}.")
+        check_share("rtol", self.rtol)
 
     def run(
         self, operator: Any, key: Key, vectors: int, start: Array | None = None, show: Progress = silent

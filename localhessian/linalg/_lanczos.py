@@ -12,6 +12,7 @@ from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
 from localhessian.linalg._operators import LinearMap
+from localhessian.linalg._rank import noise
 from localhessian.linalg._recurrence import (
     State,
     alive,
@@ -123,6 +124,9 @@ class Lanczos(Krylov):
         values, real, residuals = sort_real_first(values, found.real, residuals, xp=xp)
         made = xp.asarray(state.made * plan.block + ritz.shape[1], np.int32)
         norm = xp.fmax(state.scale, xp.max(xp.where(real, xp.abs(values), 0), axis=1))
+        # A complete spectrum tells each value's place, which products rounded at their own size leave that far off.
+        least = xp.where(found.complete, noise(prepared.dtype) * norm, 0)[:, None].astype(residuals.dtype)
+        residuals = xp.where(real, xp.maximum(residuals, least), residuals)
         parts = (values, real.astype(np.int32), residuals, largest, found.status, found.complete, norm)
         values, multiplicities, residuals, largest, status, complete, norm = unbatched_all(parts, batch, dtype)
         spectrum = Spectrum(

@@ -47,6 +47,7 @@ def frobenius_norm(
         The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
+        SpectrumError: Products are not finite (under `jax.jit` only `status` tells).
         ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
 
     Cost: `probes` products with H.
@@ -81,6 +82,7 @@ def range_mean(
         where tr(H) is zero. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
+        SpectrumError: Products are not finite (under `jax.jit` only `status` tells).
         ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
 
     Cost: `probes` products with H.
@@ -125,10 +127,17 @@ def _of_moments(
     unit = _unit(jnp.max(both[..., 1], axis=0))
     first, second = both[..., 0] / unit[None], (both[..., 1] / unit[None]) ** 2
     if exact:
-        return result(unit * figure(jnp.sum(first, 0), jnp.sum(second, 0)), None, count, True, operator)
+        sums = jnp.sum(first, 0), jnp.sum(second, 0)
+        return result(unit * figure(*sums), None, count, True, operator, _nothing(figure, *sums))
     left_out = figure(*((jnp.sum(part, 0, keepdims=True) - part) / (count - 1) for part in (first, second)))
     spread = unit * jnp.std(left_out, axis=0) * (count - 1) ** 0.5
-    return result(unit * figure(jnp.mean(first, 0), jnp.mean(second, 0)), spread, count, False, operator)
+    means = jnp.mean(first, 0), jnp.mean(second, 0)
+    return result(unit * figure(*means), spread, count, False, operator, _nothing(figure, *means))
+
+
+def _nothing(figure: Callable, first: Array, second: Array) -> Array:
+    """Where a ratio is asked of H = 0."""
+    return (first == 0) & (second == 0) & (figure is _ratio)
 
 
 def exact_moment(operator: LinearMap | SymmetricOperator, figure: Callable[[Any, Any], Any]) -> TraceEstimate:
@@ -136,7 +145,8 @@ def exact_moment(operator: LinearMap | SymmetricOperator, figure: Callable[[Any,
     trace, squares = np.moveaxis(Structured().require(operator).squares(), -1, 0)
     norm = np.where(squares > 0, np.sqrt(squares), 1)
     first, second, unit = (jnp.asarray(part, operator.dtype) for part in (trace / norm, squares / norm**2, norm))
-    return result(unit * figure(first, second), None, 1, True, operator)
+    first, second, unit = (part.reshape(-1) for part in (first, second, unit))
+    return result(unit * figure(first, second), None, 1, True, operator, _nothing(figure, first, second))
 
 
 def _unit(size: Any) -> Any:

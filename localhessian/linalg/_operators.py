@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._memory import as_key
-from localhessian._tree import pytree, static
+from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float
 from localhessian.linalg._cpu import run_quickly
+from localhessian.linalg._rank import skewed
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -190,7 +192,9 @@ def symmetric_operator(
         A pytree that `lh.spectrum` and `lh.trace` accept.
 
     Raises:
-        ValueError: `size` is not positive; at the first product: `mv` gives another shape, or no real floats.
+        TypeError: `factor` is no linear map.
+        ValueError: `size` is not positive; `factor` has another size, or its R^T R another product; at the first
+            product: `mv` gives another shape, or no real floats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -201,7 +205,35 @@ def symmetric_operator(
         [1. 2. 5.]
     """
     _check_size("size", size)
-    return SymmetricOperator(Partial(_Checked("mv", size, size), _partial(mv)), factor, None, size, _dtype(dtype))
+    product = Partial(_Checked("mv", size, size), _partial(mv))
+    operator = SymmetricOperator(product, factor, None, size, _dtype(dtype))
+    if factor is not None:
+        _check_factor(operator, factor)
+    return operator
+
+
+def _check_factor(operator: SymmetricOperator, factor: LinearMap) -> None:
+    """Refuse what is not the factor; one product settles it where there are numbers."""
+    if not isinstance(factor, LinearMap):
+        raise TypeError(f"`factor` must be a linear map R with H = R^T R (`lh.linear_map`), got {factor!r:.60}.")
+    if factor.in_size != operator.size or factor.batch is not None:
+        raise ValueError(
+            f"`factor` takes vectors of size {factor.in_size}, and the operator is of size {operator.size}: pass one R "
+            "with H = R^T R."
+        )
+    if not is_concrete(operator):
+        return
+    v = np.random.default_rng(0).standard_normal(operator.size)
+    products = operator.mv(jnp.asarray(v, operator.dtype)), factor.rmv(factor.mv(jnp.asarray(v, factor.dtype)))
+    if not is_concrete(products):  # a closure holds traced values
+        return
+    ours, theirs = (np.asarray(product, np.float64) for product in products)
+    apart, norm = np.linalg.norm(ours - theirs), max(np.linalg.norm(ours), np.linalg.norm(theirs))
+    if apart > skewed(max(float(jnp.finfo(dtype).eps) for dtype in (operator.dtype, factor.dtype))) * norm:
+        raise ValueError(
+            f"`factor` is not the operator's: R^T R v and H v of a random v differ by {apart / norm:.1g} of their "
+            "size. Pass R with H = R^T R, or leave `factor` out."
+        )
 
 
 def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, /, *, dtype: Any = None) -> LinearMap:
@@ -283,9 +315,14 @@ class _Checked:
         )
 
 
+def is_own_product(product: Partial) -> bool:
+    """Whether a product was given by the user, so that nothing but trust says what it is."""
+    return isinstance(product.func, _Checked)
+
+
 def is_of_a_user(operator: LinearMap) -> bool:
     """Whether both products were given, so that nothing but trust says that they belong to each other."""
-    return all(isinstance(product.func, _Checked) for product in (operator.forward, operator.backward))
+    return all(is_own_product(product) for product in (operator.forward, operator.backward))
 
 
 def _partial(function: Callable) -> Partial:

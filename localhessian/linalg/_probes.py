@@ -4,12 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
-from localhessian._types import Array, Float, Key
+from localhessian._types import Array, Float, Int, Key
 from localhessian.linalg._krylov import repeat, rows
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
+from localhessian.linalg._spectrum import SpectrumError
 from localhessian.linalg._vectors import unbatched
 
 
@@ -21,6 +24,8 @@ class TraceEstimate:
     """`(*s,)`, of a diagonal `(*s, d)`."""
     standard_error: Array
     """Of the value, estimated from the same probes; 0 where it is exact."""
+    status: Int[Array, "*s"]
+    """A `localhessian.Status` code: CONVERGED, NON_FINITE, or ZERO where a ratio of traces is asked of H = 0."""
     probes: int = static()
     """How many vectors were multiplied."""
     exact: bool = static()
@@ -93,9 +98,25 @@ def spread(samples: Array) -> Array:
     return jnp.std(samples, axis=0, ddof=1) / len(samples) ** 0.5
 
 
-def result(value: Array, error: Array | None, probes: int, exact: bool, operator: Any) -> TraceEstimate:
+def result(
+    value: Array, error: Array | None, probes: int, exact: bool, operator: Any, zero: Array | None = None
+) -> TraceEstimate:
+    """The estimate, of figures `(s, ...)`; `zero` says where H = 0 leaves it undefined.
+
+    Raises:
+        SpectrumError: it is not finite, which is known only outside of transformations.
+    """
+    axes = tuple(range(1, value.ndim))
+    zero = jnp.zeros(len(value), bool) if zero is None else zero
+    finite = jnp.all(jnp.isfinite(value), axis=axes)
+    status = jnp.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
+    status = jnp.where(zero, int(Status.ZERO), status).astype(jnp.int32)
+    if is_concrete(status) and bool((np.asarray(status) == int(Status.NON_FINITE)).any()):
+        raise SpectrumError(f"{operator.label or 'the operator'}: {Status.NON_FINITE.message}")
     error = jnp.zeros_like(value) if error is None else error
-    return TraceEstimate(unbatched(value, operator.batch), unbatched(error, operator.batch), probes, exact)
+    error = jnp.where(jnp.expand_dims(finite, axes), error, jnp.nan)
+    value, error, status = (unbatched(part, operator.batch) for part in (value, error, status))
+    return TraceEstimate(value, error, status, probes, exact)
 
 
 def check_probes(probes: int, least: int, how: str = "") -> None:

@@ -5,6 +5,7 @@ H = R^T R instead of R sees eigenvalues through their rounding, which hides sing
 largest: what lies between the two is neither zero nor known, so that no interval is closed over it. Docs/theory.md, 4.
 """
 
+import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -45,3 +46,13 @@ def counted(dtype: Any, has_factor: bool, rtol: float | None = None) -> float:
 def skewed(eps: float) -> float:
     """Relative: between rounding and a difference that matters, of products that ought to be equal."""
     return 100 * eps**0.75
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse a relative cutoff or tolerance that is none.
+
+    Raises:
+        ValueError: it is no number between 0 and 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
+        raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")

@@ -14,10 +14,17 @@ from localhessian.linalg._dependence import Declined
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._lanczos import Lanczos
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg._probe import contradiction
+from localhessian.linalg._spectrum import Spectrum, SpectrumError, within_range
 from localhessian.linalg._structured import Structured
 
-_REFUSED = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC)
+_REFUSED = (
+    Status.NON_FINITE,
+    Status.NOT_LINEAR,
+    Status.NOT_SYMMETRIC,
+    Status.NOT_ADJOINT,
+    Status.NOT_DETERMINISTIC,
+)
 
 
 class Method(Protocol):
@@ -32,10 +39,6 @@ class Method(Protocol):
         show: Progress = silent,
     ) -> Spectrum:
         """Compute; `show` is told how far it is."""
-
-
-class SpectrumError(ArithmeticError):
-    """A spectrum that means nothing: non-finite, not symmetric or not deterministic products."""
 
 
 def spectrum(
@@ -70,14 +73,14 @@ def spectrum(
         Eigenvalues ascending with residual norms, matvecs, status and completeness.
 
     Raises:
-        SpectrumError: Products are not finite, not symmetric (of a linear map: not each other's transpose), or differ
-            when repeated.
+        SpectrumError: Products are not finite, not linear, not symmetric (of a linear map: not each other's transpose),
+            or differ when repeated.
         KeyboardInterrupt: From the products of an iteration on the host a `SpectrumInterrupt`, which holds what was
             found.
         ValueError: The operator does not fit the method, or has fewer than `vectors` eigenvectors; `start` has
             another shape.
 
-    Cost: see the method.
+    Cost: see the method; of a symmetric operator of your own four products more, which test what it claims to be.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,12 +95,20 @@ def spectrum(
     if start is not None:
         _check_start(start, operator, size)
     with quietly(), follow(progress, "product") as show:
+        wrong = contradiction(operator)
+        if throw and wrong is not None:
+            raise SpectrumError(_sentence(operator, wrong))
         found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start, show)
+        found = within_range(found) if wrong is None else found.refused(wrong)
     if throw and is_concrete(found.status):
         worst = [status for status in _REFUSED if bool((found.status == int(status)).any())]
         if worst:
-            raise SpectrumError(f"{operator.label or 'the operator'}: {worst[0].message}")
+            raise SpectrumError(_sentence(operator, worst[0]))
     return found
+
+
+def _sentence(operator: LinearMap | SymmetricOperator, status: Status) -> str:
+    return f"{operator.label or 'the operator'}: {status.message}"
 
 
 def _check_start(start: Array, operator: LinearMap | SymmetricOperator, size: int) -> None:

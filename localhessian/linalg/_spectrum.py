@@ -1,12 +1,15 @@
 """The answer to "what are the eigenvalues?", with everything needed to judge it."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int
+from localhessian.linalg._rank import cutoff
 
 
 @pytree
@@ -80,6 +83,20 @@ class Spectrum:
         exact = self.complete | (self.krylov_steps is None)
         return jnp.where(exact, 0, unknown)
 
+    def refused(self, status: Status) -> "Spectrum":
+        """The same without values, for products that are not what they should be."""
+        nothing: dict[str, Any] = {
+            name: None if getattr(self, name) is None else jnp.full_like(getattr(self, name), jnp.nan)
+            for name in ("eigenvalues", "residual_norms", "vectors", "singular_values", "singular_residual_norms")
+        }
+        return dataclasses.replace(
+            self,
+            **nothing,
+            status=jnp.full_like(self.status, int(status)),
+            complete=jnp.zeros_like(self.complete),
+            missing=jnp.full_like(self.missing, jnp.inf),
+        )
+
     @property
     def lambda_max(self) -> Float[Array, "*s"]:
         """The largest eigenvalue returned."""
@@ -99,6 +116,10 @@ class Spectrum:
         return jnp.asarray(xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan)))
 
 
+class SpectrumError(ArithmeticError):
+    """A figure that means nothing: products that are not finite, not linear, not symmetric or not deterministic."""
+
+
 class SpectrumInterrupt(KeyboardInterrupt):
     """A spectrum that was interrupted, with what it had found.
 
@@ -110,6 +131,25 @@ class SpectrumInterrupt(KeyboardInterrupt):
         super().__init__(f"interrupted after {int(spectrum.matvecs)} products; `.spectrum` holds what was found")
         self.spectrum = spectrum
         """Estimates with recomputed residuals and their status, as after a spent budget."""
+
+
+def within_range(spectrum: Spectrum) -> Spectrum:
+    """With the status OUT_OF_RANGE where non-zero eigenvalues are infinite or vanish in the dtype they are given in."""
+    xp: Any = np if is_concrete(spectrum) else jnp
+    values, residuals, counts, status = (
+        xp.asarray(part)
+        for part in (spectrum.eigenvalues, spectrum.residual_norms, spectrum.multiplicities, spectrum.status)
+    )
+    there = counts > 0
+    lost = there & ~(xp.isfinite(values) & xp.isfinite(residuals))
+    if spectrum.singular_values is not None:
+        sigma = xp.where(there, xp.asarray(spectrum.singular_values), 0)
+        above = sigma > cutoff(spectrum.dtype) * xp.max(sigma, axis=-1, keepdims=True)
+        lost = lost | (above & (values < float(jnp.finfo(values.dtype).tiny)))
+    out = xp.any(lost, axis=-1) & (status == 0)
+    if xp is np and not out.any():
+        return spectrum
+    return dataclasses.replace(spectrum, status=jnp.asarray(xp.where(out, int(Status.OUT_OF_RANGE), status), jnp.int32))
 
 
 def working_dtype(dtype: Any) -> Any:

@@ -294,9 +294,9 @@ def test_a_fine_rtol_does_not_make_rounding_indefinite():
     ("settings", "message"),
     [
         ({"which": "LA"}, "`which` must be 'both', 'largest' or 'smallest', got 'LA'."),
-        ({"k": 0}, "`k` must be at least 1, got 0."),
-        ({"max_matvecs": 0}, "`max_matvecs` must be at least 1, got 0."),
-        ({"basis_size": 3}, "`basis_size` must be at least 4, got 3."),
+        ({"k": 0}, "`k` must be a whole number of at least 1, got 0."),
+        ({"max_matvecs": 0}, "`max_matvecs` must be a whole number of at least 1, got 0."),
+        ({"basis_size": 3}, "`basis_size` must be a whole number of at least 4, got 3."),
         ({"rtol": 0.0}, "`rtol` must lie between 0 and 1, got 0.0."),
     ],
 )

@@ -138,7 +138,7 @@ def test_gram_keeps_its_factor(key, tol):
 
 def test_symmetric_operator_keeps_its_factor(key):
     R = matrix_map(jax.random.normal(key, (5, 3)))
-    assert lh.symmetric_operator(lambda v: v, 3, factor=R).factor is R
+    assert lh.symmetric_operator(lambda v: R.rmv(R.mv(v)), 3, factor=R).factor is R
     assert lh.symmetric_operator(lambda v: v, 3).factor is None
 
 

@@ -1,0 +1,33 @@
+"""Is a product of the user's what it claims to be? Four products tell before long work begins."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._status import Status
+from localhessian._tree import is_concrete
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_own_product
+from localhessian.linalg._rank import skewed
+
+
+def contradiction(operator: LinearMap | SymmetricOperator) -> Status | None:
+    """What is wrong with a symmetric operator of the user's: not deterministic, not linear, not symmetric, or None.
+
+    Products that are not finite, and those that only a transformation knows, are left to the methods.
+    """
+    if isinstance(operator, LinearMap) or not is_own_product(operator.product) or not is_concrete(operator):
+        return None
+    u, v = np.random.default_rng(0).standard_normal((2, operator.size))
+    products = [operator.mv(jnp.asarray(w, operator.dtype)) for w in (u, u, v, u - 2 * v)]
+    if not is_concrete(products):
+        return None
+    first, again, second, both = (np.asarray(product, np.float64) for product in products)
+    if not all(np.isfinite(part).all() for part in (first, again, second, both)):
+        return None
+    norms = np.linalg.norm(first) / np.linalg.norm(u) + np.linalg.norm(second) / np.linalg.norm(v)
+    far = skewed(float(jnp.finfo(operator.dtype).eps)) * norms
+    wrong = (
+        (Status.NOT_DETERMINISTIC, np.linalg.norm(first - again), np.linalg.norm(u)),
+        (Status.NOT_LINEAR, np.linalg.norm(both - first + 2 * second), np.linalg.norm(u) + 2 * np.linalg.norm(v)),
+        (Status.NOT_SYMMETRIC, abs(u @ second - v @ first), np.linalg.norm(u) * np.linalg.norm(v)),
+    )
+    return next((status for status, apart, size in wrong if apart > far * size), None)
