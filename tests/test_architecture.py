@@ -19,6 +19,7 @@ ROOT = Path(lh.__file__).parent
 # A room may import the rooms before it; the modules of the ground floor share the first place.
 RANKS = {
     "_memory": 0,
+    "_programs": 0,
     "_progress": 0,
     "_tree": 0,
     "_status": 0,

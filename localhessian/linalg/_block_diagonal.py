@@ -40,6 +40,11 @@ class BlockDiagonal:
         self.found, self.size, self.batch, self.max_bytes = found, size, batch, max_bytes
         self.unit_of_element, self.unit_of_variable = _units(found, size * (batch or 1))
         self.units = self._make_units()
+        columns = np.zeros(batch or 1, np.int64)
+        for unit in self.units:
+            columns[unit.batch] += unit.copies * unit.shape[1]
+        if np.any(columns > size):
+            raise Declined("one variable serves several units")
 
     def _make_units(self) -> list[Unit]:
         found, output = self.found, self.found.output

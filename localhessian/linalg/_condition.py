@@ -10,7 +10,7 @@ import numpy as np
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Float, Int
-from localhessian.linalg._rank import GAP, check_share, counted, cutoff, doubtful, noise
+from localhessian.linalg._rank import GAP, check_share, counted, cutoff, doubtful, noise, rounding
 from localhessian.linalg._spectrum import Spectrum
 
 
@@ -196,8 +196,8 @@ def _singular_scale(xp, spectrum: Spectrum, seen):
         return xp.where(seen, spectrum.singular_values, 0), xp.where(seen, spectrum.singular_residual_norms, 0)
     size = xp.where(seen, xp.abs(spectrum.eigenvalues), 0)
     # A product with H is rounded at its own size, whatever the residual of a vector that was recomputed by it.
-    rounding = noise(spectrum.dtype) * xp.max(size, axis=-1, keepdims=True)
-    residual = xp.maximum(xp.where(seen, spectrum.residual_norms, 0), rounding)
+    least = rounding(spectrum.dtype) * xp.max(size, axis=-1, keepdims=True)
+    residual = xp.maximum(xp.where(seen, spectrum.residual_norms, 0), least)
     # |sqrt(a) - sqrt(b)| <= |a - b| / sqrt(max(a, b)), and <= sqrt|a - b|
     sigma = xp.sqrt(size)
     rho = sigma - xp.sqrt(xp.maximum(size - residual, 0))

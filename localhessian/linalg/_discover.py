@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from localhessian._programs import bind
 from localhessian._tree import is_concrete
 from localhessian.linalg import _mixing
 from localhessian.linalg._dependence import (
@@ -93,7 +94,10 @@ def walk(prepared: LinearMap, by_channel: bool, max_bytes: float) -> Found:
     (output,) = walker.run(program.jaxpr, program.consts, [variables(shape)])
     if not isinstance(output, Dependent):
         raise Declined("the result does not depend on the variables")
-    return Found(output, walker.grid, walker.sums.weights, by_channel)
+    grid = walker.grid
+    if grid is not None and np.bincount(grid.entries.ravel()).max(initial=0) > 1:
+        raise Declined("one variable enters its product at several places")
+    return Found(output, grid, walker.sums.weights, by_channel)
 
 
 class _Walker:
@@ -143,8 +147,7 @@ class _Walker:
 
 def _evaluate(eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
     """An equation of constants."""
-    outputs = eqn.primitive.bind(*(jnp.asarray(value) for value in values), **eqn.params)
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+    return bind(eqn, [jnp.asarray(value) for value in values])
 
 
 def _numbers(value: Any) -> np.ndarray:
@@ -179,7 +182,8 @@ def _bias(walker: _Walker, u: Dependent, other: Dependent) -> np.ndarray | None:
     found = np.full(walker.grid.channels, UNKNOWN, np.int64)
     found[channel] = entry
     taken = np.isin(found, walker.grid.entries)
-    return found if np.all(found[channel] == entry) and np.all(found >= 0) and not np.any(taken) else None
+    alone = len(np.unique(found)) == len(found)  # a variable of several channels makes them one unit
+    return found if np.all(found[channel] == entry) and np.all(found >= 0) and alone and not np.any(taken) else None
 
 
 def _subtract(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:

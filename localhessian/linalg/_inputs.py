@@ -22,7 +22,7 @@ class Inputs:
             scale: A number that multiplies all.
             max_bytes: Above this a view stays a view.
         """
-        self.lead, self.scale, self.has_ones = view.shape[:dims], scale, False
+        self.lead, self.scale, self.ones = view.shape[:dims], scale, 0
         self.depth = math.prod(view.shape[dims:])
         if view.size * view.itemsize <= max_bytes:
             self.lead = (math.prod(self.lead),)
@@ -31,8 +31,8 @@ class Inputs:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Places, and columns with that of the ones."""
-        return math.prod(self.lead), self.depth + self.has_ones
+        """Places, and columns with those of ones."""
+        return math.prod(self.lead), self.depth + self.ones
 
     @property
     def dtype(self) -> Any:
@@ -46,7 +46,7 @@ class Inputs:
 
     def add_ones(self) -> None:
         """Append a 1 to every row, for a bias."""
-        self.has_ones = True
+        self.ones += 1
 
     def take(self, places: Any) -> np.ndarray:
         """Rows in float64; a slice or indices."""

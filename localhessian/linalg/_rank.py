@@ -29,8 +29,13 @@ def doubtful(dtype: Any) -> float:
 
 
 def noise(dtype: Any) -> float:
-    """Relative to the largest *eigenvalue*: what rounding of products with H leaves of each."""
+    """Relative to the largest *eigenvalue*: what all the rounding of a method that multiplies by H leaves of each."""
     return cutoff(dtype)
+
+
+def rounding(dtype: Any) -> float:
+    """Relative to the largest *eigenvalue*: the error of one product with H."""
+    return 10 * float(jnp.finfo(dtype).eps)
 
 
 def hidden(dtype: Any, has_factor: bool) -> float:

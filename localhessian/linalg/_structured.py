@@ -64,10 +64,16 @@ class Structured:
         if not is_concrete(operator, jnp.zeros(())):
             raise Declined("its numbers are not known while JAX traces it")
         prepared = factor.prepare()
-        found, structure = self._walk(prepared)
-        if not structure.splits:
-            raise Declined("nothing in it splits")
-        _verify(found, prepared)
+        try:
+            found, structure = self._walk(prepared)
+            if not structure.splits:
+                raise Declined("nothing in it splits")
+            _verify(found, prepared)
+        except Declined:
+            raise
+        except Exception as error:
+            # Programs of others hold what no rule foresaw; nothing depends on this route.
+            raise Declined(f"its program could not be followed ({type(error).__name__}: {error!s:.80})") from error
         if self.blocks is None:
             self._check(structure)
         return structure

@@ -12,8 +12,9 @@ from typing import Any
 
 from jax.extend import core
 
+from localhessian._programs import assemble
 from localhessian.network import _mark
-from localhessian.network._jaxpr import CutError, assemble, mark_names, tag_of, where
+from localhessian.network._jaxpr import CutError, mark_names, tag_of, where
 
 _PARAMS, _INPUT = 1, 2
 _ACTIVATION = _PARAMS | _INPUT

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.tree_util import Partial
 
+from localhessian._programs import assemble
 from localhessian._tree import floating, pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.linalg import LinearMap, call, lazy_map
 from localhessian.network._chain import Block
-from localhessian.network._jaxpr import assemble
 
 
 @pytree

@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
+from localhessian._programs import bind
 from localhessian.network import _mark
 
 _CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
@@ -77,28 +78,6 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> l
             results = bind(eqn, [_value(value) for value in values])
         env.update(zip(eqn.outvars, results, strict=True))
     return [_value(read(atom)) for atom in jaxpr.outvars]
-
-
-def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """Run one equation as it is, with its own source line."""
-    held = [(atom, value) for atom, value in zip(eqn.invars, values, strict=True) if isinstance(atom, core.Var)]
-    unique = dict(held)
-    one = assemble((), (), list(unique), eqn.outvars, [eqn])
-    return core.jaxpr_as_fun(one)(*unique.values())
-
-
-def assemble(
-    constvars: Sequence[Any],
-    consts: Sequence[Any],
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    equations: Sequence[core.JaxprEqn],
-) -> core.ClosedJaxpr:
-    """A program of some equations of another."""
-    effects = frozenset().union(*(eqn.effects for eqn in equations))
-    names = core.DebugInfo("localhessian", "block", ("",) * len(inputs), ("",) * len(outputs))
-    jaxpr = core.Jaxpr(list(constvars), list(inputs), list(outputs), list(equations), effects, names)
-    return core.ClosedJaxpr(jaxpr, list(consts))
 
 
 def sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[tuple[core.Jaxpr, Sequence[Any]]]:
