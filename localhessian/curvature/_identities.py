@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from localhessian._tree import floating, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import Wrt, local_hessian
-from localhessian.curvature._loss import loss_hessian
+from localhessian.curvature._recognize import loss_hessian
 from localhessian.network import BackMatching, Chain, back_match, back_matching_loss
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}

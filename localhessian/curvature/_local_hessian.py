@@ -6,7 +6,7 @@ With F the block, J its Jacobian, S = I (last block: the loss Hessian) and r the
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,10 +16,11 @@ from jax.tree_util import Partial
 
 from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Array
-from localhessian.curvature._loss import loss_factor
+from localhessian.curvature._alike import answers_alike, multiply_alike
+from localhessian.curvature._loss import curvature
 from localhessian.curvature._recipe import Layout, OperatorSetup, Point, Recipe, with_root
-from localhessian.linalg import SymmetricOperator, call, gram, lazy_operator
-from localhessian.network import BackMatching, Place, Variables, jacobian
+from localhessian.linalg import SymmetricOperator, call, gram, lazy_operator, repeated
+from localhessian.network import BackMatching, Place, Variables, contexts_of, jacobian, meant, sample_indices
 
 Wrt = Literal["params", "input"]
 Part = Literal["gauss_newton", "full", "residual"]
@@ -46,7 +47,11 @@ def local_hessian(
         part: `"gauss_newton"`: positive semi-definite (last block: if the loss is convex in z_B), with its factor R,
             H = R^T R. `"full"`: what the back-matching loss has. `"residual"`: the difference; can be indefinite.
         samples: Of H_z only. None: the whole batch, order n d. An index: that sample's H_z, order d. A sequence of
-            indices: as many independent operators, whose products take and give a leading axis.
+            indices (in any order, also repeated), or a boolean mask of the batch: as many independent operators, whose
+            products take and give a leading axis. Each is the sample's diagonal block in the batch: the block runs on
+            the samples alone where its values and products prove that to be the same, else on the whole batch, and the
+            loss always on the whole batch. Under `jax.jit` that is the block too; indices that are traced themselves
+            cost a product of the batch each.
         select: Of H_W only. Keeps the parameters for whose path (`"['kernel']"`) it returns True.
 
     Returns:
@@ -74,52 +79,65 @@ def local_hessian(
     b = matching.chain.index(block) + 1
     _check_choice("wrt", wrt, ("params", "input"))
     _check_choice("part", part, ("gauss_newton", "full", "residual"))
+    keep, index, axes = None, None, None
     if wrt == "params":
         if samples is not None:
             raise ValueError('`samples` belongs to wrt="input": H_W is one matrix for the whole batch.')
         keep = _selected(matching, block, select)
-        point, axes = _whole(matching, b), None
     else:
         if select is not None:
             raise ValueError('`select` belongs to wrt="params": it chooses parameters.')
         _check_input(matching, block, b)
-        keep = None
-        point, axes = _whole(matching, b), None
         if samples is not None:
-            point, axes = _some_samples(matching, block, b, samples)
-    last = b == len(matching.chain)
+            _check_uncoupled(matching, block, samples)
+            index, is_one = sample_indices(samples, matching.samples)
+            axes = "one" if is_one else "many"
     scale = 1 / matching.samples if wrt == "params" else 1.0
-    loss = matching.loss if last else None
     variables = Variables(matching.chain.blocks[b - 1].anonymous, wrt, keep, axes)
+    recipe = Recipe(variables, matching.loss if b == len(matching.chain) else None, part, scale)
     symbol = "H_W" if wrt == "params" else "H_z"
     label = f"{symbol} of block `{block}` ({part.replace('_', '-')})"
-    return _operator(Recipe(variables, loss, part, scale), point, label)
+    if index is None:
+        return _operator(recipe, _whole(matching, b), matching.y, label)
+    if axes == "one":
+        return _of_samples(matching, b, recipe, index, label)
+    if not is_concrete(index):  # any sample may come twice
+        everything = _of_samples(matching, b, recipe, jnp.arange(matching.samples), label)
+        return repeated(everything, index)
+    once, places = np.unique(index, return_inverse=True)
+    if len(once) == len(places):
+        return _of_samples(matching, b, recipe, index, label)
+    return repeated(_of_samples(matching, b, recipe, jnp.asarray(once), label), jnp.asarray(places.ravel()))
 
 
-def _operator(recipe: Recipe, point: Point, label: str) -> SymmetricOperator:
+def _operator(recipe: Recipe, point: Point, y: Any, label: str) -> SymmetricOperator:
+    factor, layout = None, None
     if recipe.part == "gauss_newton":
         factor = jacobian(recipe.variables, recipe.scale, point.place, label)
-        if recipe.loss is None:
-            return gram(factor)
-        outputs, y = _outputs(recipe.variables.block, point.place), point.y
-        if point.place.index is not None:
-            outputs, y = jax.tree.map(lambda leaf: leaf[point.place.index], (outputs, y))
-        root = loss_factor(recipe.loss, outputs, y)
-        if root is not None:
-            leaves = tuple((leaf.shape, leaf.dtype) for leaf in floating(outputs)[0])
-            return gram(with_root(factor, root, Layout(leaves, recipe.variables.samples)))
+    if recipe.loss is not None and recipe.part != "residual":
+        found = curvature(recipe.loss, point.outputs, y, point.index)
+        leaves = tuple((leaf.shape, leaf.dtype) for leaf in meant(point.outputs, point.index))
+        layout = Layout(leaves, recipe.variables.samples)
+        point = dataclasses.replace(point, curvature=found.hessian)
+        if factor is not None:
+            factor = None if found.root is None else with_root(factor, found.root, layout)
+    if factor is not None and (layout is None or found.product is None):
+        return gram(factor)
     d, _, dtype, batch = recipe.variables.sizes(point.place)
-    return lazy_operator(Partial(call, Partial(OperatorSetup(recipe), point)), d, dtype, batch, label)
+    setup = Partial(call, Partial(OperatorSetup(recipe, layout), point, factor))
+    return dataclasses.replace(lazy_operator(setup, d, dtype, batch, label), factor=factor)
 
 
 def _whole(matching: BackMatching, b: int) -> Point:
     name = matching.chain.names[b - 1]
     place = Place(matching.params[name], matching.activations[b - 1], matching.context)
-    return Point(place, matching.residuals[b], matching.y)
+    return Point(place, matching.residuals[b], matching.activations[b])
 
 
-def _some_samples(matching: BackMatching, block: str, b: int, samples) -> tuple[Point, str]:
-    point = _whole(matching, b)
+# ---- some samples
+
+
+def _check_uncoupled(matching: BackMatching, block: str, samples: Any) -> None:
     coupled = matching.coupled[block]
     if is_concrete(coupled) and bool(coupled):
         got = f"samples={samples}" if np.ndim(samples) == 0 else "samples"
@@ -127,55 +145,50 @@ def _some_samples(matching: BackMatching, block: str, b: int, samples) -> tuple[
             f"block `{block}` couples its samples (batch normalization in training mode, or the loss), so `{got}` has "
             "no meaning: leave `samples` out for the Hessian of the whole batch, or run the model in inference mode."
         )
-    n = matching.samples
-    if is_concrete(samples) and (np.size(samples) == 0 or np.any(np.asarray(samples) >= n) or np.min(samples) < -n):
-        raise ValueError(f"`samples` must be indices into the {n} samples of the batch, got {samples}.")
-    index = jnp.atleast_1d(jnp.asarray(samples)) % n
-    axes = "one" if np.ndim(samples) == 0 else "many"
-    if is_concrete(point, index):
-        cut = _cut(matching, point, index)
-        if cut and _answers_alike(matching.chain.blocks[b - 1].anonymous, point.place, cut.place, index):
-            return cut, axes
+
+
+def _of_samples(matching: BackMatching, b: int, recipe: Recipe, index: Array, label: str) -> SymmetricOperator:
+    """The samples alone where that is proven to be the same, else in their batch; no sample twice."""
+    in_batch = _in_batch(matching, b, index)
+    if is_concrete(in_batch):
+        with jax.ensure_compile_time_eval():
+            for alone in _alone(matching, b, index):
+                if answers_alike(recipe.variables, in_batch.place, alone.place, in_batch.outputs):
+                    operator = _operator(recipe, alone, matching.y, label)
+                    # The Jacobian is compared already, and S is that of the batch.
+                    if recipe.part == "gauss_newton" or multiply_alike(
+                        operator, _operator(recipe, in_batch, matching.y, label)
+                    ):
+                        return operator
+    return _operator(recipe, in_batch, matching.y, label)
+
+
+def _in_batch(matching: BackMatching, b: int, index: Array) -> Point:
+    """The samples meant, of a block that runs on the whole batch."""
+    point = _whole(matching, b)
     # Where coupling is known only at run time, it poisons the numbers instead of passing unseen.
+    coupled = matching.coupled[matching.chain.names[b - 1]]
     z = jax.tree.map(lambda leaf: _poisoned(leaf, coupled), point.place.z)
-    return dataclasses.replace(point, place=dataclasses.replace(point.place, z=z, index=index)), axes
+    return dataclasses.replace(point, place=dataclasses.replace(point.place, z=z, index=index), index=index)
 
 
-def _cut(matching: BackMatching, point: Point, index: Array) -> Point | None:
-    """The samples alone; None where a traced chain does not take so few."""
-    few = (point.place.z, point.residual, point.y, matching.activations[0])
-    z, residual, y, x = jax.tree.map(lambda leaf: leaf[index], few)
-    try:
-        context = matching.chain.context_for(x, point.place.context, matching.params)
-    except (TypeError, ValueError):
-        return None
-    return Point(dataclasses.replace(point.place, z=z, context=context), residual, y)
-
-
-def _answers_alike(block, whole: Place, cut: Place, index: Array) -> bool:
-    """Whether the block takes the few samples alone (no shapes baked in, no per-sample context) and means the same."""
-    try:
-        few = jax.eval_shape(block, cut.params, cut.z, cut.context)
-    except (TypeError, ValueError):
-        return False
-    if not all(leaf.shape[:1] == index.shape for leaf in jax.tree.leaves(few)):
-        return False
-    pairs = zip(floating(_outputs(block, cut))[0], floating(_outputs(block, whole))[0], strict=True)
-    return all(_near(a, w[index]) for a, w in pairs)
-
-
-@jax.jit(static_argnums=0)
-def _outputs(block, place: Place):
-    return block(place.params, place.z, place.context)
-
-
-def _near(a: Array, b: Array) -> bool:
-    tolerance = 1e3 * float(jnp.finfo(a.dtype).eps)
-    return a.shape == b.shape and bool(jnp.max(jnp.abs(a - b)) <= tolerance * jnp.max(jnp.abs(b)))
+def _alone(matching: BackMatching, b: int, index: Array) -> Iterator[Point]:
+    """The samples without the rest of their batch, with what may be their context."""
+    point = _whole(matching, b)
+    z, residual = jax.tree.map(lambda leaf: leaf[index], (point.place.z, point.residual))
+    x, n = matching.activations[0], matching.samples
+    for context in contexts_of(matching.chain, x, matching.context, index, n, matching.params):
+        place = dataclasses.replace(point.place, z=z, context=context)
+        yield dataclasses.replace(point, place=place, residual=residual, index=index)
 
 
 def _poisoned(leaf: Array, coupled: Array) -> Array:
+    if is_concrete(coupled) and not bool(coupled):
+        return leaf
     return jnp.where(coupled, jnp.nan, leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+# ---- what there is
 
 
 def _selected(matching: BackMatching, block: str, select) -> tuple[bool, ...] | None:

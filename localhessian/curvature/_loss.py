@@ -1,186 +1,226 @@
-"""The loss Hessian S = d^2 (sum of the losses) / dz_B^2 and a factor L with S = L L^T, for the last block.
+"""The loss Hessian S = d^2 (sum of the losses) / dz_B^2 as what multiplies, and its root as what is decomposed.
 
-S is recognized, not looked up: a probe on made-up outputs finds whether it is that of a softmax cross-entropy,
-S_i = alpha (diag(p) - p p^T) with L = sqrt(alpha) (diag(sqrt p) - p sqrt(p)^T), or diagonal (any loss that is a sum
-over outputs: squared error, logistic). Both factors are accurate to rounding where an eigendecomposition of S would
-leave sqrt(eps). Any other S is factored numerically, per sample, in float64 on the host.
+With numbers at hand S is recognized, or taken apart, in float64 on the host, sample by sample, from the loss of the
+whole batch. In a traced program it is recognized on made-up numbers when it is traced, and by the true numbers when it
+runs: where a sample's S is another, products take the Hessian of the loss itself, and the root is NaN.
 """
 
-import enum
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from localhessian._memory import remembered
-from localhessian._tree import floating, is_concrete, pytree, ravel_samples, static
+from localhessian._tree import floating, is_concrete, pytree, ravel_samples, size
 from localhessian._types import Activations, Array, Loss
+from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
+from localhessian.curvature._root import Kind, Root, at_least_single, multiply
+from localhessian.network import loss_couples_samples
 
 MAX_OUTPUTS = 1024
-"""Outputs of one sample above which an unrecognized S_i is not factored: n * MAX_OUTPUTS**2 numbers are stored."""
-
-
-class Kind(enum.Enum):
-    """What the loss Hessian was recognized as."""
-
-    SOFTMAX = "softmax cross-entropy"
-    DIAGONAL = "diagonal"
-    GENERAL = "general"
+"""Outputs of one sample above which an unrecognized S_i is not written out: samples * MAX_OUTPUTS**2 numbers are."""
+MAX_WIDE = 2**25
+"""Outputs of a batch above which they are not copied to float64."""
 
 
 @pytree
-class LossFactor:
-    """L with S = L L^T at given outputs, acting on the floating-point leaves of z_B (a list of arrays)."""
+class Curvature:
+    """The loss Hessian at the outputs of the samples meant."""
 
-    data: list[Array]
-    """SOFTMAX: p and sqrt(alpha); DIAGONAL: sqrt(s) for each leaf; GENERAL: one matrix for each sample."""
-    kind: Kind = static()
+    root: Root | None
+    """L with S = L L^T where S is positive semi-definite; None where it is not, or too large, or unknown."""
+    product: Partial | None
+    """u -> S u on lists of leaves; None where that is L L^T u."""
 
-    def transpose_mv(self, outputs: list[Array]) -> list[Array]:
-        """L^T u."""
-        return self._apply(outputs, transpose=True)
-
-    def mv(self, outputs: list[Array]) -> list[Array]:
-        """L u."""
-        return self._apply(outputs, transpose=False)
-
-    def _apply(self, outputs: list[Array], transpose: bool) -> list[Array]:
-        outputs = [_at_least_single(leaf) for leaf in outputs]
-        if self.kind is Kind.DIAGONAL:
-            return [root * leaf for root, leaf in zip(self.data, outputs, strict=True)]
-        if self.kind is Kind.SOFTMAX:
-            return [_softmax_factor(self.data[0], self.data[1], outputs[0], transpose)]
-        rows, unravel = ravel_samples(outputs)
-        product = "nij,ni->nj" if transpose else "nij,nj->ni"
-        return unravel(jnp.einsum(product, self.data[0], rows, precision=jax.lax.Precision.HIGHEST))
+    @property
+    def hessian(self) -> Partial:
+        """u -> S u, however it is known."""
+        return Partial(Root.hessian, self.root) if self.product is None else self.product
 
 
-def _softmax_factor(p: Array, weight: Array, u: Array, transpose: bool) -> Array:
-    root = jnp.sqrt(p)
-    if transpose:  # L^T u = sqrt(alpha) sqrt(p) (u - <p, u>)
-        return weight * root * (u - jnp.sum(p * u, axis=-1, keepdims=True))
-    return weight * (root * u - p * jnp.sum(root * u, axis=-1, keepdims=True))
+def curvature(loss: Loss, z: Activations, y: Any, index: Array | None = None) -> Curvature:
+    """S of some samples in their batch.
 
+    Args:
+        loss: Per-sample losses.
+        z: The outputs z_B of the whole batch.
+        y: What the loss compares with.
+        index: The samples meant, no sample twice; None for all.
 
-def loss_hessian(loss: Loss, z: Activations, y: Any):
-    """u -> S u on lists of floating-point leaves, linearized at z_B. Cost: one jvp of the loss's gradient."""
-    outputs, rebuild = floating(z)
-    return jax.linearize(jax.grad(lambda leaves: loss(rebuild(leaves), y).sum()), outputs)[1]
-
-
-def loss_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
-    """L with S = L L^T; None where S is not positive semi-definite, or unrecognized and too large or traced.
-
-    In float32 at least: the rounding of narrower numbers would let anything pass for anything.
+    Returns:
+        Its product and its root. Cost: a few products with S; where it is not recognized, one for each output of a
+        sample.
     """
-    z = jax.tree.map(_at_least_single, z)
-    kind = _recognize(loss, z, y)
-    if kind is not Kind.GENERAL:
-        factor, agrees = _recognized_factor(kind, loss, z, y, _probe(floating(z)[0]))
-        if not is_concrete(z, y) or bool(agrees):
-            return factor
-    return _numerical_factor(loss, z, y) if is_concrete(z, y) else None
-
-
-@jax.jit(static_argnums=(0, 1))
-def _recognized_factor(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[LossFactor, Array]:
-    """The factor if S is of that kind, and whether it is."""
-    hessian = loss_hessian(loss, z, y)
-    outputs, _ = floating(z)
-    if kind is Kind.DIAGONAL:
-        diagonal = hessian([jnp.ones_like(leaf) for leaf in outputs])
-        factor = LossFactor([jnp.sqrt(leaf) for leaf in diagonal], kind)  # NaN where negative: not semi-definite
-    else:
-        p = jax.nn.softmax(outputs[0], axis=-1)
-        factor = LossFactor([p, jnp.sqrt(_softmax_weight(hessian, p))], kind)
-    return factor, _agrees(factor, hessian, probe)
-
-
-def _softmax_weight(hessian, p: Array) -> Array:
-    """alpha of S = alpha (diag(p) - p p^T), from the diagonal entry at the most probable class."""
-    at = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=p.dtype)
-    rest = jnp.sum(p * (1 - at), axis=-1, keepdims=True)  # 1 - p_max without cancellation
-    base = jnp.sum(p * at, axis=-1, keepdims=True) * rest
-    # The column of S is alpha p_max (e - p): its entries off the maximum hold no cancellation.
-    column = hessian([at])[0]
-    entry = -jnp.sum(column * (1 - at), axis=-1, keepdims=True)
-    return jnp.where(base > 0, entry / jnp.where(base > 0, base, 1), 0)
-
-
-def _recognize(loss: Loss, z: Activations, y: Any) -> Kind:
-    leaves, treedef = jax.tree.flatten((z, y))
-    abstract = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    if is_concrete(z, y):
-        return _recognize_shapes(loss, treedef, abstract)
+    z = jax.tree.map(at_least_single, z)
+    if not is_concrete(z, y, index):
+        return _traced(loss, z, y, index)
     with jax.ensure_compile_time_eval():
-        return _recognize_shapes(loss, treedef, abstract)
+        return _known(loss, z, y, index)
 
 
-@remembered
-def _recognize_shapes(loss: Loss, treedef, abstract) -> Kind:
-    """Probe the loss on made-up outputs and labels: what is found depends on the function and the shapes only."""
-    z, y = jax.tree.unflatten(treedef, [_made_up(*one) for one in abstract])
-    for kind in _candidates(z):
-        factor, agrees = _recognized_factor(kind, loss, z, y, _probe(floating(z)[0]))
-        if bool(agrees) and any(bool(np.any(np.asarray(leaf) != 0)) for leaf in factor.data):
-            return kind
+# ---- with numbers at hand
+
+
+def _known(loss: Loss, z: Activations, y: Any, index: Array | None) -> Curvature:
+    dtype = jnp.result_type(*floating(z)[0])
+    chosen = slice(None) if index is None else np.asarray(index)
+    tried = []
+    with _widely(z):
+        wide, wide_y = _wide(z), _wide(y)
+        probe = probe_like(floating(wide)[0])
+        for kind in candidates(wide):
+            root, agrees = recognized(kind, loss, wide, wide_y, probe)
+            tried.append((root, np.asarray(agrees)[chosen]))
+            if tried[-1][1].all():
+                return Curvature(_narrow(root, chosen, dtype), None)
+        is_small = ravel_samples(floating(wide)[0])[0].shape[1] <= MAX_OUTPUTS
+        if is_small and not bool(loss_couples_samples(loss, wide, wide_y)):
+            return _by_matrices(loss, wide, wide_y, chosen, dtype, tried)
+    return Curvature(None, Partial(_product, _linearized(loss, z, y), index, floating(z)[0]))
+
+
+def _by_matrices(
+    loss: Loss, z: Activations, y: Any, chosen: Any, dtype: Any, tried: list[tuple[Root, np.ndarray]]
+) -> Curvature:
+    """One matrix for each sample: that of the kind it agrees with, else what an eigendecomposition gives."""
+    matrices = _columns(lambda u: _push(loss, z, y, u), z)[chosen]
+    matrices = (matrices + matrices.swapaxes(1, 2)) / 2
+    values, vectors = np.linalg.eigh(matrices)
+    floor = 100 * coarsest(loss, z, y) * values.shape[1] * np.abs(values).max(1) + 10 * _rounding(loss, z, y)[chosen]
+    roots = vectors * np.sqrt(np.where(values > floor[:, None], values, 0.0))[:, None, :]
+    is_convex = values[:, 0] >= -floor
+    for root, agrees in tried:
+        if agrees.any():
+            exact, here = _columns(lambda u, root=root: _times_root(root, u), z)[chosen], agrees[:, None, None]
+            roots = np.where(here, exact, roots)
+            matrices = np.where(here, exact @ exact.swapaxes(1, 2), matrices)
+            is_convex |= agrees
+    if is_convex.all():
+        return Curvature(Root([jnp.asarray(roots, dtype)], Kind.GENERAL), None)
+    return Curvature(None, Partial(multiply, jnp.asarray(matrices, dtype)))
+
+
+def _columns(product: Any, z: Activations) -> np.ndarray:
+    """The matrix of each sample, (n, c, c), of a product that does not mix them."""
+    rows, unravel = ravel_samples(floating(z)[0])
+    units = np.eye(rows.shape[1])
+    columns = [product(unravel(jnp.asarray(np.broadcast_to(unit, rows.shape), rows.dtype))) for unit in units]
+    return np.stack([np.asarray(column) for column in columns], axis=-1)
+
+
+def _rounding(loss: Loss, z: Activations, y: Any) -> np.ndarray:
+    """How far S of each sample moves with the last digits of its outputs."""
+    outputs, rebuild = floating(z)
+    probe = probe_like(outputs)
+    nudged = rebuild([leaf * (1 + 4 * float(jnp.finfo(leaf.dtype).eps)) for leaf in outputs])
+    return np.abs(np.asarray(_push(loss, nudged, y, probe)) - np.asarray(_push(loss, z, y, probe))).max(1)
+
+
+@jax.jit(static_argnums=0)
+def _push(loss: Loss, z: Activations, y: Any, u: list[Array]) -> Array:
+    """S u, a row for each sample."""
+    return ravel_samples(loss_hessian(loss, z, y)(u))[0]
+
+
+@jax.jit
+def _times_root(root: Root, u: list[Array]) -> Array:
+    return ravel_samples(root.mv(u))[0]
+
+
+@contextlib.contextmanager
+def _widely(z: Activations) -> Iterator[None]:
+    """Arithmetic in float64, unless the outputs are too many."""
+    if size(z) > MAX_WIDE:
+        yield
+        return
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def _wide(tree: Any) -> Any:
+    """In float64, where that is at hand."""
+    widest = jnp.zeros(()).dtype
+
+    def widened(leaf: Any) -> Any:
+        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.promote_types(leaf.dtype, widest)) if is_float else leaf
+
+    return jax.tree.map(widened, tree)
+
+
+def _narrow(root: Root, chosen: Any, dtype: Any) -> Root:
+    """Of the samples chosen, in the precision that products have."""
+    rows = [np.asarray(leaf)[chosen] for leaf in root.data]
+    return Root([jnp.asarray(leaf, leaf.dtype if leaf.dtype == bool else dtype) for leaf in rows], root.kind)
+
+
+# ---- under tracing
+
+
+def _traced(loss: Loss, z: Activations, y: Any, index: Array | None) -> Curvature:
+    kind, outputs, moved = _kind(loss, z, y), floating(z)[0], _linearized(loss, z, y)
+    product = Partial(_product, moved, index, outputs)
+    if kind is Kind.GENERAL:
+        return Curvature(None, product)
+    root, agrees = recognized(kind, loss, z, y, probe_like(outputs))
+    if index is not None:
+        root, agrees = jax.tree.map(lambda leaf: leaf[index], (root, agrees))
+    data = [leaf if leaf.dtype == bool else _where(agrees, leaf, jnp.nan) for leaf in root.data]
+    return Curvature(Root(data, kind), Partial(_trusted, root, agrees, product))
+
+
+def _kind(loss: Loss, z: Activations, y: Any) -> Kind:
+    """What S is for made-up outputs and labels: what is found depends on the function and the shapes only."""
+    with jax.ensure_compile_time_eval(), _widely(z):
+        for kind in candidates(z):
+            if all(_is_of(kind, loss, *_made_up((z, y), draw)) for draw in range(3)):
+                return kind
     return Kind.GENERAL
 
 
-def _candidates(z: Activations) -> list[Kind]:
-    outputs = floating(z)[0]
-    one_row_of_classes = len(outputs) == 1 and outputs[0].ndim >= 2 and outputs[0].shape[-1] > 1
-    return [Kind.SOFTMAX, Kind.DIAGONAL] if one_row_of_classes else [Kind.DIAGONAL]
+def _is_of(kind: Kind, loss: Loss, z: Activations, y: Any) -> bool:
+    root, agrees = recognized(kind, loss, z, y, probe_like(floating(z)[0]))
+    return bool(np.all(agrees)) and any(bool(np.any(leaf)) for leaf in root.data[-1:])
 
 
-def _made_up(shape, dtype) -> Array:
-    """Random numbers of NumPy, here and for the probe: no shape needs a program for them."""
-    if jnp.issubdtype(dtype, jnp.floating):
-        return jnp.asarray(np.random.default_rng(0).uniform(0.1, 0.9, shape), dtype)
-    return jnp.ones(shape, dtype) if dtype == jnp.bool_ else jnp.zeros(shape, dtype)
+def _made_up(tree: Any, draw: int) -> Any:
+    """Irregular numbers in the place of all leaves: small outputs and large ones, labels 0 and 1 and between."""
+    random = np.random.default_rng(draw)
+    z, y = tree
+
+    def made(leaf: Any, is_output: bool) -> Any:
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.floating) and (is_output or draw == 0):
+            small, large = random.uniform(0.1, 0.9, shape), 4 * random.standard_normal(shape)
+            return jnp.asarray(large if draw else small, dtype)
+        return jnp.asarray(random.integers(0, 2, shape), dtype)
+
+    return _wide(jax.tree.map(lambda leaf: made(leaf, True), z)), _wide(jax.tree.map(lambda leaf: made(leaf, False), y))
 
 
-def _probe(outputs: list[Array]) -> list[Array]:
-    random = np.random.default_rng(1)
-    return [jnp.asarray(random.standard_normal(leaf.shape), leaf.dtype) for leaf in outputs]
+def _product(moved: Partial, index: Array | None, outputs: list[Array], u: list[Array]) -> list[Array]:
+    """S u of the samples meant; symmetric also where the loss's own derivatives are only up to rounding."""
+    whole = [at_least_single(leaf) for leaf in u]
+    if index is not None:
+        whole = [jnp.zeros_like(leaf).at[index].set(few) for leaf, few in zip(outputs, whole, strict=True)]
+    (back,) = jax.linear_transpose(moved, outputs)(whole)
+    curved = [(one + two) / 2 for one, two in zip(moved(whole), back, strict=True)]
+    return curved if index is None else [leaf[index] for leaf in curved]
 
 
-def _agrees(factor: LossFactor, hessian: Callable, probe: list[Array]) -> Array:
-    """Whether L L^T v = S v for a random v, to the accuracy that S itself has (relative to its largest sample)."""
-    exact = ravel_samples(hessian(probe))[0]
-    ours = ravel_samples(factor.mv(factor.transpose_mv(probe)))[0]
-    return jnp.max(jnp.abs(ours - exact)) <= 1e3 * jnp.finfo(exact.dtype).eps * jnp.max(jnp.abs(exact))
+def _trusted(root: Root, agrees: Array, product: Partial, u: list[Array]) -> list[Array]:
+    """S u by the root of each sample that has it, else by the Hessian of the loss."""
+    pairs = zip(root.hessian(u), product(u), strict=True)
+    return [_where(agrees, ours, exact) for ours, exact in pairs]
 
 
-def _numerical_factor(loss: Loss, z: Activations, y: Any) -> LossFactor | None:
-    """S_i^(1/2) by eigendecomposition in float64; directions below 100 eps c lambda_max of a sample count as null."""
-    outputs, _ = floating(z)
-    rows, _ = ravel_samples(outputs)
-    n, c = rows.shape
-    if c > MAX_OUTPUTS:
-        return None
-    with jax.enable_x64(True):
-        wide, wide_y = jax.tree.map(_widen, (z, y))
-        _, unravel = ravel_samples(floating(wide)[0])
-        hessian = jax.jit(lambda u: ravel_samples(loss_hessian(loss, wide, wide_y)(unravel(u)))[0])
-        columns = [np.asarray(hessian(jnp.broadcast_to(jnp.eye(c)[j], (n, c)))) for j in range(c)]
-    matrices = np.stack(columns, axis=-1)
-    values, vectors = np.linalg.eigh((matrices + matrices.swapaxes(1, 2)) / 2)
-    floor = 100 * np.finfo(np.float64).eps * c * np.abs(values).max(axis=1, keepdims=True)
-    if np.any(values < -floor):
-        return None
-    roots = np.sqrt(np.where(values > floor, values, 0.0))
-    factor = LossFactor([jnp.asarray((vectors * roots[:, None, :]).astype(rows.dtype))], Kind.GENERAL)
-    agrees = _agrees(factor, loss_hessian(loss, z, y), _probe(outputs))
-    return factor if bool(agrees) else None  # a loss that couples samples has no S_i
+def _where(agrees: Array, one: Array, other: Any) -> Array:
+    return jnp.where(agrees.reshape(agrees.shape + (1,) * (one.ndim - 1)), one, other)
 
 
-def _at_least_single(leaf: Array) -> Array:
-    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
-    return leaf.astype(jnp.float32) if narrow else leaf
-
-
-def _widen(leaf: Array) -> Array:
-    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+@jax.jit(static_argnums=0)
+def _linearized(loss: Loss, z: Activations, y: Any) -> Partial:
+    return cast(Partial, loss_hessian(loss, z, y))

@@ -12,20 +12,26 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from localhessian._tree import floating, pytree, ravel, ravel_samples
+from localhessian._tree import pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Loss
-from localhessian.curvature._loss import LossFactor, loss_hessian
+from localhessian.curvature._root import Root
 from localhessian.linalg import LinearMap, SymmetricOperator
-from localhessian.network import Place, Variables, View, batch_of, flatten
+from localhessian.network import Place, Variables, View, flatten
 
 
 @pytree
 class Point:
-    """Where the local Hessian is taken, and what its loss needs: everything that is numbers."""
+    """Where the local Hessian is taken: everything that is numbers."""
 
     place: Place
     residual: Activations
-    y: Any
+    """Of the samples meant, where the block runs on them alone; else of all."""
+    outputs: Activations
+    """z_b of the whole batch."""
+    index: Array | None = None
+    """The samples meant; None for all."""
+    curvature: Partial | None = None
+    """Of the last block: leaves of the samples meant -> S times them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Recipe:
     """1/n for H_W, 1 for H_z."""
 
 
-def with_root(jacobian: LinearMap, root: LossFactor, layout: "Layout") -> LinearMap:
+def with_root(jacobian: LinearMap, root: Root, layout: "Layout") -> LinearMap:
     """L^T R of the last block, with S = L L^T its loss Hessian."""
     forward = Partial(_Rooted(layout, transposed=False), jacobian.forward, root)
     backward = Partial(_Rooted(layout, transposed=True), jacobian.backward, root)
@@ -75,7 +81,7 @@ class _Rooted:
     layout: Layout
     transposed: bool
 
-    def __call__(self, product: Partial, root: LossFactor, vector: Array) -> Array:
+    def __call__(self, product: Partial, root: Root, vector: Array) -> Array:
         if self.transposed:
             return product(self.layout.through(root.mv, vector))
         return self.layout.through(root.transpose_mv, product(vector))
@@ -85,25 +91,43 @@ class _Rooted:
 class _SetupWithRoot:
     layout: Layout
 
-    def __call__(self, setup: Partial, root: LossFactor) -> LinearMap:
+    def __call__(self, setup: Partial, root: Root) -> LinearMap:
         return with_root(setup(), root, self.layout)
 
 
 @dataclasses.dataclass(frozen=True)
 class OperatorSetup:
-    """() -> a local Hessian without a factor, linearized: the full one, its residual part, or J^T S J."""
+    """() -> a local Hessian that is not multiplied by a factor: the full one, its residual part, J^T S J."""
 
     recipe: Recipe
+    layout: Layout | None
 
-    def __call__(self, point: Point) -> SymmetricOperator:
-        """Linearize at the point. Cost: one forward and one backward pass."""
-        view = self.recipe.variables.view(point.place)
-        if self.recipe.part == "gauss_newton":
-            product = _gauss_newton(self.recipe, point, view)
-        else:
-            scalar = _residual_form if self.recipe.part == "residual" else _loss_form
-            product = cast(Partial, jax.linearize(jax.grad(scalar(self.recipe, point, view)), view.start)[1])
-        return SymmetricOperator(product, None, None, view.start.shape[-1], view.start.dtype, batch_of(view.start))
+    def __call__(self, point: Point, factor: LinearMap | None) -> SymmetricOperator:
+        """Linearize at the point. Cost: one forward and one backward pass; of a full last block two of them."""
+        recipe, view, terms = self.recipe, self.recipe.variables.view(point.place), []
+        if self.layout is not None and recipe.part != "residual":
+            jvp = jax.linearize(lambda v: view.meant(view.run(v)), view.start)[1]
+            terms = [Partial(_GaussNewtonProduct(recipe.scale, self.layout), jvp, point.curvature, view.start)]
+        if recipe.part != "gauss_newton":
+            # Of the last block the residual part beside J^T S J: S of the loss is known more exactly than it rounds.
+            scalar = _residual_form if self.layout is not None or recipe.part == "residual" else _matching_form
+            terms.append(Partial(_as_variables, _second_derivative(scalar(recipe, point, view), view), view.start))
+        prepared = None if factor is None else factor.prepare()
+        d, _, dtype, batch = recipe.variables.sizes(point.place)
+        return SymmetricOperator(Partial(_sum, terms), prepared, None, d, dtype, batch)
+
+
+def _sum(terms: list[Partial], v: Array) -> Array:
+    return sum((term(v) for term in terms[1:]), start=terms[0](v))
+
+
+def _second_derivative(scalar: Callable[[Array], Array], view: View) -> Partial:
+    return cast(Partial, jax.linearize(jax.grad(scalar), view.start)[1])
+
+
+def _as_variables(derivative: Partial, start: Array, v: Array) -> Array:
+    """The product of a vector that may be in a narrower type than the variables."""
+    return derivative(v.astype(start.dtype))
 
 
 def _residual_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Array]:
@@ -112,11 +136,8 @@ def _residual_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array]
     return lambda v: recipe.scale * jnp.sum(residual * view.meant(view.run(v)))
 
 
-def _loss_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Array]:
-    """v -> scale n l_b, whose Hessian is the full one."""
-    loss = recipe.loss
-    if loss is not None:
-        return lambda v: recipe.scale * loss(view.run(v), point.y).sum()
+def _matching_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Array]:
+    """v -> scale n l_b before the last block, whose Hessian is the full one."""
     residual = view.meant(point.residual)
 
     def back_matching_loss(v: Array) -> Array:
@@ -127,18 +148,15 @@ def _loss_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Ar
     return back_matching_loss
 
 
-def _gauss_newton(recipe: Recipe, point: Point, view: View) -> Partial:
-    _, jvp = jax.linearize(lambda v: floating(view.run(v))[0], view.start)
-    hessian = loss_hessian(cast(Loss, recipe.loss), view.run(view.start), point.y)
-    return Partial(_GaussNewtonProduct(recipe.scale), jvp, hessian)
-
-
 @dataclasses.dataclass(frozen=True)
 class _GaussNewtonProduct:
     """J^T S J v without a factor of S."""
 
     scale: float
+    layout: Layout
 
-    def __call__(self, jvp: Partial, hessian: Partial, v: Array) -> Array:
-        start = jax.ShapeDtypeStruct(v.shape, v.dtype)
-        return self.scale * jax.linear_transpose(jvp, start)(hessian(jvp(v)))[0]
+    def __call__(self, jvp: Partial, curvature: Partial, start: Array, v: Array) -> Array:
+        v = v.astype(start.dtype)
+        moved = jvp(v)
+        curved = self.layout.through(curvature, moved).astype(moved.dtype)
+        return self.scale * jax.linear_transpose(jvp, v)(curved)[0]

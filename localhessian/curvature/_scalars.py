@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from localhessian._tree import floating
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.curvature._loss import loss_hessian
+from localhessian.curvature._recognize import loss_hessian
 from localhessian.network import Block
 
 SCALARS = ("range_mean", "mean", "max")

@@ -28,6 +28,7 @@ from localhessian.linalg._operators import linear_map as linear_map
 from localhessian.linalg._operators import matrix_map as matrix_map
 from localhessian.linalg._operators import symmetric_operator as symmetric_operator
 from localhessian.linalg._probes import TraceEstimate as TraceEstimate
+from localhessian.linalg._repeat import repeated as repeated
 from localhessian.linalg._solve import Method as Method
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg._spectrum import Spectrum as Spectrum

@@ -15,7 +15,7 @@ from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
 from localhessian.curvature import local_hessian
 from localhessian.linalg import Method, condition_number, quantile_condition_number, spectrum
-from localhessian.network import BackMatching, Chain, back_match
+from localhessian.network import BackMatching, Chain, back_match, sample_indices
 from localhessian.study._report import Report
 from localhessian.study._row import Row, RowSpectrum
 
@@ -175,11 +175,12 @@ def _worst(statuses: Any) -> str:
 
 
 def _indices(samples: Any, n: int) -> tuple[int, ...]:
-    if isinstance(samples, int):
+    is_number = isinstance(samples, (int, np.integer)) or getattr(samples, "shape", None) == ()
+    if is_number and np.asarray(samples).dtype.kind in "iu":
         if samples < 1:
             raise ValueError(f"`samples` must be at least 1, got {samples}.")
-        return tuple(np.unique(np.linspace(0, n - 1, min(samples, n)).round().astype(int)).tolist())
-    return tuple(np.asarray(samples).ravel().tolist())
+        return tuple(np.unique(np.linspace(0, n - 1, min(int(samples), n)).round().astype(int)).tolist())
+    return tuple(np.asarray(sample_indices(samples, n)[0]).tolist())
 
 
 def _meta(matching: BackMatching, samples: Any, method: Method | None, key: Key) -> dict[str, Any]:

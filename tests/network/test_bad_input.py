@@ -136,7 +136,7 @@ def test_samples_of_a_coupled_block():
 
 def test_samples_out_of_range_or_of_parameters():
     matching = lh.back_match(*case())
-    with expect(ValueError, "`samples` must be indices into the 7 samples of the batch, got 7."):
+    with expect(ValueError, "boolean mask of length 7, into the 7 samples of the batch, got 7."):
         lh.local_hessian(matching, "head", "input", samples=7)
     with expect(ValueError, '`samples` belongs to wrt="input"'):
         lh.local_hessian(matching, "head", samples=1)

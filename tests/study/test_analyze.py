@@ -10,6 +10,7 @@ import pytest
 
 import localhessian as lh
 from localhessian.study import MODELS, digits, digits_network, train
+from localhessian.study._analyze import _indices
 
 pytestmark = pytest.mark.once
 
@@ -171,3 +172,13 @@ def test_skip_bound_of_the_theory():
         H = lh.local_hessian(matching, name, "input", samples=range(len(z)))
         kappa = lh.condition_number(lh.spectrum(H)).whole
         assert np.all(np.asarray(kappa) <= ((1 + norms) / (1 - norms)) ** 2 * (1 + 1e-5))
+
+
+def test_what_samples_mean():
+    """A number of any integer type is a count, a mask is a mask; what is neither is refused."""
+    indices = lambda samples: _indices(samples, 6)
+    assert indices(3) == indices(np.int64(3)) == indices(np.array(3)) == indices(jnp.array(3)) == (0, 2, 5)
+    assert indices([True, False, True, False, False, False]) == indices((0, 2)) == (0, 2)
+    for wrong in (0, True, 2.0, np.zeros((2, 2), int), [[0], [1, 2]], "a"):
+        with pytest.raises(ValueError, match="`samples` must be"):
+            indices(wrong)

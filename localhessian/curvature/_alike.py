@@ -1,0 +1,75 @@
+"""Is a block the same for some samples alone as in their batch? By its values and by products, sample by sample."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._tree import floating, ravel_samples
+from localhessian._types import Activations, Array
+from localhessian.linalg import SymmetricOperator
+from localhessian.network import MISFIT, Place, Variables, jacobian, meant
+
+
+def answers_alike(variables: Variables, in_batch: Place, alone: Place, outputs: Activations) -> bool:
+    """Whether a block gives the samples alone the outputs and the derivatives that it gives them in the batch.
+
+    Args:
+        variables: The block and how its inputs are laid out.
+        in_batch: The whole batch, with the samples meant.
+        alone: These samples.
+        outputs: z_b of the whole batch.
+
+    Returns:
+        Whether they agree to rounding, each relative to its own sample. Cost: a forward pass and a jvp, of the samples
+        and of the batch; the programs are those that back-matching and products with the samples take.
+    """
+    block, index = variables.block, in_batch.index
+    try:
+        few = jax.eval_shape(block, alone.params, alone.z, alone.context)
+    except MISFIT:
+        return False
+    if not all(leaf.shape[:1] == index.shape for leaf in jax.tree.leaves(few)):  # type: ignore[union-attr]
+        return False
+    wanted = ravel_samples(meant(outputs, index))[0]
+    if not _near(ravel_samples(floating(_outputs(block, alone))[0])[0], wanted):
+        return False
+    whole = dataclasses.replace(in_batch, index=None)
+    leaves = _random([leaf.shape for leaf in floating(whole.z)[0]])
+    by_input = jacobian(Variables(block, "input"), 1.0, whole)
+    moved = by_input.prepare().mv(jnp.asarray(np.concatenate([leaf.ravel() for leaf in leaves]), by_input.dtype))
+    rows = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)[np.asarray(index)]
+    of_alone = jacobian(variables, 1.0, alone)
+    moved_alone = of_alone.mv(jnp.asarray(rows[0] if variables.samples == "one" else rows, of_alone.dtype))
+    ends = np.cumsum([leaf.size for leaf in floating(outputs)[0]])[:-1]
+    parts = [part.reshape(len(leaves[0]), -1) for part in np.split(np.asarray(moved), ends)]
+    return _near(np.atleast_2d(moved_alone), np.concatenate(parts, axis=1)[np.asarray(index)])
+
+
+def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
+    """Whether two operators of as many samples agree on a random vector, each relative to its own sample."""
+    shape = (one.size,) if one.batch is None else (one.batch, one.size)
+    (v,) = (jnp.asarray(leaf, one.dtype) for leaf in _random([shape]))
+    return _near(np.atleast_2d(one.mv(v)), np.atleast_2d(other.mv(v)))
+
+
+@jax.jit(static_argnums=0)
+def _outputs(block: Any, place: Place) -> Activations:
+    return block(place.params, place.z, place.context)
+
+
+def _random(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.standard_normal(shape) for shape in shapes]
+
+
+def _near(ours: Array | np.ndarray, wanted: Array | np.ndarray) -> bool:
+    """Rows that differ by rounding: not more, or some samples would pass for others."""
+    if ours.shape != wanted.shape:
+        return False
+    eps = max(float(jnp.finfo(rows.dtype).eps) for rows in (ours, wanted))
+    one, two = (np.asarray(rows).astype(np.float64) for rows in (ours, wanted))
+    tolerance = 100 * eps if eps < 1e-5 else 4 * eps
+    return bool(np.all(np.abs(one - two).max(1) <= tolerance * np.abs(two).max(1)))
