@@ -38,7 +38,7 @@ class LocalScalars(NamedTuple):
 
 def local_scalars(
     matching: BackMatching,
-    scalar: str = "range_mean",
+    scalar: str = "mean",
     *,
     probes: int = 32,
     key: Key | None = None,
@@ -50,7 +50,8 @@ def local_scalars(
 
     Args:
         matching: From `lh.back_match`.
-        scalar: `range_mean` = tr(H^2) / tr(H); `mean` = tr(H) / dimension; `max` = lambda_max.
+        scalar: `mean` = tr(H) / dimension, the multiple of I nearest to H; `range_mean` = tr(H^2) / tr(H); `max` =
+            lambda_max (from below where it is no more than an estimate).
         probes: Random vectors of an estimate.
         key: Of these vectors; default `jax.random.key(0)`.
 

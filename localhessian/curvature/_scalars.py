@@ -1,18 +1,21 @@
-"""Scalars that stand for local Hessians: estimates of the mean curvature of a block, by jvps only."""
+"""Scalars that stand for local Hessians, estimated: means by jvps only, the largest eigenvalue by a few products."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from localhessian._tree import floating
+from localhessian._tree import floating, ravel, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
 from localhessian.curvature._recognize import loss_hessian
 from localhessian.network import Block
 
-SCALARS = ("range_mean", "mean", "max")
+SCALARS = ("mean", "range_mean", "max")
 """The names that `local_scalar` takes."""
+WORD = 32
+"""Random signs in a word: one for each of so many probes."""
 
 
 def check_scalar(name: str) -> None:
@@ -25,6 +28,14 @@ def check_scalar(name: str) -> None:
         raise ValueError(f"`scalar` must be one of {', '.join(SCALARS)}, got {name!r}.")
 
 
+def random_words(key: Key, count: int, probes: int) -> Array:
+    """Random bits, `(ceil(probes / 32), count)`: of each of `count` variables a bit for each probe.
+
+    One draw serves all blocks of a network, cut up: a draw for each array would take longer to compile than the rest.
+    """
+    return jax.random.bits(key, (-(-probes // WORD), count), jnp.uint32)
+
+
 def local_scalar(
     block: Block,
     loss: Loss | None,
@@ -34,7 +45,7 @@ def local_scalar(
     z: Activations,
     y: Any,
     context: Context,
-    key: Key,
+    words: Array,
     probes: int = 2,
 ) -> Scalar:
     """One number m for H_W or H_z of a block (Gauss-Newton part, whole batch), estimated with random vectors.
@@ -45,20 +56,20 @@ def local_scalar(
         block: The block.
         loss: Of the last block; None before it (S = I).
         wrt: `"params"` (s = 1/n) or `"input"` (s = 1).
-        scalar: `range_mean` = tr(H^2) / tr(H), the mean curvature where gradients lie; `mean` = tr(H) / dimension;
-            `max`: a lower estimate of lambda_max, the largest ||Jv||-quotient that the probes and one step of the
-            Gram matrix of their images show.
+        scalar: `mean` = tr(H) / dimension, the multiple of I nearest to H; `range_mean` = tr(H^2) / tr(H), the mean
+            curvature where gradients lie; `max` = lambda_max, from below: the largest Ritz value after `probes` steps
+            of Lanczos, a lower bound up to rounding, and equal to it where H has no more than `probes` eigenvalues.
         params: W.
         z: The block's input.
         y: What the loss compares with.
         context: Of the block.
-        key: Of the random vectors.
-        probes: Random vectors, at least 2.
+        words: From `random_words`, for the floating-point variables of this side.
+        probes: Random vectors, at least 2; of `max` products.
 
     Returns:
-        m >= 0. Cost: one forward pass of the block and `probes` jvps; no vjp of it.
+        m >= 0. Cost: one forward pass of the block and `probes` jvps; of `max` as many vjps too.
 
-    Source: docs/theory.md, 5; Hutchinson (1989).
+    Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """
     n = jax.tree.leaves(z)[0].shape[0]
     variables, rebuild = floating(params if wrt == "params" else z)
@@ -67,33 +78,86 @@ def local_scalar(
         filled = rebuild(leaves)
         return floating(block(filled, z, context) if wrt == "params" else block(params, filled, context))[0]
 
-    images = _images(outputs, variables, key, probes)
-    curved = images if loss is None else jax.vmap(loss_hessian(loss, block(params, z, context), y))(images)
-    gram = sum(_gram(one, two) for one, two in zip(images, curved, strict=True))
-    gram = jnp.asarray(gram) / (n if wrt == "params" else 1)
-    size = sum(leaf.size for leaf in variables)
-    trace = jnp.maximum(jnp.mean(jnp.diagonal(gram)), 0)
+    curve = _wide if loss is None else loss_hessian(loss, jax.tree.map(_wider, block(params, z, context)), y)
+    scale = 1 / n if wrt == "params" else 1.0
+    signs = _signs(words, variables, probes)
+    if scalar == "max":
+        start = [leaf[0] for leaf in signs]
+        return scale * _largest(_product(outputs, variables, curve), start, min(probes, size(variables)))
+    images = jax.vmap(lambda sign: _wide(jax.jvp(outputs, (variables,), (sign,))[1]))(signs)
+    pairs = list(zip(images, jax.vmap(curve)(images), strict=True))
     if scalar == "mean":
-        return trace / size
+        total = scale * sum(jnp.sum(one * two) for one, two in pairs)
+        return jnp.maximum(total, 0) / (probes * size(variables))
+    gram = scale * sum(_gram(one, two) for one, two in pairs)
+    trace = jnp.maximum(jnp.mean(jnp.diagonal(gram)), 0)
     different = ~jnp.eye(probes, dtype=bool)
     squares = jnp.sum(jnp.where(different, gram**2, 0)) / (probes * (probes - 1))
-    if scalar == "range_mean":
-        return jnp.where(trace > 0, squares / jnp.where(trace > 0, trace, 1), 0)
-    # lambda_max lies between sqrt(tr H^2 / rank) and sqrt(tr H^2); the probes' own largest quotient is a floor.
-    return jnp.maximum(jnp.max(jnp.diagonal(gram)) / size, jnp.sqrt(squares))
+    return jnp.where(trace > 0, squares / jnp.where(trace > 0, trace, 1), 0)
 
 
-def _images(outputs: Callable, variables: list[Array], key: Key, probes: int) -> list[Array]:
-    """J v of random signs, stacked on axis 0; the forward pass is shared."""
+def _signs(words: Array, variables: list[Array], probes: int) -> list[Array]:
+    """Random signs of the shapes of the variables, stacked on axis 0."""
+    rows, shifts = np.divmod(np.arange(probes), WORD)
+    ends = np.cumsum([leaf.size for leaf in variables])
+    signs = []
+    for leaf, end in zip(variables, ends.tolist(), strict=True):
+        own = words[:, end - leaf.size : end]
+        own = own if len(own) == 1 else own[rows]
+        bits = (own >> jnp.asarray(shifts, jnp.uint32)[:, None]) & jnp.uint32(1)
+        one = jnp.ones((), leaf.dtype)
+        signs.append(jnp.where(bits == 0, -one, one).reshape(probes, *leaf.shape))
+    return signs
 
-    def image(key: Key) -> list[Array]:
-        keys = jax.random.split(key, len(variables))
-        signs = [jax.random.rademacher(k, v.shape, v.dtype) for k, v in zip(keys, variables, strict=True)]
-        return jax.jvp(outputs, (variables,), (signs,))[1]
 
-    return jax.vmap(image)(jax.random.split(key, probes))
+def _product(outputs: Callable, variables: list[Array], curve: Callable) -> Callable:
+    """v -> J^T S J v."""
+    _, jvp = jax.linearize(outputs, variables)
+    back = jax.linear_transpose(jvp, variables)
+
+    def product(v: list[Array]) -> list[Array]:
+        image = jvp(v)
+        curved = curve(_wide(image))
+        return back([one.astype(like.dtype) for one, like in zip(curved, image, strict=True)])[0]
+
+    return product
+
+
+def _largest(product: Callable, start: list[Array], steps: int) -> Scalar:
+    """The largest Ritz value of a positive semi-definite operator after `steps` products."""
+    first, unravel = ravel(start)
+    narrow, first = first.dtype, _wider(first)
+    dtype = first.dtype
+    basis = first[None] / jnp.linalg.norm(first)
+    images = jnp.zeros((0, first.size), dtype)
+    for _ in range(steps):
+        image = _wider(ravel(product(unravel(basis[-1].astype(narrow))))[0])
+        images = jnp.concatenate([images, image[None]])
+        rest = image
+        for _ in range(2):
+            rest = rest - _matmul(basis.T, _matmul(basis, rest))
+        length, whole = jnp.linalg.norm(rest), jnp.linalg.norm(image)
+        # What is left of an invariant subspace is rounding: a vector of zeros adds nothing to it.
+        live = length > 100 * float(jnp.finfo(dtype).eps) * whole
+        basis = jnp.concatenate([basis, jnp.where(live, rest / jnp.where(live, length, 1), 0)[None]])
+    projected = _matmul(basis[:steps], images.T)
+    return jnp.maximum(jnp.linalg.eigvalsh((projected + projected.T) / 2)[-1], 0)
+
+
+def _wide(leaves: list[Array]) -> list[Array]:
+    """In float32 at least."""
+    return [_wider(leaf) for leaf in leaves]
+
+
+def _wider(leaf: Array) -> Array:
+    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if narrow else leaf
 
 
 def _gram(one: Array, two: Array) -> Array:
     rows = one.shape[0]
-    return jnp.matmul(one.reshape(rows, -1), two.reshape(rows, -1).T, precision=jax.lax.Precision.HIGHEST)
+    return _matmul(one.reshape(rows, -1), two.reshape(rows, -1).T)
+
+
+def _matmul(one: Array, two: Array) -> Array:
+    return jnp.matmul(one, two, precision=jax.lax.Precision.HIGHEST)

@@ -131,7 +131,7 @@ def back_match(
     matching = BackMatching(
         activations, (None, *residuals), gradients, jnp.mean(losses), coupled, params, y, context, chain, loss
     )
-    if is_concrete(params, x, y, context):
+    if is_concrete(params, x, y, context, activations, losses):
         validate_values(matching.chain, params, y, context, activations, losses)
     return matching
 

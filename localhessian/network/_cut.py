@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from localhessian._types import Activations, Context, Params
+from localhessian.network import _layout
 from localhessian.network._chain import Block, Chain, _takes_context
 from localhessian.network._describe import table
 from localhessian.network._source import Source
@@ -82,12 +83,16 @@ class TracedChain(Chain):
             raise ValueError(f"`tied` must be 'owner' or 'sum', got {tied!r}.")
         return self.source.merge(block_params, tied, like)
 
+    def has_layout_of_model(self, tree: Params) -> bool:
+        """Whether a tree holds the parameters of the model by their names, in whatever containers."""
+        return self.source.has_names(0, self.source.to_params(tree))
+
     def sum_tied(self, of_blocks: dict[str, Params]) -> dict[str, Params]:
         """Gradients or steps of the blocks, with the sum over its uses at each use of an array of the model.
 
         The uses of a tied array then move alike, and `merge` loses nothing.
         """
-        return self.source.sum_tied(of_blocks)
+        return {**of_blocks, **_layout.sum_tied(self.source.trees(), of_blocks)}
 
     def check_tied(self, params: dict[str, Params]) -> None:
         """Refuse parameters in which the uses of one array of the model hold different values; needs numbers.
@@ -95,7 +100,7 @@ class TracedChain(Chain):
         Raises:
             ValueError: They differ; the message names the array and the blocks.
         """
-        self.source.check_tied(params)
+        _layout.check_tied(self.source.trees(), params)
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context = None) -> Context:
         """The context after a forward pass: running statistics and random counts moved on. Cost: one forward pass.

@@ -31,6 +31,11 @@ def path_names(path: Sequence[Any]) -> tuple[str, ...]:
     return tuple(str(_first_attribute(key, ("key", "idx", "name"))) for key in (path[:-1] if wrapped else path))
 
 
+def names_of(tree: Any) -> list[tuple[str, ...]]:
+    """The words of every leaf's path."""
+    return [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
 def _first_attribute(key: Any, names: Sequence[str]) -> Any:
     return next((getattr(key, name) for name in names if hasattr(key, name)), key)
 

@@ -283,18 +283,11 @@ class Source:
         """Parameters of the blocks to parameters of the model."""
         rest = None if like is None else self._leaves(0, self.to_params(like), "like")
         return jax.tree.unflatten(
-            self.structures[0], _layout.scatter(self._trees(), block_params, self.template[0], tied, rest)
+            self.structures[0], _layout.scatter(self.trees(), block_params, self.template[0], tied, rest)
         )
 
-    def sum_tied(self, of_blocks: dict[str, Params]) -> dict[str, Params]:
-        """Of the blocks, with the sum over its uses at each use of an array."""
-        return {**of_blocks, **_layout.sum_tied(self._trees(), of_blocks)}
-
-    def check_tied(self, params: dict[str, Params]) -> None:
-        """Refuse uses of one array that differ."""
-        _layout.check_tied(self._trees(), params)
-
-    def _trees(self) -> dict[str, dict[str, Any]]:
+    def trees(self) -> dict[str, dict[str, Any]]:
+        """The slots of every block."""
         return {piece.name: tree for piece, tree in zip(self.program.pieces, self.program.trees, strict=True)}
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context) -> Context:
@@ -305,9 +298,14 @@ class Source:
             given = self.fn(self.merge(params, "owner", zeros), x, given)[1]
         return self.context_for(x, given, params)
 
+    def has_names(self, i: int, tree: Any) -> bool:
+        """Whether leaves are named as the model's parameters (0), x (1), context (2), whatever containers hold them."""
+        return _layout.names_of(tree) == _layout.names_of(jax.tree.unflatten(self.structures[i], self.template[i]))
+
     def _leaves(self, i: int, tree: Any, name: str) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)
-        _layout.same_structure(structure, self.structures[i], f"`{name}`")
+        if not self.has_names(i, tree):
+            _layout.same_structure(structure, self.structures[i], f"`{name}`")
         return [
             leaf if hasattr(leaf, "dtype") and isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves
         ]

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localhessian._tree import floating, pytree, static
+from localhessian._tree import floating, pytree, size, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
-from localhessian.curvature import local_scalar
+from localhessian.curvature import local_scalar, random_words
 from localhessian.network import Block
 
 Step = list[Array]
@@ -98,7 +98,8 @@ class Problem:
         """m_W or m_z of the block."""
         y = self.target if self.loss is not None else None
         where = (self.params, self.z, y, self.context)
-        return local_scalar(self.block, self.loss, self.wrt, name, *where, key, probes)
+        words = random_words(key, size(self.start), probes)
+        return local_scalar(self.block, self.loss, self.wrt, name, *where, words, probes)
 
     def of_variables(self, variables: Step) -> Step:
         """The floating-point outputs as a function of the variables."""

@@ -10,6 +10,7 @@ from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
 from localhessian.network import Chain, admit, run_chain, validate_values
+from localhessian.training._layouts import each_block
 from localhessian.training._problem import Problem, Step, norm, where
 from localhessian.training._solvers import GradientStep, Solver
 
@@ -128,7 +129,7 @@ def propagate(
     of_blocks = {name: params.get(name, ()) for name in chain.names}
     activations = run_chain(chain, of_blocks, x, context)
     losses = loss(activations[-1], y)
-    if is_concrete(params, x, y, context):
+    if is_concrete(params, x, y, context, activations, losses):
         validate_values(chain, of_blocks, y, context, activations, losses)
         chain.check_tied(of_blocks)
     target: Any = y
@@ -219,9 +220,7 @@ def _unit_gradient(problem: Problem, trusted: bool) -> Step:
 
 def _moved(params: dict[str, Params], steps: dict[str, Params]) -> dict[str, Params]:
     """W + p for every block, in the structure that came in, so that a scan over steps carries it."""
-    by_name, outer = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: node is not params)
-    moved = [jax.tree.map(_plus, of_block, steps[path[0].key]) for path, of_block in by_name]
-    return jax.tree.unflatten(outer, moved)
+    return each_block(params, lambda name, of_block: jax.tree.map(_plus, of_block, steps[name]))
 
 
 def _plus(leaf: Array, step: Array) -> Array:
@@ -229,6 +228,14 @@ def _plus(leaf: Array, step: Array) -> Array:
 
 
 def _pick(solvers: Solvers, name: str, rate: float) -> Solver:
+    found: Any = solvers
     if isinstance(solvers, Mapping):
-        return solvers.get(name, GradientStep(rate))
-    return cast(Solver, solvers) if hasattr(solvers, "solve") else cast(Any, solvers)(name)
+        found = solvers.get(name, GradientStep(rate))
+    elif callable(solvers) and not isinstance(solvers, type):
+        found = solvers(name)
+    if isinstance(found, type) or not hasattr(found, "solve"):
+        raise TypeError(
+            f"what steps block `{name}` must be a solver, as `lh.GradientStep(0.1)`, or a mapping from block names to "
+            f"solvers, or a function of the name that returns one, got {found!r}."
+        )
+    return cast(Solver, found)

@@ -1,20 +1,30 @@
 """Scale-amended SGD: gradients divided by scalars that stand for the local Hessians (Algorithm 2), as optax has it."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from localhessian._memory import as_key
-from localhessian._tree import floating, size
+from localhessian._tree import floating, is_concrete, size
 from localhessian._types import Activations, Array, Context, Key, Loss
-from localhessian.curvature import LocalScalars, check_scalar, local_scalar
-from localhessian.network import Chain, TracedChain, first_samples
+from localhessian.curvature import LocalScalars, check_scalar, local_scalar, random_words
+from localhessian.network import Chain, TracedChain, admit, first_samples
+from localhessian.training._layouts import in_blocks, scaled
+from localhessian.training._settings import check_callable, check_count, check_number
 
 TINY = 1e-30
 """Logarithms are taken of scalars above this."""
+SAMPLES = 16
+"""Of the batch, if nothing else is said."""
+PROBES = 4
+"""Random vectors, if nothing else is said."""
+_NONE = object()
+"""No `y` was given; None is one, of a loss that compares with nothing."""
 
 
 class ScaleByLocalHessianState(NamedTuple):
@@ -41,20 +51,20 @@ class ScaleByLocalHessianState(NamedTuple):
 def scale_by_local_hessian(
     chain: Chain,
     loss: Loss,
-    scalar: str = "range_mean",
+    scalar: str = "mean",
     refresh: int | None = 10,
     decay: float = 0.9,
     damping: float = 1e-3,
     normalize: bool = True,
     *,
-    samples: int = 16,
-    probes: int = 4,
+    samples: int | None = None,
+    probes: int | None = None,
     per_sample: Callable[[str], bool] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiply the gradient of block b by 1 / (m_{b,W} prod_{i > b} m_{i,z}).
 
-    m stands for the Gauss-Newton part of a local Hessian: `range_mean` = tr(H^2)/tr(H), the mean curvature where
-    gradients lie; `mean` = tr(H)/dimension; `max`. They are estimated by jvps, averaged over refreshes, and damped
+    m stands for the Gauss-Newton part of a local Hessian: `mean` = tr(H)/dimension; `range_mean` = tr(H^2)/tr(H), the
+    mean curvature where gradients lie; `max` = lambda_max. They are estimated, averaged over refreshes, and damped
     (m + damping * the largest m seen), so that they stay bounded as the loss goes to 0. All parameters of a block, its
     biases and norms included, share its factor: the local Hessian is that of the block, and a factor of its own
     for a bias would undo the balance between the two that the gradient has.
@@ -62,32 +72,40 @@ def scale_by_local_hessian(
     Args:
         chain: The network.
         loss: Per-sample losses, shape `(n,)`.
-        scalar: `range_mean`, `mean` or `max`.
+        scalar: `mean`, `range_mean` or `max`, in the meaning of `lh.local_scalars`; estimates of `max` are Ritz values,
+            from below.
         refresh: Steps between two estimates; None for no estimates.
         decay: Of the moving average over estimates.
         damping: Relative to the largest scalar seen.
         normalize: Whether the geometric mean of the factors, weighted by parameter counts, is made 1, so that a
             learning rate for SGD keeps its meaning; False for the formula itself.
         samples: Of the batch, the first so many serve the estimate (with batch normalization they make a batch of
-            their own); all of them where it cannot be said which leaves of `y` and `context` belong to the samples.
+            their own), by default 16; all of them where it cannot be said which leaves of `y` and `context` belong to
+            the samples.
         per_sample: Told the path of a leaf of `y` or `context` (`"y['label']"`, `"context[0]"`), whether it belongs to
             the samples. None finds out: the leaf's leading axis must be that of the samples, and shapes, or another
             order of made-up samples, must confirm it.
-        probes: Random vectors of an estimate. Each pair of them gives one of tr(H^2), with a relative standard
-            deviation of about 1.4 whatever the dimension: two vectors are one pair, four are six.
+        probes: Random vectors of an estimate, by default 4. Each pair of them gives one of tr(H^2), with a relative
+            standard deviation of about 1.4 whatever the dimension: two vectors are one pair, four are six. Of `max`
+            the products with H.
 
     Returns:
         An optax transformation; `update(grads, state, params, x=, y=, context=, key=, scalars=)`, gradients and
-        parameters in the layout of the blocks or of the model that the chain was cut from. An array that several blocks
-        use is multiplied by the mean of their factors. Without a key the random vectors follow from the count of steps.
-        `scalars` from `lh.local_scalars`, which are exact where structure gives them, take the place of an estimate at
-        this step; with `refresh=None` none is ever made, and steps without `scalars` keep the last.
+        parameters in the layout of the blocks or of the model that the chain was cut from (in whatever containers, as
+        `nnx.Optimizer` gives them). Of an array that several blocks use, gradients in the layout of the blocks are each
+        use's own, and at each use comes out the sum of the scaled ones; in the layout of the model there is one
+        gradient, and it is multiplied by the mean of the factors. Without a key the random vectors follow from the
+        count of steps. `scalars` from `lh.local_scalars`, which are exact where structure gives them, take the place of
+        an estimate at this step; with `refresh=None` none is ever made, and steps without `scalars` keep the last.
 
     Raises:
-        ValueError: Settings that mean nothing; `update` without parameters or data.
+        ValueError: Settings that mean nothing; parameters of another network or hidden by a mask; `update` without
+            parameters or data, or with data that `lh.back_match` refuses for their shapes.
 
-    Cost: every `refresh` steps one forward pass of the chain on `samples` samples, and for each side of each block a
-    forward pass and `probes` jvps.
+    Cost: every `refresh` steps one forward pass of the chain on `samples` samples, and for each side of each block
+    `probes` jvps. `max` needs vjps too, which the CPU runs slowly in a branch if they are of convolutions: so it is
+    estimated at every step, and read every `refresh`. In `optax.inject_hyperparams` name `chain`, `loss` and, where
+    they are given, `samples` and `probes` as `static_args`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -105,14 +123,22 @@ def scale_by_local_hessian(
 
     Source: Zhang, Chen & Liu (2018), Algorithm 2; the scalars as defined in docs/theory.md, 5.
     """
+    check_callable("loss", loss, "a function of outputs and `y` (`optax.inject_hyperparams`: name it in `static_args`)")
     check_scalar(scalar)
-    _check(refresh=refresh, decay=decay, damping=damping, samples=samples, probes=probes)
+    check_number("decay", decay, below=1.0)
+    check_number("damping", damping)
+    if refresh is not None and is_concrete(refresh):
+        check_count("refresh", refresh, 1)
+    samples, probes = SAMPLES if samples is None else samples, PROBES if probes is None else probes
+    check_count("samples", samples, 1)
+    check_count("probes", probes, 2)
     loss, blocks = as_key(loss, "`loss`"), len(chain)
 
     def init(params: Any) -> ScaleByLocalHessianState:
+        in_blocks(chain, params)
         # Logarithms of products want float32 at least, whatever the parameters are stored in.
-        widest = max((leaf.dtype for leaf in floating(params)[0]), key=lambda dtype: jnp.finfo(dtype).bits)
-        zeros = jnp.zeros(blocks, widest if jnp.finfo(widest).bits > 32 else jnp.float32)
+        widest = jnp.result_type(jnp.float32, *floating(params)[0])
+        zeros = jnp.zeros(blocks, widest)
         return ScaleByLocalHessianState(jnp.zeros((), jnp.int32), zeros, zeros, zeros, zeros, zeros)
 
     def update(
@@ -121,33 +147,32 @@ def scale_by_local_hessian(
         params: Any = None,
         *,
         x: Activations = None,
-        y: Any = None,
+        y: Any = _NONE,
         context: Context = None,
         key: Key | None = None,
         scalars: LocalScalars | None = None,
         **extra: Any,
     ) -> tuple[Any, ScaleByLocalHessianState]:
         del extra
-        if params is None or (scalars is None and refresh is not None and (x is None or y is None)):
+        if params is None or (scalars is None and refresh is not None and (x is None or y is _NONE)):
             raise ValueError(
                 "`scale_by_local_hessian` needs the parameters and the batch: call "
                 "`optimizer.update(grads, state, params, x=x, y=y)`."
             )
-        in_blocks = isinstance(updates, dict) and set(updates) <= set(chain.names)
-        by_block = params if in_blocks else _traced(chain).split(params)
+        by_block = params if in_blocks(chain, params) else cast(TracedChain, chain).split(params)
         dtype = state.weight_scalars.dtype
         of_weights, of_inputs, due = state.weight_scalars, state.input_scalars, jnp.asarray(scalars is not None)
         if scalars is not None:
             of_weights, of_inputs = _given(scalars, blocks, dtype)
         elif refresh is not None:
-            few_x, few_y, where = first_samples(chain, loss, by_block, x, y, context, samples, per_sample)
+            admit(chain, by_block, x, y, loss, context)
+            few = first_samples(chain, loss, by_block, x, y, context, samples, per_sample)
             key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
-            # Only jvps stand in the branch: the CPU runs other derivatives of convolutions slowly there.
             due = state.steps % refresh == 0
-            of_weights, of_inputs = jax.lax.cond(
-                due,
-                lambda: _scalars(chain, loss, scalar, by_block, few_x, few_y, where, key, probes, dtype),
-                lambda: (state.weight_scalars, state.input_scalars),
+            estimate = functools.partial(_scalars, chain, loss, scalar, by_block, *few, key, probes, dtype)
+            # Only jvps may stand in a branch: the CPU runs other derivatives of convolutions slowly there.
+            of_weights, of_inputs = (
+                estimate() if scalar == "max" else jax.lax.cond(due, estimate, lambda: (of_weights, of_inputs))
             )
         weights = _average(state.weight_scalars, of_weights, decay, due)
         inputs = _average(state.input_scalars, of_inputs, decay, due)
@@ -158,9 +183,7 @@ def scale_by_local_hessian(
             logs = logs - jnp.sum(counts * logs) / jnp.sum(counts)
         factors = jnp.exp(logs)
         after = ScaleByLocalHessianState(state.steps + 1, weights, inputs, *peaks, logs)
-        if in_blocks:
-            return {name: _times(factors[chain.index(name)], updates[name]) for name in updates}, after
-        return _times_in_model(_traced(chain), factors, by_block, updates), after
+        return scaled(chain, factors, updates, by_block), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -172,7 +195,14 @@ def scale_amended_sgd(
     momentum: float | None = None,
     *,
     nesterov: bool = False,
-    **settings: Any,
+    scalar: str = "mean",
+    refresh: int | None = 10,
+    decay: float = 0.9,
+    damping: float = 1e-3,
+    normalize: bool = True,
+    samples: int | None = None,
+    probes: int | None = None,
+    per_sample: Callable[[str], bool] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD on gradients scaled by `scale_by_local_hessian`.
 
@@ -182,13 +212,38 @@ def scale_amended_sgd(
         learning_rate: A number, or a schedule of optax.
         momentum: None for none.
         nesterov: Whether the momentum is Nesterov's.
-        settings: Of `scale_by_local_hessian`.
+        scalar: This and all below as of `scale_by_local_hessian`.
+        refresh: Steps between two estimates.
+        decay: Of the moving average.
+        damping: Relative to the largest scalar seen.
+        normalize: Whether the learning rate keeps its meaning.
+        samples: For an estimate.
+        probes: Of an estimate.
+        per_sample: Which leaves belong to the samples.
 
     Returns:
         An optax transformation, used like `scale_by_local_hessian`.
+
+    Raises:
+        ValueError: Settings that mean nothing.
     """
-    parts = [scale_by_local_hessian(chain, loss, **settings)]
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate)
+    scale = scale_by_local_hessian(
+        chain,
+        loss,
+        scalar,
+        refresh,
+        decay,
+        damping,
+        normalize,
+        samples=samples,
+        probes=probes,
+        per_sample=per_sample,
+    )
+    parts = [scale]
     if momentum is not None:
+        check_number("momentum", momentum)
         parts.append(optax.trace(momentum, nesterov))
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
 
@@ -196,18 +251,21 @@ def scale_amended_sgd(
 def _scalars(chain, loss, scalar, params, x, y, context, key, probes, dtype) -> tuple[Array, Array]:
     """m_W and m_z of every block; 1 for a side that does not exist."""
     activations = chain.forward(params, x, context)
-    found: dict[str, list[Array]] = {"params": [], "input": []}
-    for b, block in enumerate(chain.blocks, start=1):
-        of_block, z = params.get(block.name, ()), activations[b - 1]
-        for wrt, variables in (("params", of_block), ("input", z if b > 1 else ())):
-            side = jax.random.fold_in(jax.random.fold_in(key, b), wrt == "input")
-            if floating(variables)[0]:
-                last = loss if b == len(chain) else None
-                m = local_scalar(block, last, wrt, scalar, of_block, z, y, context, side, probes)
-            else:
-                m = jnp.ones((), dtype)
-            found[wrt].append(m.astype(dtype))
-    return jnp.stack(found["params"]), jnp.stack(found["input"])
+    sides = [
+        (wrt, block, params.get(block.name, ()), z, loss if b == len(chain) - 1 else None)
+        for b, (block, z) in enumerate(zip(chain.blocks, activations, strict=False))
+        for wrt in ("params", "input")
+    ]
+    variables = [floating(of_block if wrt == "params" else z)[0] for wrt, _, of_block, z, _ in sides]
+    variables[1] = []  # of the input of the first block nothing is asked
+    ends = np.cumsum([size(leaves) for leaves in variables]).tolist()
+    words = random_words(key, ends[-1], probes)
+    found = [jnp.ones((), dtype)] * len(sides)
+    for i, (wrt, block, of_block, z, last) in enumerate(sides):
+        if variables[i]:
+            own = words[:, ends[i] - size(variables[i]) : ends[i]]
+            found[i] = local_scalar(block, last, wrt, scalar, of_block, z, y, context, own, probes).astype(dtype)
+    return jnp.stack(found[0::2]), jnp.stack(found[1::2])
 
 
 def _given(scalars: LocalScalars, blocks: int, dtype: Any) -> tuple[Array, Array]:
@@ -230,44 +288,3 @@ def _log_factors(weights: Array, inputs: Array) -> Array:
     log_weights, log_inputs = (jnp.where(m > 0, jnp.log(jnp.maximum(m, TINY)), 0) for m in (weights, inputs))
     above = jnp.concatenate([jnp.cumsum(log_inputs[:0:-1])[::-1], jnp.zeros(1, inputs.dtype)])
     return -log_weights - above
-
-
-def _times(factor: Array, tree: Any) -> Any:
-    leaves, rebuild = floating(tree)
-    return rebuild([factor.astype(leaf.dtype) * leaf for leaf in leaves])
-
-
-def _times_in_model(chain: TracedChain, factors: Array, by_block: dict[str, Any], updates: Any) -> Any:
-    """Each array of the model times the mean factor of the blocks that use it."""
-
-    def filled(values: Array) -> Any:
-        trees = {
-            name: jax.tree.map(lambda leaf, b=b: jnp.full(leaf.shape, values[b], values.dtype), by_block[name])
-            for b, name in enumerate(chain.names)
-            if name in by_block
-        }
-        return chain.merge(trees, tied="sum")
-
-    total, uses = filled(factors), filled(jnp.ones_like(factors))
-    return jax.tree.map(
-        lambda leaf, total, uses: leaf * (total / jnp.maximum(uses, 1)).astype(leaf.dtype), updates, total, uses
-    )
-
-
-def _traced(chain: Chain) -> TracedChain:
-    if not isinstance(chain, TracedChain):
-        raise ValueError(
-            f"gradients must be a dict of the blocks' names ({', '.join(chain.names)}): only a chain that was cut from "
-            "a model knows another layout."
-        )
-    return chain
-
-
-def _check(**settings: Any) -> None:
-    for name, least in (("refresh", 1), ("samples", 1), ("probes", 2)):
-        if settings[name] is not None and settings[name] < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {settings[name]}.")
-    if not 0 <= settings["decay"] < 1:
-        raise ValueError(f"`decay` must lie between 0 and 1, got {settings['decay']}.")
-    if not settings["damping"] >= 0:
-        raise ValueError(f"`damping` must not be negative, got {settings['damping']}.")

@@ -15,6 +15,7 @@ from localhessian._types import Array, Key
 from localhessian.curvature import check_scalar
 from localhessian.training._linear import damped_newton, least_squares
 from localhessian.training._problem import Problem, Step, inner, norm, plus, times, where
+from localhessian.training._settings import check_count, check_number
 
 
 class Solver(Protocol):
@@ -46,6 +47,10 @@ class GradientStep:
     rate: Any = 1.0
     trusted = True
 
+    def __post_init__(self) -> None:
+        """Refuse a rate that is none."""
+        check_number("rate", self.rate)
+
     def init(self, problem: Problem) -> Any:
         """No state."""
         del problem
@@ -63,14 +68,14 @@ class ScaledGradient:
 
     Args:
         rate: The step size.
-        scalar: `range_mean`, `mean` or `max`, as in `lh.scale_by_local_hessian`.
+        scalar: `mean`, `range_mean` or `max`, as in `lh.scale_by_local_hessian`.
         probes: Random vectors of the estimate.
         damping: Added to m, relative to the largest m seen.
 
     """
 
     rate: Any = 1.0
-    scalar: str = "range_mean"
+    scalar: str = "mean"
     probes: int = 2
     damping: float = 1e-3
     trusted = False
@@ -81,7 +86,10 @@ class ScaledGradient:
         Raises:
             ValueError: An unknown scalar.
         """
+        check_number("rate", self.rate)
         check_scalar(self.scalar)
+        check_count("probes", self.probes, 2)
+        check_number("damping", self.damping)
 
     def init(self, problem: Problem) -> Any:
         """The largest m seen."""
@@ -109,6 +117,12 @@ class OptaxSteps:
     optimizer: optax.GradientTransformation
     n: int = 5
     trusted = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no optimizer, and no steps."""
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            raise TypeError(f"`optimizer` must be one of optax, as `optax.adam(1e-3)`, got {self.optimizer!r}.")
+        check_count("n", self.n, 1)
 
     def init(self, problem: Problem) -> Any:
         """The optimizer's state; none for the input."""
@@ -142,6 +156,10 @@ class GaussNewton:
     rtol: float = 1e-4
     trusted = False
 
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        _check_iteration(self)
+
     def init(self, problem: Problem) -> Any:
         """No state."""
         del problem
@@ -154,18 +172,29 @@ class GaussNewton:
         return step, state, status
 
 
+def _check_iteration(solver: Any) -> None:
+    check_number("damping", solver.damping)
+    check_count("iterations", solver.iterations, 1)
+    check_number("rtol", solver.rtol)
+
+
 @dataclasses.dataclass(frozen=True)
 class LevenbergMarquardt:
-    """Gauss-Newton steps whose damping adapts: a step that keeps what it promised lowers it, a bad one is rejected.
+    """Gauss-Newton steps whose damping adapts: one that keeps what the model promised lowers it, a bad one raises it.
+
+    The ratio is of what phi went down by to what the model does, m(p) = phi(0) + g^T p + 1/2 p^T G p, *without* the
+    damping: for p = -(G + damping I)^-1 g it is phi(0) - m(p) = 1/2 p^T (damping p - g). A step is taken where the
+    ratio is above 0.1; below 1/4 the damping goes up, above 3/4 down.
 
     Args:
         damping: At the beginning, absolute.
         iterations: Of conjugate gradients.
         rtol: Their relative residual.
-        up: Factor on the damping after a rejected step.
-        down: Factor after a good one.
+        up: Factor on the damping where the ratio is below 1/4.
+        down: Factor where it is above 3/4.
 
-    Source: K. Levenberg (1944); the ratio test as in Nocedal & Wright, chapter 10.
+    Source: K. Levenberg (1944); Nocedal & Wright (2006), algorithm 4.1 and chapter 10; Madsen, Nielsen & Tingleff
+    (2004), eq. 3.14.
     """
 
     damping: float = 1.0
@@ -174,6 +203,12 @@ class LevenbergMarquardt:
     up: float = 4.0
     down: float = 0.5
     trusted = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        _check_iteration(self)
+        check_number("up", self.up, 1.0)
+        check_number("down", self.down, below=1.0)
 
     def init(self, problem: Problem) -> Any:
         """The damping."""
@@ -184,13 +219,15 @@ class LevenbergMarquardt:
         del key
         gradient = problem.gradient()
         step, status = damped_newton(problem, gradient, state, self.iterations, self.rtol)
-        promised = -0.5 * inner(gradient, step)
+        # Steps of conjugate gradients are orthogonal to their residual, so this holds for those that stopped early too.
+        promised = 0.5 * inner(step, plus(times(state, step), times(-1.0, gradient)))
         zero = [jnp.zeros_like(leaf) for leaf in step]
         gained = problem.objective(zero) - problem.objective(step)
         ratio = gained / jnp.where(promised > 0, promised, 1)
         good = jnp.isfinite(ratio) & (ratio > 0.1)
         status = jnp.where(good | (norm(gradient) == 0), status, int(Status.REJECTED))
-        damping = jnp.where(good, jnp.where(ratio > 0.75, self.down * state, state), self.up * state)
+        rated = jnp.where(ratio > 0.75, self.down * state, jnp.where(ratio < 0.25, self.up * state, state))
+        damping = jnp.where(good, rated, self.up * state)
         return where(good, step, zero), damping.astype(state.dtype), status.astype(jnp.int32)
 
 
@@ -212,6 +249,11 @@ class LeastSquares:
     ridge: float = 0.0
     max_numbers: int = 2**26
     trusted = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        check_number("ridge", self.ridge)
+        check_count("max_numbers", self.max_numbers, 1)
 
     def init(self, problem: Problem) -> Any:
         """No state."""

@@ -155,6 +155,96 @@ def test_levenberg_marquardt_rejects_and_damps_more():
     assert min(losses) < 0
 
 
+@pytest.mark.once
+def test_levenberg_marquardt_judges_by_the_model_without_damping():
+    """Against the book's formulas in float64, over dampings at which its ratio falls into every regime."""
+    case = networks.mlp(networks.sigmoid_dense, (4, 3, 2), gain=6.0, loss=networks.squared_error)
+    case = case._replace(y=case.y + 20.0)
+    matching = lh.back_match(case.chain, case.params, case.x, case.y, case.loss)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), (case.params["layer0"], case.x))
+        start, unravel = jax.flatten_util.ravel_pytree(wide[0])
+        delta = np.asarray(matching.displacements[1], np.float64)
+        outputs = jax.jit(lambda w: networks.sigmoid_dense(unravel(w), wide[1]).ravel())
+        center, jacobian = np.asarray(outputs(start)), np.asarray(jax.jacobian(outputs)(start))
+    n, target = len(delta), delta.ravel()
+    phi = lambda p: 0.5 / n * ((target - np.asarray(outputs(start + p)) + center) ** 2).sum()
+    gradient, curvature = -jacobian.T @ target / n, jacobian.T @ jacobian / n
+
+    @jax.jit
+    def run(damping):
+        solver = {"layer0": lh.LevenbergMarquardt(damping=damping, iterations=30, rtol=1e-6, up=3.0, down=0.5)}
+        _, info = lh.propagate(case.chain, case.params, case.x, case.y, case.loss, solver)
+        return info.state["layer0"][0], info.blocks["layer0"].weight_status
+
+    seen = set()
+    for damping in 10.0 ** np.arange(-3, 2.1, 0.5):
+        with jax.enable_x64(True):
+            p = -np.linalg.solve(curvature + damping * np.eye(len(start)), gradient)
+            ratio = (phi(0 * p) - phi(p)) / -(gradient @ p + 0.5 * p @ curvature @ p)
+        factor = 0.5 if ratio > 0.75 else 3.0 if ratio < 0.25 else 1.0
+        after, status = run(damping)
+        assert min(abs(ratio - edge) for edge in (0.1, 0.25, 0.75)) > 1e-3
+        np.testing.assert_allclose(after, factor * damping, rtol=1e-5)
+        assert (lh.Status(int(status)) is lh.Status.REJECTED) == (ratio < 0.1)
+        seen.add(factor)
+    assert seen == {0.5, 1.0, 3.0}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lh.GradientStep(float("nan")),
+        lambda: lh.GradientStep("fast"),
+        lambda: lh.GradientStep(-0.1),
+        lambda: lh.ScaledGradient(0.1, probes=1),
+        lambda: lh.ScaledGradient(None),
+        lambda: lh.OptaxSteps(None),
+        lambda: lh.OptaxSteps(optax.sgd(0.1), 0),
+        lambda: lh.OptaxSteps(optax.sgd),
+        lambda: lh.GaussNewton(damping=-1),
+        lambda: lh.GaussNewton(iterations=0),
+        lambda: lh.GaussNewton(rtol=float("inf")),
+        lambda: lh.LevenbergMarquardt(iterations=2.5),
+        lambda: lh.LevenbergMarquardt(up=0.5),
+        lambda: lh.LevenbergMarquardt(down=2.0),
+        lambda: lh.LeastSquares(ridge="a"),
+        lambda: lh.LeastSquares(max_numbers=0),
+    ],
+)
+def test_settings_that_mean_nothing(make):
+    with pytest.raises(
+        (ValueError, TypeError),
+        match=r"^`(rate|probes|optimizer|n|damping|iterations|rtol|up|down|ridge|"
+        r"max_numbers)` must be .*, got ",
+    ):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": lambda z, y: networks.squared_error(z, y).mean()}, "`loss` must return one loss for each of the"),
+        ({"y": jnp.full((7, 3), jnp.nan)}, "`y` is not finite"),
+        ({"x": jnp.full((7, 4), jnp.inf)}, "`x` is not finite"),
+        ({"x": jnp.zeros((0, 4))}, "`x` is an empty batch"),
+        ({"params": {"unknown": 1}}, "there is no block `unknown`"),
+    ],
+)
+def test_propagate_refuses_what_back_match_refuses(change, message):
+    case = networks.mlp(loss=networks.squared_error)._replace(**change)
+    with pytest.raises((ValueError, KeyError), match=message):
+        lh.propagate(case.chain, case.params, case.x, case.y, case.loss)
+
+
+def test_what_is_no_solver():
+    case = networks.mlp()
+    for solver in (None, lh.GradientStep, "sgd", {"head": 0.1}, lambda name: None):
+        with pytest.raises(TypeError, match="must be a solver"):
+            lh.propagate(case.chain, case.params, case.x, case.y, case.loss, solver)
+
+
 def test_a_step_that_would_raise_the_loss_is_undone_and_said():
     case = networks.mlp()
     new, info = step(case, weight_solver=lh.OptaxSteps(optax.sgd(1e6), 3))
@@ -194,7 +284,7 @@ def test_messages():
         step(case, weight_solver={"layer0": lh.LeastSquares(max_numbers=10)})
     with pytest.raises(KeyError, match="there is no block `laier0`"):
         step(case, weight_solver={"laier0": lh.GradientStep(0.1)})
-    with pytest.raises(ValueError, match="`scalar` must be one of range_mean, mean, max, got 'median'"):
+    with pytest.raises(ValueError, match="`scalar` must be one of mean, range_mean, max, got 'median'"):
         lh.ScaledGradient(0.1, scalar="median")
     tanh = networks.mlp(networks.tanh_dense, (4, 6, 3), loss=networks.squared_error)
     _, info = step(tanh, weight_solver={"layer0": lh.LeastSquares()})

@@ -1,0 +1,86 @@
+"""The two layouts that gradients come in: that of the blocks, and that of the model a chain was cut from."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from localhessian._tree import floating
+from localhessian._types import Array, Params
+from localhessian.network import Chain, TracedChain
+
+
+def each_block(tree: dict[str, Params], function: Callable[[str, Params], Params]) -> dict[str, Params]:
+    """function(name, tree of the block) for each block of a dictionary, in the structure that came in."""
+    blocks, outer = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    return jax.tree.unflatten(outer, [function(path[0].key, of_block) for path, of_block in blocks])
+
+
+def in_blocks(chain: Chain, tree: Any) -> bool:
+    """Whether a tree is in the layout of the blocks; False: in that of the model.
+
+    Raises:
+        ValueError: It is in neither, or holds the gaps that `optax.masked` leaves.
+    """
+    if any(map(_is_gap, jax.tree.leaves(tree, is_leaf=_is_gap))):
+        raise ValueError(
+            "`scale_by_local_hessian` needs the parameters and gradients of every block, and a mask (`optax.masked`, "
+            "`optax.partition`) hides some: apply the mask to what comes before or after it, as in "
+            "`optax.chain(lh.scale_by_local_hessian(chain, loss), optax.partition(...))`."
+        )
+    if isinstance(chain, TracedChain) and chain.has_layout_of_model(tree):
+        return False
+    if isinstance(tree, Mapping) and set(tree) <= set(chain.names):
+        return True
+    more = (
+        ", or be in the layout of the model"
+        if isinstance(chain, TracedChain)
+        else (": only a chain that was cut from a model knows another layout")
+    )
+    raise ValueError(f"gradients and parameters must be a dict of the blocks' names ({', '.join(chain.names)}){more}.")
+
+
+def _is_gap(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def scaled(chain: Chain, factors: Array, updates: Any, by_block: dict[str, Params]) -> Any:
+    """The gradients of each block times its factor, in the layout they came in.
+
+    Args:
+        chain: The network.
+        factors: One for each block.
+        updates: In the layout of the blocks each use of a tied array has its own gradient: at each use stands the sum
+            of the scaled ones. In that of the model only their sum is there: it is multiplied by the mean factor.
+        by_block: The parameters in the layout of the blocks.
+    """
+    if in_blocks(chain, updates):
+        times = each_block(updates, lambda name, of_block: _times(factors[chain.index(name)], of_block))
+        summed = chain.sum_tied(dict(times))
+        return each_block(times, lambda name, _: summed[name])
+    return _times_in_model(chain, factors, by_block, updates)
+
+
+def _times(factor: Array, tree: Any) -> Any:
+    leaves, rebuild = floating(tree)
+    return rebuild([factor.astype(leaf.dtype) * leaf for leaf in leaves])
+
+
+def _times_in_model(chain: Any, factors: Array, by_block: dict[str, Any], updates: Any) -> Any:
+    """Each array of the model times the mean factor of the blocks that use it."""
+
+    def filled(values: Array) -> list[Array]:
+        trees = {
+            name: jax.tree.map(lambda leaf, b=b: jnp.full(leaf.shape, values[b], values.dtype), by_block[name])
+            for b, name in enumerate(chain.names)
+            if name in by_block
+        }
+        return jax.tree.leaves(chain.merge(trees, tied="sum"))
+
+    leaves, structure = jax.tree.flatten(updates)
+    sums = zip(leaves, filled(factors), filled(jnp.ones_like(factors)), strict=True)
+    return jax.tree.unflatten(
+        structure, [leaf * (total / jnp.maximum(uses, 1)).astype(leaf.dtype) for leaf, total, uses in sums]
+    )
