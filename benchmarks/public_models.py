@@ -277,7 +277,7 @@ def main() -> None:
         identities = lh.check_identities(chain, params, x, y, loss, context)
         worst = max(identities.errors.values())
         ends = [chain.names[0], chain.names[-1]]
-        report = lh.analyze(chain, params, x, y, loss, context, blocks=ends, samples=2)
+        report = lh.analyze(chain, params, x, y, loss, context, blocks=ends, samples_per_block=2)
         routes = ", ".join(row.method.split("(")[0] or "none" for row in report.rows)
         seconds = time.perf_counter() - begin
         print(f"{name:34s} {len(chain):2d} blocks   identities {worst:.0e}   {routes:50s} {seconds:5.0f} s")

@@ -26,6 +26,8 @@ class Status(enum.IntEnum):
     ZERO = 11
     OUT_OF_RANGE = 12
     NOT_LINEAR = 13
+    FAILED = 14
+    INTERRUPTED = 15
 
     @property
     def message(self) -> str:
@@ -70,6 +72,8 @@ _MESSAGES = {
         "The operator is zero (dead units, padding, a loss weight of zero), so it has no condition number and its rank "
         "is 0 (or its numbers lie below the smallest of its dtype). Look at what the block's output does to the loss."
     ),
+    Status.FAILED: "The computation ended in an error; the note tells which. The other rows do not depend on it.",
+    Status.INTERRUPTED: "Interrupted before it was done: the figures are those of the products made so far.",
     Status.OUT_OF_RANGE: (
         "Eigenvalues lie outside the range of the dtype: they overflow, or vanish where their roots do not. Condition "
         "numbers, which come from the singular values, hold; scale the loss by a constant, or compute in float64."

@@ -17,6 +17,7 @@ from localhessian.network._jacobian import flatten as flatten
 from localhessian.network._jacobian import jacobian as jacobian
 from localhessian.network._jacobian import meant as meant
 from localhessian.network._jaxpr import CutError as CutError
+from localhessian.network._jaxpr import program_text as program_text
 from localhessian.network._linen import chain_from_linen as chain_from_linen
 from localhessian.network._mark import mark as mark
 from localhessian.network._nnx import chain_from_nnx as chain_from_nnx

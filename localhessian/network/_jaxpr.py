@@ -211,6 +211,11 @@ def fingerprint(closed: core.ClosedJaxpr, labels: Any) -> str:
     return "\n".join(texts)
 
 
+def program_text(function: Callable, *arguments: Any) -> str:
+    """The fingerprint of a function's program for arguments of these shapes. Cost: a trace."""
+    return fingerprint(jax.make_jaxpr(lambda *given: function(*given))(*arguments), ())  # noqa: PLW0108 (traced anew)
+
+
 def _text(closed: core.ClosedJaxpr) -> str:
     digests = [_digest(const) for const in _all_consts(closed.jaxpr, closed.consts)]
     return re.sub(rf" at 0x[0-9a-f]+|name={_mark.PREFIX}[^\]]*", "", str(closed.jaxpr)) + " ".join(digests)

@@ -1,8 +1,8 @@
 """The main job: every local Hessian of a network, with progress, interruption and resumption."""
 
-import hashlib
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,14 +10,22 @@ import numpy as np
 
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
-from localhessian._tree import floating, raw_bytes, size
+from localhessian._tree import floating, is_concrete, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
 from localhessian.curvature import local_hessian
-from localhessian.linalg import Method, condition_number, quantile_condition_number, spectrum
+from localhessian.linalg import Method, SpectrumInterrupt, spectrum
 from localhessian.network import BackMatching, Chain, back_match, sample_indices
+from localhessian.study._fingerprint import fingerprint
+from localhessian.study._measured import measured, without_figures
 from localhessian.study._report import Report
+from localhessian.study._row import Key as RowKey
 from localhessian.study._row import Row, RowSpectrum
+
+SIDES = ("params", "input")
+PARTS = ("gauss_newton", "full", "residual")
+AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
+"""Rows that `resume` does not keep."""
 
 
 def analyze(
@@ -28,10 +36,11 @@ def analyze(
     loss: Loss,
     context: Context = None,
     *,
-    blocks: Sequence[str] | None = None,
-    wrt: Sequence[str] = ("params", "input"),
-    part: str | Sequence[str] = "gauss_newton",
-    samples: int | Sequence[int] | Array = 16,
+    blocks: str | Iterable[str] | None = None,
+    wrt: str | Iterable[str] = SIDES,
+    part: str | Iterable[str] = "gauss_newton",
+    samples: int | Sequence[int] | Array | None = None,
+    samples_per_block: int = 16,
     method: Method | None = None,
     key: Key | None = None,
     progress: Progress | bool = False,
@@ -46,23 +55,27 @@ def analyze(
         y: What the loss compares with.
         loss: Per-sample losses, shape `(n,)`.
         context: Handed to every block that takes one.
-        blocks: Names of the blocks to analyze; default all.
-        wrt: `"params"` for H_W, `"input"` for H_z.
+        blocks: A name or names of the blocks to analyze; default all.
+        wrt: `"params"` for H_W, `"input"` for H_z, or both.
         part: `"gauss_newton"`, `"full"`, `"residual"`, or several.
-        samples: For an uncoupled H_z, how many samples (evenly spaced) or which ones; each has its own spectrum. A
-            coupled block has one H_z for the whole batch.
+        samples: For an uncoupled H_z, which samples: indices, or a boolean mask, as in `lh.local_hessian`; each has its
+            own spectrum. A coupled block has one H_z for the whole batch.
+        samples_per_block: Without `samples`, how many, evenly spaced.
         method: As in `lh.spectrum`; None chooses for each operator.
         key: Of random start vectors; default `jax.random.key(0)`.
         progress: True shows a bar; a function is called with (done, total, what).
         resume: An earlier, interrupted report of the same model and data: its rows are kept.
 
     Returns:
-        A report with a row for each block, side and part; rows for what does not exist (H_W without parameters, H_z
-        of integers) say so. `KeyboardInterrupt` returns what is done, with `meta["interrupted"]` True.
+        A report with a row for each block, side and part. A row tells in its `status` and `note` why figures are
+        missing or doubtful; what does not exist (H_W without parameters, H_z of integers) and what fails, by whatever
+        error, has a row too, and the others go on. `KeyboardInterrupt` returns what is done, the row at hand with what
+        its products have shown, with `meta["interrupted"]` True.
 
     Raises:
-        ValueError: Bad input, as from `lh.back_match` and `lh.local_hessian`; `resume` belongs to something else.
+        ValueError: Bad input, as from `lh.back_match`; an unknown side or part; `resume` belongs to something else.
         KeyError: A block name that is not in the chain.
+        TypeError: Called under a transformation.
 
     Cost: one `lh.back_match`, and one `lh.spectrum` for each row.
 
@@ -77,24 +90,34 @@ def analyze(
         [('a', 'params', 4, 4), ('a', 'input', 2, 2), ('b', 'params', 2, 2), ('b', 'input', 2, 1)]
     """
     started = time.perf_counter()
-    for name in blocks or ():
+    if not is_concrete(params, x, y, context):
+        raise TypeError(
+            "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.back_match`, "
+            "`lh.local_hessian`, `lh.spectrum` and `lh.condition_number` work)."
+        )
+    names = chain.names if blocks is None else _several("blocks", blocks)
+    for name in names:
         chain.index(name)
+    sides, parts = _several("wrt", wrt, SIDES), _several("part", part, PARTS)
+    jobs = [(b, w, p) for b in chain.names if b in names for w in sides for p in parts]
     key = jax.random.key(0) if key is None else key
     matching = back_match(chain, params, x, y, loss, context)
-    parts = (part,) if isinstance(part, str) else tuple(part)
-    jobs = [(b, w, p) for b in chain.names if blocks is None or b in blocks for w in wrt for p in parts]
-    meta = _meta(matching, samples, method, key)
+    chosen = _chosen(samples, samples_per_block, matching.samples)
+    meta = _meta(matching, chosen, method, key)
     rows, spectra = _resumed(resume, meta)
+    kept = {row.key for row in rows}
     interrupted = False
     with follow(progress, "spectrum") as show:
         try:
             for done, job in enumerate(jobs):
                 show(done, len(jobs), " / ".join(job))
-                if job not in {row.key for row in rows}:
-                    row, found = _analyze_one(matching, *job, _indices(samples, matching.samples), method, key)
+                if job not in kept:
+                    row, found, interrupted = _analyze_one(matching, job, chosen, method, key)
                     rows.append(row)
                     if found is not None:
                         spectra[job] = found
+                    if interrupted:
+                        break
         except KeyboardInterrupt:
             interrupted = True
         show(len(rows), len(jobs), "interrupted" if interrupted else "done")
@@ -104,39 +127,41 @@ def analyze(
     return Report(tuple(rows), spectra, meta)
 
 
-def _analyze_one(matching: BackMatching, block, wrt, part, samples, method, key) -> tuple[Row, RowSpectrum | None]:
+def _analyze_one(
+    matching: BackMatching, job: RowKey, samples: tuple[int, ...], method: Method | None, key: Key
+) -> tuple[Row, RowSpectrum | None, bool]:
+    """The row, the spectrum behind it, and whether it was interrupted."""
+    block, wrt, part = job
     coupled = bool(matching.coupled[block])
     missing = _missing(matching, block, wrt)
     if missing:
-        return _empty_row(block, wrt, part, coupled, missing), None
+        return without_figures(job, coupled=coupled, note=missing), None, False
     one_by_one = wrt == "input" and not coupled
-    operator = local_hessian(matching, block, wrt, part, samples=samples if one_by_one else None)
-    found = spectrum(operator, method, key=jax.random.fold_in(key, matching.chain.index(block)))
-    kappa = condition_number(found)
-    rank_rule_floor = np.asarray(kappa.cutoff)[..., None] ** 2
-    eigenvalues = np.asarray(found.eigenvalues, np.float64)
-    nonzero = np.where(eigenvalues > rank_rule_floor, eigenvalues, np.nan)
-    row = Row(
-        block=block,
-        wrt=wrt,
-        part=part,
-        size=operator.size,
-        samples=len(samples) if one_by_one else matching.samples,
-        coupled=coupled,
-        rank=_median(kappa.rank),
-        lambda_max=_median(found.lambda_max),
-        lambda_min_nonzero=_median(_smallest(nonzero) if part != "residual" else np.nan),
-        kappa_plus=_median(kappa.value),
-        kappa_lower=_median(kappa.lower),
-        kappa_upper=_median(kappa.upper),
-        kappa_q05=_median(quantile_condition_number(found, 0.05)),
-        kappa_q95=_median(quantile_condition_number(found, 0.95)),
-        method=found.method,
-        matvecs=int(found.matvecs),
-        converged=bool(np.all(found.converged)),
-        status=_worst(kappa.status),
-    )
-    return row, RowSpectrum(eigenvalues, np.asarray(found.multiplicities), np.asarray(kappa.value))
+    count = len(samples) if one_by_one else matching.samples
+    key = jax.random.fold_in(key, matching.chain.index(block))
+    try:
+        operator = local_hessian(matching, block, wrt, part, samples=samples if one_by_one else None)  # type: ignore[arg-type]
+        found = spectrum(operator, method, key=key, throw=False)
+        return *measured(job, found, samples=count, coupled=coupled), False
+    except SpectrumInterrupt as interrupt:
+        row, found_so_far = measured(job, interrupt.spectrum, samples=count, coupled=coupled)
+        note = f"interrupted after {row.matvecs} products"
+        status = Status.INTERRUPTED.name
+        return dataclasses.replace(row, status=status, converged=False, note=note), found_so_far, True
+    except Exception as error:  # one row's failure, whatever it is, must not cost the others
+        note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count), None, False
+
+
+def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """One name or several, walked once."""
+    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+    if not words or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"`{name}` must be a name or several, got {given!r}.")
+    wrong = [word for word in words if known is not None and word not in known]
+    if wrong:
+        raise ValueError(f"`{name}` takes {', '.join(map(repr, known or ()))}, got {wrong[0]!r}.")
+    return tuple(dict.fromkeys(words))
 
 
 def _missing(matching: BackMatching, block: str, wrt: str) -> str:
@@ -147,51 +172,21 @@ def _missing(matching: BackMatching, block: str, wrt: str) -> str:
     return ""
 
 
-def _empty_row(block: str, wrt: Any, part: str, coupled: bool, note: str) -> Row:
-    nan = float("nan")
-    return Row(block, wrt, part, 0, 0, coupled, nan, nan, nan, nan, nan, nan, nan, nan, "", 0, True, note=note)
+def _chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:
+    if samples is not None:
+        return tuple(np.asarray(sample_indices(samples, n)[0]).tolist())
+    if isinstance(samples_per_block, bool) or not isinstance(samples_per_block, (int, np.integer)):
+        raise TypeError(f"`samples_per_block` must be a whole number, got {samples_per_block!r}.")
+    if samples_per_block < 1:
+        raise ValueError(f"`samples_per_block` must be at least 1, got {samples_per_block}.")
+    return tuple(np.unique(np.linspace(0, n - 1, min(int(samples_per_block), n)).round().astype(int)).tolist())
 
 
-def _smallest(values: np.ndarray) -> np.ndarray:
-    found = np.min(np.where(np.isnan(values), np.inf, values), axis=-1)
-    return np.where(np.isinf(found), np.nan, found)
-
-
-def _median(values: Any) -> float:
-    return float(np.median(np.asarray(values, np.float64)))
-
-
-def _worst(statuses: Any) -> str:
-    present = {int(code) for code in np.ravel(np.asarray(statuses))}
-    severity = (
-        Status.NON_FINITE,
-        Status.NOT_SYMMETRIC,
-        Status.INDEFINITE,
-        Status.BUDGET_SPENT,
-        Status.INVARIANT_SUBSPACE,
-        Status.RANK_UNCERTAIN,
-    )
-    return next((status.name for status in severity if int(status) in present), Status.CONVERGED.name)
-
-
-def _indices(samples: Any, n: int) -> tuple[int, ...]:
-    is_number = isinstance(samples, (int, np.integer)) or getattr(samples, "shape", None) == ()
-    if is_number and np.asarray(samples).dtype.kind in "iu":
-        if samples < 1:
-            raise ValueError(f"`samples` must be at least 1, got {samples}.")
-        return tuple(np.unique(np.linspace(0, n - 1, min(int(samples), n)).round().astype(int)).tolist())
-    return tuple(np.asarray(sample_indices(samples, n)[0]).tolist())
-
-
-def _meta(matching: BackMatching, samples: Any, method: Method | None, key: Key) -> dict[str, Any]:
+def _meta(matching: BackMatching, samples: tuple[int, ...], method: Method | None, key: Key) -> dict[str, Any]:
     """Provenance; its `fingerprint` tells whether two reports are of the same model, data and settings."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((matching.params, matching.activations[0], matching.y)):
-        digest.update(raw_bytes(leaf))
-    settings = f"{matching.chain.names} {samples} {method} {np.asarray(jax.random.key_data(key)).tolist()}"
-    digest.update(settings.encode())
+    settings = samples, method, np.asarray(jax.random.key_data(key)).tolist()
     return {
-        "fingerprint": digest.hexdigest(),
+        "fingerprint": fingerprint(matching, settings),
         "blocks": list(matching.chain.names),
         "parameters": size(matching.params),
         "batch": matching.samples,
@@ -207,9 +202,13 @@ def _meta(matching: BackMatching, samples: Any, method: Method | None, key: Key)
 def _resumed(resume: Report | None, meta: dict) -> tuple[list[Row], dict]:
     if resume is None:
         return [], {}
+    if not isinstance(resume, Report):
+        raise TypeError(f"`resume` must be a report, got {type(resume).__name__}: read a file by `lh.Report.load`.")
     if resume.meta.get("fingerprint") != meta["fingerprint"]:
         raise ValueError(
-            "`resume` is a report of another model, data or settings: pass the report that was interrupted, or leave "
-            "`resume` out."
+            "`resume` is a report of another model, data or settings (parameters, inputs, labels, context, blocks, "
+            "loss, samples, method and key must be the same): pass the report that was interrupted, or leave `resume` "
+            "out."
         )
-    return list(resume.rows), dict(resume.spectra)
+    rows = [row for row in resume.rows if row.status not in AGAIN]
+    return rows, {row.key: resume.spectra[row.key] for row in rows if row.key in resume.spectra}

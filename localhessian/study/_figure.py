@@ -63,13 +63,19 @@ def _looks(reports: Mapping[str, Analyzed]) -> dict[str, dict[str, Any]]:
             "linestyle": "-" if solid else (0, (4, 2)),
             "marker": "o" if solid else "s",
             "markerfacecolor": color if solid else "white",
-            "label": label.replace(SEPARATOR, ", "),
+            "label": _plain(label.replace(SEPARATOR, ", ")),
         }
     return looks
 
 
 def _rows(report: Analyzed, wrt: str) -> list[Row]:
-    return [row for row in report.rows if row.wrt == wrt and not row.note]
+    """Those with something to draw."""
+    return [row for row in report.rows if row.wrt == wrt and row.lambda_max > 0]
+
+
+def _plain(text: str) -> str:
+    """A name as it is: to matplotlib a dollar begins mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _along_depth(axes: Any, reports: Mapping[str, Analyzed], wrt: str, column: str, title: str) -> None:
@@ -88,7 +94,7 @@ def _along_depth(axes: Any, reports: Mapping[str, Analyzed], wrt: str, column: s
         else:
             axes.plot(at, value, **look, markersize=8, linewidth=2)
     axes.set_yscale("log")
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 8 else 0)
+    axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=30 if len(names) > 8 else 0)
     axes.set_title(title)
     axes.set_xlabel("block")
     axes.grid(axis="y", alpha=0.25)
@@ -112,7 +118,7 @@ def _spectra(axes: Any, reports: Mapping[str, Analyzed], wrt: str, symbol: str) 
         axes.plot(share, _median(floor), linewidth=2, **style)
     axes.set_yscale("log")
     axes.set_ylim(1e-12, 2)
-    axes.set_title(f"spectrum of {symbol}, block {block}")
+    axes.set_title(f"spectrum of {symbol}, block {_plain(block)}" if block else f"spectrum of {symbol}")
     axes.set_xlabel("share of the dimension")
     axes.set_ylabel(r"$\lambda\,/\,\lambda_{max}$")
     axes.grid(alpha=0.25)

@@ -21,14 +21,35 @@ def findings(reports: Mapping[str, Analyzed]) -> str:
         Sentences: medians over the blocks by model, side and stage; how much of the space kappa_plus speaks of; which
         model the robust figure prefers; every reservation that the rows carry.
     """
-    sentences = [_medians(reports, wrt) for wrt in ("params", "input")]
+    sentences = [_broken(reports), *(_medians(reports, wrt) for wrt in ("params", "input"))]
     sentences += [_shares(reports), *(_best(reports, wrt) for wrt in ("params", "input"))]
     sentences += [_reservations(reports), _limits(reports)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _rows(report: Analyzed, wrt: str) -> list[Row]:
-    return [row for row in report.rows if row.wrt == wrt and not row.note]
+    return [row for row in report.rows if row.wrt == wrt and row.has_figures]
+
+
+def _broken(reports: Mapping[str, Analyzed]) -> str:
+    """What makes the other numbers doubtful, or worthless, comes first."""
+    parts = []
+    for statuses, words in _BROKEN:
+        for label, report in reports.items():
+            blocks = list(dict.fromkeys(row.block for row in report.rows if row.status in statuses))
+            if blocks:
+                where = f" of {label.replace(SEPARATOR, ', ')}" if label else ""
+                parts.append(f"{', '.join(f'`{block}`' for block in blocks)}{where} {words}")
+    return f"First: {'; '.join(parts)}." if parts else ""
+
+
+_BROKEN = (
+    (("NON_FINITE", "OUT_OF_RANGE"), "left the range of its numbers (it has diverged, or has no derivative here)"),
+    (("FAILED", "NOT_SYMMETRIC", "NOT_DETERMINISTIC", "NOT_ADJOINT", "NOT_LINEAR"), "could not be analyzed"),
+    (("ZERO",), "has no curvature at all (dead units, or samples without a loss)"),
+    (("INDEFINITE",), "is indefinite, so that it has no kappa_plus"),
+)
+"""Statuses, and what is said of the blocks that have them."""
 
 
 def _median(rows: Sequence[Row], column: str) -> float:
@@ -92,7 +113,9 @@ def _best(reports: Mapping[str, Analyzed], wrt: str) -> str:
 
 
 def _reservations(reports: Mapping[str, Analyzed]) -> str:
-    rows = [row for report in reports.values() for row in report.rows if not row.note]
+    rows = [row for report in reports.values() for row in report.rows if row.has_figures]
+    if not rows:
+        return "There is no spectrum to speak of."
     uncertain = sum(row.status == "RANK_UNCERTAIN" for row in rows)
     unknown = sum(bool(np.isnan(row.kappa_plus)) and np.isfinite(row.kappa_lower) for row in rows)
     unconverged = sum(not row.converged for row in rows)
@@ -103,13 +126,16 @@ def _reservations(reports: Mapping[str, Analyzed]) -> str:
         parts.append(f"{unknown} are known as lower bounds only")
     if unconverged:
         parts.append(f"{unconverged} spectra did not converge")
+    worse = sum(row.status not in {"CONVERGED", "RANK_UNCERTAIN"} and row.converged for row in rows)
+    if worse:
+        parts.append(f"{worse} have another reservation, told in their notes")
     if parts:
         return f"Of these numbers {', and '.join(parts)}."
     return f"All {len(rows)} spectra are complete, and each has a clear gap at the rank rule's cutoff."
 
 
 def _limits(reports: Mapping[str, Analyzed]) -> str:
-    batch = max(int(report.meta["batch"]) for report in reports.values())
+    batch = max((int(report.meta["batch"]) for report in reports.values()), default=0)
     accuracies = {
         label.partition(SEPARATOR)[0]: report.meta["accuracy"]
         for label, report in reports.items()

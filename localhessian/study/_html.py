@@ -3,13 +3,13 @@
 import importlib.resources
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from localhessian.study._figure import SEPARATOR, figure
 from localhessian.study._optional import optional
-from localhessian.study._row import COLUMNS, Analyzed
-from localhessian.study._table import cell
+from localhessian.study._row import Analyzed
+from localhessian.study._table import SHOWN, cell, notes
 
 MEANINGS = {
     "block": "name of the block",
@@ -29,6 +29,8 @@ MEANINGS = {
     "method": "how the eigenvalues were computed",
     "matvecs": "products with the operator",
     "converged": "whether every value met its tolerance",
+    "status": "how the computation ended",
+    "note": "why a figure is missing or doubtful",
 }
 
 
@@ -53,13 +55,13 @@ def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Loc
         title=title,
         text=text,
         svg=_svg(reports),
-        columns=COLUMNS,
+        columns=SHOWN,
         meanings=MEANINGS,
         sections=[
-            (label.replace(SEPARATOR, ", "), report.meta, [[cell(row, c) for c in COLUMNS] for row in report.rows])
+            (label.replace(SEPARATOR, ", "), report.meta, [[cell(row, c) for c in SHOWN] for row in report.rows])
             for label, report in reports.items()
         ],
-        notes=_notes(reports.values()),
+        notes=notes(reports),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,3 @@ def _svg(reports: Mapping[str, Analyzed]) -> str:
     out = io.StringIO()
     figure(reports).savefig(out, format="svg", metadata={"Date": None})
     return re.sub(r"^.*?(?=<svg)", "", out.getvalue(), flags=re.DOTALL)
-
-
-def _notes(reports: Iterable[Analyzed]) -> list[str]:
-    return list(dict.fromkeys(f"{row.block}: {row.note}" for report in reports for row in report.rows if row.note))

@@ -1,9 +1,12 @@
 """The answer of `analyze`: a row for each local Hessian, its spectrum, and where the numbers come from."""
 
 import dataclasses
+import html as html_text
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from localhessian.study._table import table
 _FORMAT = {"format": "localhessian report", "version": 1}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Report:
     """Spectra and condition numbers of the local Hessians of a network; from `lh.analyze`.
 
@@ -25,9 +28,40 @@ class Report:
     """
 
     rows: tuple[Row, ...]
-    spectra: dict[Key, RowSpectrum]
-    meta: dict[str, Any]
-    """What was analyzed and with what: JSON types only."""
+    spectra: Mapping[Key, RowSpectrum]
+    meta: Mapping[str, Any]
+    """What was analyzed and with what: JSON types only, not to be changed; see `with_meta`."""
+
+    def __post_init__(self) -> None:
+        """Close what is not to be changed."""
+        object.__setattr__(self, "spectra", MappingProxyType(dict(self.spectra)))
+        object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To be pickled and copied."""
+        return type(self), (self.rows, dict(self.spectra), dict(self.meta))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether rows and spectra are the same numbers (NaN equals NaN); where and how long it took is no matter."""
+        if not isinstance(other, Report):
+            return NotImplemented
+        pairs = zip(self.spectra.items(), other.spectra.items(), strict=False)
+        return (
+            repr(self.rows) == repr(other.rows)
+            and len(self.spectra) == len(other.spectra)
+            and all(
+                key == twin and np.array_equal(one.eigenvalues, two.eigenvalues, equal_nan=True)
+                for (key, one), (twin, two) in pairs
+            )
+        )
+
+    def __hash__(self) -> int:
+        """Of the rows' names."""
+        return hash(tuple(row.key for row in self.rows))
+
+    def with_meta(self, **more: Any) -> "Report":
+        """The same with more entries in `meta`."""
+        return Report(self.rows, dict(self.spectra), {**self.meta, **more})
 
     def __getitem__(self, where: tuple[str, ...]) -> Row:
         """The row of (block, wrt), or of (block, wrt, part)."""
@@ -74,7 +108,7 @@ class Report:
         head = _FORMAT | {
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "spectra": [list(key) for key in self.spectra],
-            "meta": self.meta,
+            "meta": dict(self.meta),
         }
         part = path.with_name(path.name + ".part")
         with open(part, "wb") as file:
@@ -113,4 +147,4 @@ class Report:
         return self.table()
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self.table()}</pre>"
+        return f"<pre>{html_text.escape(self.table())}</pre>"

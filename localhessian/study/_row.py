@@ -1,6 +1,7 @@
 """One local Hessian's row in a report, and the spectrum behind it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -24,6 +25,8 @@ COLUMNS = (
     "method",
     "matvecs",
     "converged",
+    "status",
+    "note",
 )
 Key = tuple[str, str, str]
 """(block, wrt, part)."""
@@ -31,7 +34,7 @@ Key = tuple[str, str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One local Hessian; of an uncoupled H_z, medians over the samples analyzed."""
+    """One local Hessian; of an uncoupled H_z, medians over those of the samples analyzed that have a value."""
 
     block: str
     wrt: Literal["params", "input"]
@@ -45,6 +48,7 @@ class Row:
     """By the rank rule; of an incomplete spectrum the certified part; NaN where there is no matrix."""
     lambda_max: float
     lambda_min_nonzero: float
+    """Certified; NaN where no non-zero eigenvalue is."""
     kappa_plus: float
     """lambda_max over the smallest non-zero eigenvalue; NaN where unknown, then `kappa_lower` bounds it."""
     kappa_lower: float
@@ -59,7 +63,12 @@ class Row:
     status: str = "CONVERGED"
     """Name of the `localhessian.Status` that the condition number ended with; of several samples the worst."""
     note: str = ""
-    """Why there is no matrix, if there is none."""
+    """In words, why a figure is missing or doubtful."""
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether there is a matrix, and something is known of it."""
+        return not math.isnan(self.lambda_max)
 
     @property
     def key(self) -> Key:

@@ -12,6 +12,8 @@ Of an uncoupled H_z every figure is the median over its samples. kappa_plus = la
 between kappa_lower and kappa_upper; kappa_q05 = lambda_max / 5 % quantile of the non-zero eigenvalues.
 ?: no clear gap at the rank rule's cutoff.   -: unknown, or does not exist."""
 _TEXT = ("block", "wrt", "part", "coupled", "method", "converged")
+SHOWN = tuple(column for column in COLUMNS if column not in {"status", "note"})
+"""What stands in columns; status and note follow in words."""
 
 
 def table(reports: Mapping[str, Analyzed]) -> str:
@@ -21,7 +23,7 @@ def table(reports: Mapping[str, Analyzed]) -> str:
         reports: By a label; an empty label shows none.
     """
     grid = optional("rich.table").Table(box=optional("rich.box").SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
+    for column in SHOWN:
         grid.add_column(column.replace("_", "\n"), justify="left" if column in _TEXT else "right", no_wrap=True)
     headings = {f"@{i}": label for i, label in enumerate(reports)}
     for heading, report in zip(headings, reports.values(), strict=True):
@@ -29,13 +31,23 @@ def table(reports: Mapping[str, Analyzed]) -> str:
         if headings[heading]:
             grid.add_row(heading)
         for row in report.rows:
-            grid.add_row(*(cell(row, column) for column in COLUMNS))
+            grid.add_row(*(cell(row, column) for column in SHOWN))
     out = io.StringIO()
     optional("rich.console").Console(file=out, width=400).print(grid)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     # A heading is wider than its column, so it is put in afterwards.
     lines = [f" {headings[line.strip()]}" if line.strip() in headings else line for line in lines]
-    return "\n".join(lines).strip("\n") + "\n" + LEGEND
+    return "\n".join([*"\n".join(lines).strip("\n").split("\n"), *notes(reports), LEGEND])
+
+
+def notes(reports: Mapping[str, Analyzed]) -> list[str]:
+    """Why figures are missing or doubtful: a line for each reason, with the rows that have it."""
+    where: dict[str, list[str]] = {}
+    for label, report in reports.items():
+        for row in report.rows:
+            if row.note:
+                where.setdefault(row.note, []).append(" / ".join(filter(None, (label, row.block, row.wrt))))
+    return [f"{note}: {', '.join(rows)}" for note, rows in where.items()]
 
 
 def cell(row: Row, column: str) -> str:

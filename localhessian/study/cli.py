@@ -72,8 +72,7 @@ def analyze_command(
                 progress=_follow(bar),
             )
         after = _analyze(chain, trained.params, data, batch, f"{model}, after")
-        after.meta["accuracy"] = trained.accuracy
-        reports[f"{model}{SEPARATOR}after training"] = after
+        reports[f"{model}{SEPARATOR}after training"] = after.with_meta(accuracy=trained.accuracy)
     _write(reports, out)
 
 
@@ -195,7 +194,7 @@ def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
             bar.set_postfix_str(name)
 
         report = analyze(
-            chain, params, x, y, optax.softmax_cross_entropy_with_integer_labels, progress=show, samples=batch
+            chain, params, x, y, optax.softmax_cross_entropy_with_integer_labels, progress=show, samples_per_block=batch
         )
     if report.meta["interrupted"]:
         raise typer.Abort
@@ -207,8 +206,7 @@ def _write(reports: dict[str, Report], out: Path) -> None:
     typer.echo(table(reports))
     out.mkdir(parents=True, exist_ok=True)
     for place, (label, report) in enumerate(reports.items()):
-        report.meta.update(label=label, place=place)
-        report.save(out / f"{label.replace(SEPARATOR, '-').replace(' ', '-')}.npz")
+        report.with_meta(label=label, place=place).save(out / f"{label.replace(SEPARATOR, '-').replace(' ', '-')}.npz")
     figure(reports, out / "figure.png")
     page = html(reports, out / "report.html", text=text)
     typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")

@@ -60,7 +60,7 @@ def test_what_does_not_exist_is_said_and_not_crashed():
     report = lh.analyze(*networks.transformer(), blocks=["embed"])
     assert report["embed", "input"].note == "H_z does not exist: the block's input holds integers"
     assert np.isnan(report["embed", "input"].kappa_plus)
-    report = lh.analyze(*networks.convolutional(), blocks=["flatten"], samples=1)
+    report = lh.analyze(*networks.convolutional(), blocks=["flatten"], samples_per_block=1)
     assert report["flatten", "params"].note == "H_W does not exist: the block has no parameters"
     assert report["flatten", "input"].kappa_plus == pytest.approx(1)
 
@@ -104,16 +104,16 @@ def test_an_interruption_keeps_what_is_done_and_resumes():
 def test_messages():
     with pytest.raises(KeyError, match=re.escape("there is no block `haed` in this chain. Did you mean `head`?")):
         lh.analyze(*networks.mlp(), blocks=["haed"])
-    with pytest.raises(ValueError, match="`samples` must be at least 1, got 0"):
-        lh.analyze(*networks.mlp(), samples=0)
+    with pytest.raises(ValueError, match="`samples_per_block` must be at least 1, got 0"):
+        lh.analyze(*networks.mlp(), samples_per_block=0)
 
 
 def test_new_numbers_of_the_same_shapes_do_not_recompile(count_compilations):
     case = networks.convolutional()
-    lh.analyze(*case, samples=2)
+    lh.analyze(*case, samples_per_block=2)
     changed = case._replace(params=jax.tree.map(lambda leaf: leaf * 1.25, case.params), x=case.x + 0.5)
     with count_compilations() as seen:
-        lh.analyze(*changed, samples=2)
+        lh.analyze(*changed, samples_per_block=2)
     assert seen.names == []
 
 

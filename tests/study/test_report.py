@@ -22,7 +22,7 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture(scope="module")
 def report():
-    return lh.analyze(*networks.transformer(), samples=2)
+    return lh.analyze(*networks.transformer(), samples_per_block=2)
 
 
 def made_up(kappa, *, rank=10, q05=5.0, status="CONVERGED", converged=True, lower=None, wrt="params"):

@@ -56,7 +56,7 @@ def test_whole_path(make, count_compilations):
     chain, params, context = make()
     lh.check_identities(chain, params, IMAGES, LABELS, loss, context)
     chosen = chain.names[1:2]
-    first = lh.analyze(chain, params, IMAGES, LABELS, loss, context, blocks=chosen, samples=2)
+    first = lh.analyze(chain, params, IMAGES, LABELS, loss, context, blocks=chosen, samples_per_block=2)
     assert all(row.converged or row.note for row in first.rows)
     optimizer = lh.scale_amended_sgd(chain, loss, 0.1)
 
@@ -78,6 +78,6 @@ def test_whole_path(make, count_compilations):
     assert losses[-1] < losses[0]
     moved, after = chain.split(model_params), chain.next_context(params, IMAGES, context)
     with count_compilations() as seen:
-        second = lh.analyze(chain, moved, IMAGES, LABELS, loss, after, blocks=chosen, samples=2)
+        second = lh.analyze(chain, moved, IMAGES, LABELS, loss, after, blocks=chosen, samples_per_block=2)
     assert seen.names == []
     assert first.rows[0].lambda_max != second.rows[0].lambda_max

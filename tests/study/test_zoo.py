@@ -78,13 +78,13 @@ def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
 def test_analyze_and_a_training_step_that_does_not_recompile_it(name, count_compilations):
     _, (chain, params, context), x, y = of(name)
     chosen = chain.names[1:2]
-    first = lh.analyze(chain, params, x, y, loss, context, blocks=chosen, samples=2)
+    first = lh.analyze(chain, params, x, y, loss, context, blocks=chosen, samples_per_block=2)
     assert all(row.converged and row.rank > 0 for row in first.rows)
     grads = jax.grad(lambda params: loss(chain.forward(params, x, context)[-1], y).mean())(params)
     moved = optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, grads))
     after = chain.next_context(params, x, context) if context is not None else None
     with count_compilations() as seen:
-        second = lh.analyze(chain, moved, x, y, loss, after, blocks=chosen, samples=2)
+        second = lh.analyze(chain, moved, x, y, loss, after, blocks=chosen, samples_per_block=2)
     assert seen.names == []
     assert [row.lambda_max for row in first.rows] != [row.lambda_max for row in second.rows]
 
@@ -98,7 +98,7 @@ def test_equal_layers_share_their_programs(count_compilations):
         chain, params, context = lh.chain_from_nnx(model, x, at="layers.*")
         jax.clear_caches()
         with count_compilations() as seen:
-            lh.analyze(chain, params, x, x, loss, context, samples=2, wrt=("input",))
+            lh.analyze(chain, params, x, x, loss, context, samples_per_block=2, wrt=("input",))
         return sorted(seen.names)
 
     shallow = programs(2)

@@ -1,0 +1,35 @@
+"""What numbers depend on, as one digest: two analyses with the same one are of the same network, data and settings."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian.network import BackMatching, program_text
+
+
+def fingerprint(matching: BackMatching, settings: Any) -> str:
+    """A digest of parameters, data and context with their shapes and types, and of the programs of blocks and loss.
+
+    Args:
+        matching: The network at its point.
+        settings: Whatever else matters, with a short and complete `repr`.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    data = matching.params, matching.activations[0], matching.y, matching.context
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        digest.update(_bytes(jax.tree_util.keystr(path), leaf))
+    for block, z in zip(matching.chain.blocks, matching.activations, strict=False):
+        arguments = matching.params[block.name], z, matching.context
+        digest.update(f"{block.name} {program_text(block, *arguments)}".encode())
+    digest.update(program_text(matching.loss, matching.activations[-1], matching.y).encode())
+    return digest.hexdigest()
+
+
+def _bytes(path: str, leaf: Any) -> bytes:
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        path, leaf = f"{path} {jax.random.key_impl(leaf)}", jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    return f"{path} {array.dtype} {array.shape} ".encode() + array.tobytes()
