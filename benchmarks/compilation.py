@@ -29,7 +29,8 @@ def measure(layers: int) -> None:
     chain, params, context = lh.chain_from_nnx(model, tokens, at="layers.*")
     jax.monitoring.register_event_duration_secs_listener(listen)
     begin = time.perf_counter()
-    lh.analyze(chain, params, tokens, tokens, zoo.token_loss, context, samples_per_block=2, method=lh.Lanczos(max_matvecs=10))
+    method = lh.Lanczos(max_matvecs=10)
+    lh.analyze(chain, params, tokens, tokens, zoo.token_loss, context, samples_per_block=2, method=method)
     wall = time.perf_counter() - begin
     parts = ", ".join(f"{name.removesuffix('_duration')} {seconds:.2f} s" for name, seconds in sorted(spent.items()))
     print(f"{layers:3d} layers: compilation {sum(spent.values()):6.2f} s of {wall:6.2f} s   ({parts})", flush=True)

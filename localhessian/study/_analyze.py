@@ -175,11 +175,10 @@ def _missing(matching: BackMatching, block: str, wrt: str) -> str:
 def _chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:
     if samples is not None:
         return tuple(np.asarray(sample_indices(samples, n)[0]).tolist())
-    if isinstance(samples_per_block, bool) or not isinstance(samples_per_block, (int, np.integer)):
-        raise TypeError(f"`samples_per_block` must be a whole number, got {samples_per_block!r}.")
-    if samples_per_block < 1:
-        raise ValueError(f"`samples_per_block` must be at least 1, got {samples_per_block}.")
-    return tuple(np.unique(np.linspace(0, n - 1, min(int(samples_per_block), n)).round().astype(int)).tolist())
+    count = np.asarray(samples_per_block)
+    if count.shape != () or count.dtype.kind not in "iu" or count < 1:
+        raise ValueError(f"`samples_per_block` must be a whole number of at least 1, got {samples_per_block!r}.")
+    return tuple(np.unique(np.linspace(0, n - 1, min(int(count), n)).round().astype(int)).tolist())
 
 
 def _meta(matching: BackMatching, samples: tuple[int, ...], method: Method | None, key: Key) -> dict[str, Any]:

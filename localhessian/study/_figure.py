@@ -80,20 +80,24 @@ def _plain(text: str) -> str:
 
 def _along_depth(axes: Any, reports: Mapping[str, Analyzed], wrt: str, column: str, title: str) -> None:
     names: list[str] = []
+    has_numbers = False
     for label, look in _looks(reports).items():
         rows = _rows(reports[label], wrt)
         names += [row.block for row in rows if row.block not in names]
         at = np.array([names.index(row.block) for row in rows])
         value = np.array([getattr(row, column) for row in rows])
+        has_numbers |= bool(np.any(value > 0))
         if column == "kappa_plus":
             low, high = (np.array([getattr(row, name) for row in rows]) for name in ("kappa_lower", "kappa_upper"))
             error = np.nan_to_num(np.array([value - low, high - value]), nan=0, posinf=0)
             axes.errorbar(at, value, yerr=np.maximum(error, 0), **look, markersize=8, linewidth=2, capsize=4)
             only_bound = np.isnan(value) & np.isfinite(low)
+            has_numbers |= bool(np.any(only_bound))
             axes.scatter(at[only_bound], low[only_bound], marker="$\\uparrow$", s=160, color=look["color"])
         else:
             axes.plot(at, value, **look, markersize=8, linewidth=2)
-    axes.set_yscale("log")
+    if has_numbers:  # a logarithmic axis cannot do without numbers
+        axes.set_yscale("log")
     axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=30 if len(names) > 8 else 0)
     axes.set_title(title)
     axes.set_xlabel("block")

@@ -1,5 +1,6 @@
 """The main job on small networks: rows, samples, interruption, messages, compilations."""
 
+import copy
 import re
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 
 import localhessian as lh
 from localhessian.study import MODELS, digits, digits_network, train
-from localhessian.study._analyze import _indices
+from localhessian.study import _analyze as analysis
+from localhessian.study._analyze import _chosen
+from localhessian.study._findings import findings
 
 pytestmark = pytest.mark.once
 
@@ -104,7 +107,7 @@ def test_an_interruption_keeps_what_is_done_and_resumes():
 def test_messages():
     with pytest.raises(KeyError, match=re.escape("there is no block `haed` in this chain. Did you mean `head`?")):
         lh.analyze(*networks.mlp(), blocks=["haed"])
-    with pytest.raises(ValueError, match="`samples_per_block` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`samples_per_block` must be a whole number of at least 1, got 0"):
         lh.analyze(*networks.mlp(), samples_per_block=0)
 
 
@@ -175,10 +178,155 @@ def test_skip_bound_of_the_theory():
 
 
 def test_what_samples_mean():
-    """A number of any integer type is a count, a mask is a mask; what is neither is refused."""
-    indices = lambda samples: _indices(samples, 6)
-    assert indices(3) == indices(np.int64(3)) == indices(np.array(3)) == indices(jnp.array(3)) == (0, 2, 5)
+    """A count is a whole number of any type; samples are indices or a mask; what is neither is refused."""
+    count, indices = lambda number: _chosen(None, number, 6), lambda samples: _chosen(samples, 16, 6)
+    assert count(3) == count(np.int64(3)) == count(np.array(3)) == count(jnp.array(3)) == (0, 2, 5)
     assert indices([True, False, True, False, False, False]) == indices((0, 2)) == (0, 2)
-    for wrong in (0, True, 2.0, np.zeros((2, 2), int), [[0], [1, 2]], "a"):
+    assert indices(np.int64(4)) == indices(4) == (4,)
+    for wrong in (0, True, 2.0, "a"):
+        with pytest.raises(ValueError, match="`samples_per_block` must be"):
+            count(wrong)
+    for wrong in (True, 2.0, np.zeros((2, 2), int), [[0], [1, 2]], "a", [], 6):
         with pytest.raises(ValueError, match="`samples` must be"):
             indices(wrong)
+
+
+def weighted(weights):
+    """The mlp with a weight for each sample: 0 is a padded one."""
+    case = networks.mlp()
+    return case._replace(y=(case.y, jnp.asarray(weights)), loss=lambda z, y: case.loss(z, y[0]) * y[1])
+
+
+def test_samples_without_curvature_do_not_blank_the_row():
+    n = len(networks.mlp().x)
+    padded = lh.analyze(*weighted(jnp.ones(n).at[1].set(0.0)), blocks="head", wrt="input")["head", "input"]
+    others = [i for i in range(n) if i != 1]
+    without = lh.analyze(*networks.mlp(), blocks="head", wrt="input", samples=others)["head", "input"]
+    assert padded.note == f"1 of {n} samples: no curvature, H = 0"
+    for column in ("rank", "lambda_max", "lambda_min_nonzero", "kappa_plus", "kappa_lower", "kappa_upper", "kappa_q05"):
+        assert getattr(padded, column) == pytest.approx(getattr(without, column), rel=1e-4)
+    nothing = lh.analyze(*weighted(jnp.zeros(n)), blocks="head")
+    assert [(row.status, row.rank, row.lambda_max) for row in nothing.rows] == [("ZERO", 0, 0), ("ZERO", 0, 0)]
+    assert np.isnan([getattr(row, name) for row in nothing.rows for name in ("kappa_plus", "kappa_lower")]).all()
+    assert "`head` has no curvature at all" in findings({"": nothing})
+    assert "\nno curvature, H = 0: head / params\n" in str(nothing)
+    assert f"\n{n} of {n} samples: no curvature, H = 0: head / input\n" in str(nothing)
+
+
+def test_a_block_that_fails_is_a_row_with_its_sentence_and_the_others_stay(monkeypatch):
+    case = networks.mlp()
+    right = analysis.spectrum
+
+    def spectrum(operator, *args, **kwargs):
+        if "`layer1`" in operator.label:
+            raise MemoryError("cannot hold it")
+        return right(operator, *args, **kwargs)
+
+    monkeypatch.setattr(analysis, "spectrum", spectrum)
+    report = lh.analyze(*case, wrt="params")
+    failed = report["layer1", "params"]
+    assert (failed.status, failed.converged, failed.note) == ("FAILED", False, "MemoryError: cannot hold it")
+    assert all(row.has_figures for row in report.rows if row is not failed)
+    assert "`layer1` could not be analyzed" in findings({"": report})
+    monkeypatch.undo()
+    assert lh.analyze(*case, wrt="params", resume=report) == lh.analyze(*case, wrt="params")
+
+
+def test_products_that_are_not_finite_have_their_status_in_row_table_page_and_findings(tmp_path):
+    """The derivative of the square root at 0."""
+    case = networks.mlp()
+    broken = lh.Block("layer1", lambda p, z: jnp.tanh(jnp.sqrt(jnp.abs(z - z)) @ p["kernel"]))
+    blocks = [broken if block.name == "layer1" else block for block in case.chain.blocks]
+    report = lh.analyze(lh.Chain(blocks), *case[1:])
+    assert report["layer1", "input"].status == "NON_FINITE"
+    assert "products are not finite" in str(report)
+    assert "products are not finite" in report.html(tmp_path / "page.html").read_text()
+    assert findings({"": report}).startswith("First: ")
+
+
+def test_resume_knows_all_that_the_numbers_depend_on():
+    case = networks.mlp()
+    partial = lh.analyze(*case, blocks="head", wrt="params")
+    relu = [lh.Block(b.name, lambda p, z, b=b: jnp.abs(b(p, z))) for b in case.chain.blocks]
+    others = {
+        "blocks": case._replace(chain=lh.Chain(relu)),
+        "loss": case._replace(loss=lambda z, y: 2 * case.loss(z, y)),
+        "context": case._replace(context=jnp.ones(3)),
+        "shapes": case._replace(x=case.x[:-1], y=case.y[:-1]),
+        "dtypes": case._replace(y=case.y.astype(jnp.int8)),
+    }
+    for changed in others.values():
+        with pytest.raises(ValueError, match="`resume` is a report of another"):
+            lh.analyze(*changed, blocks="head", wrt="params", resume=partial)
+    for settings in ({"samples": [0, 1]}, {"method": lh.Dense(max_size=5000)}, {"key": jax.random.key(1)}):
+        with pytest.raises(ValueError, match="`resume` is a report of another"):
+            lh.analyze(*case, blocks="head", wrt="params", resume=partial, **settings)
+    # The same function, written again.
+    again = [lh.Block(b.name, lambda p, z, b=b: b(p, z)) for b in case.chain.blocks]
+    assert lh.analyze(lh.Chain(again), *case[1:], blocks="head", wrt="params", resume=partial) == partial
+
+
+def test_names_samples_and_generators_mean_what_they_say(dtype):
+    case = networks.mlp()
+    both = lh.analyze(*case, blocks=(name for name in ["layer1", "head"]), wrt=(side for side in ["input"]))
+    assert [row.key for row in both.rows] == [("layer1", "input", "gauss_newton"), ("head", "input", "gauss_newton")]
+    one = lh.analyze(*case, blocks="head", wrt="input", samples=np.int64(2))
+    mask = np.arange(len(case.x)) == 2
+    assert one.rows[0].samples == 1
+    assert one == lh.analyze(*case, blocks="head", wrt="input", samples=mask)
+    assert one == lh.analyze(*case, blocks="head", wrt="input", samples=[2])
+    for wrong, error, sentence in (
+        ({"wrt": "weights"}, ValueError, "`wrt` takes 'params', 'input', got 'weights'"),
+        ({"part": "gn"}, ValueError, "`part` takes"),
+        ({"blocks": 3}, TypeError, "`blocks` must be a name or several, got 3"),
+        ({"samples": np.zeros((2, 2), int)}, ValueError, "`samples` must be an index"),
+        ({"samples_per_block": 1.5}, ValueError, "`samples_per_block` must be a whole number"),
+        ({"resume": {}}, TypeError, "`resume` must be a report"),
+    ):
+        with pytest.raises(error, match=re.escape(sentence)):
+            lh.analyze(*case, **wrong)
+    with pytest.raises(TypeError, match="`analyze` runs on the host"):
+        jax.jit(lambda x: lh.analyze(case.chain, case.params, x, case.y, case.loss).rows[0].kappa_plus)(case.x)
+
+
+def test_a_row_that_is_interrupted_keeps_what_its_products_have_shown():
+    case = networks.mlp()
+    told = []
+
+    def stop(done, total, what):
+        told.append(what)
+
+    method = lh.Lanczos(max_matvecs=20, basis_size=8)
+
+    def interrupt(operator, *args, **kwargs):
+        found = lh.spectrum(operator, method, throw=False)
+        raise lh.SpectrumInterrupt(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "spectrum", interrupt)
+        report = lh.analyze(*case, wrt="params", progress=stop)
+    (row,) = report.rows
+    assert (row.status, row.converged, report.meta["interrupted"]) == ("INTERRUPTED", False, True)
+    assert row.lambda_max > 0
+    assert "interrupted after" in row.note
+    assert lh.analyze(*case, wrt="params", resume=report).rows[0].status != "INTERRUPTED"
+
+
+def test_reports_compare_print_and_draw_when_nothing_was_found_too(tmp_path):
+    case = networks.mlp()
+
+    def stop(done, total, what):
+        if what != "interrupted":
+            raise KeyboardInterrupt
+
+    empty = lh.analyze(*case, progress=stop)
+    assert empty.rows == ()
+    report = lh.analyze(*case, blocks="head")
+    assert report == report.with_meta(label="x")
+    assert report != empty
+    assert copy.deepcopy(report) == report
+    with pytest.raises(TypeError):
+        report.meta["label"] = "y"
+    empty.plot(tmp_path / "empty.png")
+    empty.html(tmp_path / "empty.html")
+    assert "There is no spectrum" in findings({"": empty})

@@ -15,6 +15,7 @@ import localhessian as lh
 from localhessian.study import RowSpectrum, findings, table
 from localhessian.study import html as write_html
 from localhessian.study._row import COLUMNS
+from localhessian.study._table import SHOWN
 from localhessian.study.cli import app
 
 pytestmark = pytest.mark.once
@@ -71,7 +72,7 @@ def test_dataframe_has_the_fixed_columns(report):
 def test_table_holds_every_column_and_row(report):
     lines = str(report).splitlines()
     words = " ".join(lines[:4]).split()
-    assert {part for column in COLUMNS for part in column.split("_")} <= set(words)
+    assert {part for column in SHOWN for part in column.split("_")} <= set(words)
     assert sum(line.split()[:2] == ["attention", "params"] for line in lines) == 1
     assert "attention" in report._repr_html_()
     assert " - " in next(line for line in lines if line.split()[:2] == ["embed", "input"])
@@ -152,7 +153,7 @@ def test_findings_carry_every_reservation():
         "b": made_up(np.nan, lower=5.0, converged=False, q05=np.nan),
         "c": made_up(11.0, q05=6.0, wrt="input", rank=4),
     }
-    reports["a"].meta["accuracy"] = 0.5
+    reports["a"] = reports["a"].with_meta(accuracy=0.5)
     text = findings(reports)
     assert "1 of 3 kappa_plus (marked ?) hang on where the rank rule cuts" in text
     assert "1 are known as lower bounds only" in text
