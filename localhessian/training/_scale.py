@@ -137,8 +137,8 @@ def scale_by_local_hessian(
     def init(params: Any) -> ScaleByLocalHessianState:
         in_blocks(chain, params)
         # Logarithms of products want float32 at least, whatever the parameters are stored in.
-        widest = jnp.result_type(jnp.float32, *floating(params)[0])
-        zeros = jnp.zeros(blocks, widest)
+        wide = any(jnp.finfo(leaf.dtype).bits > 32 for leaf in floating(params)[0])
+        zeros = jnp.zeros(blocks, jnp.float64 if wide else jnp.float32)
         return ScaleByLocalHessianState(jnp.zeros((), jnp.int32), zeros, zeros, zeros, zeros, zeros)
 
     def update(

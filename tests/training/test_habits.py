@@ -10,7 +10,7 @@ from flax import nnx
 
 import localhessian as lh
 
-X, Y = jax.random.normal(jax.random.key(3), (8, 4)), jnp.arange(8) % 3
+X, Y = jax.random.normal(jax.random.key(3), (8, 4), jnp.float32), jnp.arange(8) % 3
 loss = networks.cross_entropy
 
 
@@ -25,7 +25,8 @@ class Net(nnx.Module):
 
 @pytest.fixture(scope="module")
 def cut():
-    return lh.chain_from_nnx(Net(nnx.Rngs(0)), X)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return lh.chain_from_nnx(Net(nnx.Rngs(0)), X)
 
 
 def data(cut):
