@@ -59,7 +59,8 @@ def _linearized(loss: Loss, z: Activations, y: Any) -> Partial:
 
 
 def _push_by_loss(moved: Partial, outputs: list[Array], v: Array) -> Array:
-    return ravel_samples(moved(ravel(outputs)[1](v)))[0]
+    """Which way losses and gradients move; in one type, whatever theirs are."""
+    return ravel_samples([jnp.sign(leaf).astype(jnp.float32) for leaf in moved(ravel(outputs)[1](v))])[0]
 
 
 def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, concrete: bool) -> Array:

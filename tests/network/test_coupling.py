@@ -123,6 +123,14 @@ def test_a_loss_that_couples_only_to_second_order_is_seen():
     assert not loss_couples_samples(lambda z, y: (z * jax.lax.stop_gradient(z.sum()))[:, 0] + y, z, y)
 
 
+@pytest.mark.once
+def test_a_loss_in_another_precision_than_its_outputs():
+    """bfloat16 outputs, a float32 loss, strict promotion of types."""
+    z, y = jnp.ones((3, 2), "bfloat16"), jnp.zeros(3, "float32")
+    assert not loss_couples_samples(lambda z, y: (z.astype("float32") ** 2).sum(1) + y, z, y)
+    assert loss_couples_samples(lambda z, y: (z.astype("float32") ** 2).sum() + y, z, y)
+
+
 @pytest.mark.parametrize("n", [2, 3, 6, 7, 900])
 def test_every_ordered_pair_of_samples_is_told_apart(n):
     moves = _patterns(n)
