@@ -227,3 +227,17 @@ def test_the_full_part_of_a_confident_model_is_symmetric(gain, tol):
         for method in (lh.Dense(), lh.Lanczos()):
             ours, truth = lh.spectrum(full, method).lambda_max, lh.spectrum(half, lh.Dense()).lambda_max
             np.testing.assert_allclose(ours, truth, rtol=100 * tol.eigenvalue)
+
+
+@pytest.mark.once
+@pytest.mark.relaxed
+def test_rounding_is_not_called_asymmetry():
+    """A full part in float32 of a block that computes in bfloat16 beside it: nothing for the user to make symmetric."""
+    block = lambda w, z: {"narrow": (z @ w).astype("bfloat16"), "wide": z[:, :1]}
+    loss = lambda z, y: (z["narrow"].astype("float32") ** 2).sum(1) + z["wide"][:, 0] ** 2 * y
+    case = networks.mlp(widths=(4, 5))
+    matching = lh.back_match(
+        lh.Chain([lh.Block("b", block)]), {"b": case.params["head"]["kernel"]}, case.x, jnp.ones(7), loss
+    )
+    with pytest.raises(lh.SpectrumError, match=r"H_W of block `b` .full.: .* rounding of the model's own arithmetic"):
+        lh.spectrum(lh.local_hessian(matching, "b", part="full"))
