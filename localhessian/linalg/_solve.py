@@ -111,8 +111,8 @@ def _sentence(operator: LinearMap | SymmetricOperator, status: Status) -> str:
     if operator.label and status is Status.NOT_SYMMETRIC:
         # A derivative of a model: whatever is not symmetric about it is rounding.
         return (
-            f"{operator.label}: its products are symmetric only up to the rounding of the model's own arithmetic, which "
-            "is more than its dtype promises. Compute in a wider type throughout, or analyze the Gauss-Newton part."
+            f"{operator.label}: its products are symmetric only up to the rounding of the model's own arithmetic, "
+            "more than its dtype promises. Compute in a wider type throughout, or analyze the Gauss-Newton part."
         )
     return f"{operator.label or 'the operator'}: {status.message}"
 
