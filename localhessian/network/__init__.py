@@ -2,6 +2,7 @@
 
 from localhessian.network._backmatching import BackMatching as BackMatching
 from localhessian.network._backmatching import back_match as back_match
+from localhessian.network._backmatching import back_match_partly as back_match_partly
 from localhessian.network._backmatching import back_matching_loss as back_matching_loss
 from localhessian.network._chain import Block as Block
 from localhessian.network._chain import Chain as Chain

@@ -17,6 +17,7 @@ from localhessian._tree import floating, is_concrete, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples, loss_couples_samples
+from localhessian.network._finite import validate_derivatives
 from localhessian.network._jacobian import Place, Variables, jacobian
 from localhessian.network._validate import admit, run_chain, validate_values
 
@@ -89,9 +90,10 @@ def back_match(
         A pytree. Works under `jax.jit` and `jax.vmap`; there only shapes are checked, not values.
 
     Raises:
-        ValueError: Wrong shapes, an empty batch, a loss that is not per sample, non-finite parameters, data or
-            activations, complex parameters or activations, leaves that are no arrays, a block or loss without a forward
-            or a reverse derivative, a model that answers differently twice; the message names the block.
+        ValueError: Wrong shapes, an empty batch, a loss that is not per sample, non-finite parameters, data, activations
+            or derivatives (with the operation that made them), complex parameters or activations, leaves that are no
+            arrays, a block or loss without a forward or a reverse derivative, a model that answers differently twice;
+            the message names the block.
         TypeError: `loss` has no hash (a dataclass that is not frozen).
         KeyError: `params` names a block that is not in the chain.
 
@@ -111,6 +113,25 @@ def back_match(
 
     Source: Zhang, Chen & Liu (2018), Procedure 1, with gradient steps.
     """
+    matching = back_match_partly(chain, params, x, y, loss, context)
+    if is_concrete(matching.residuals, matching.gradients):
+        validate_derivatives(
+            chain,
+            matching.params,
+            y,
+            matching.loss,
+            matching.context,
+            matching.activations,
+            matching.residuals,
+            matching.gradients,
+        )
+    return matching
+
+
+def back_match_partly(
+    chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context = None
+) -> BackMatching:
+    """As `back_match`, for whoever tells what is not finite: a block without a derivative costs no other."""
     loss, context = admit(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
     # One program for each kind of block: equal blocks share it, and none is as large as the network.
@@ -132,7 +153,7 @@ def back_match(
         activations, (None, *residuals), gradients, jnp.mean(losses), coupled, params, y, context, chain, loss
     )
     if is_concrete(params, x, y, context, activations, losses):
-        validate_values(matching.chain, params, y, context, activations, losses)
+        validate_values(matching.chain, params, y, context, activations, losses, loss)
     return matching
 
 

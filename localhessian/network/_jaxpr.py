@@ -190,13 +190,13 @@ def _parts(values: Sequence[Any], first: int, second: int) -> tuple[list[Any], l
     return values[:first], values[first : first + second], values[first + second :]
 
 
-def where(eqn: core.JaxprEqn) -> str:
-    """The user's source line of an equation, with the name of the function it is in."""
+def where(eqn: core.JaxprEqn, of_the_user: bool = False) -> str:
+    """The user's source line of an equation, with the name of the function it is in; else a library's, or nothing."""
     frames = getattr(eqn.source_info.traceback, "frames", ())
     own = [frame for frame in frames if not _LIBRARIES.search(frame.file_name)]
-    for frame in own or frames:
+    for frame in own or (() if of_the_user else frames):
         return f"{frame.file_name}:{frame.line_num} (`{frame.function_name}`)"
-    return "an unknown line"
+    return "" if of_the_user else "an unknown line"
 
 
 def fingerprint(closed: core.ClosedJaxpr, labels: Any) -> str:

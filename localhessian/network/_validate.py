@@ -1,15 +1,17 @@
 """One clear sentence for bad input, naming the block and the remedy."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from localhessian._memory import as_key, remembered
 from localhessian._tree import floating, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
+from localhessian.network._birth import birth
 from localhessian.network._chain import Block, Chain
+from localhessian.network._finite import check_finite
 from localhessian.network._leaves import check_leaves, check_real
 
 
@@ -63,14 +65,17 @@ def validate_values(
     context: Context,
     activations: tuple[Activations, ...],
     losses: Any,
+    loss: Loss,
 ) -> None:
     """Check numbers: finite parameters, data, activations and losses, and the same answer twice; raises ValueError."""
-    _check_finite("`x`", activations[0])
-    _check_finite("`y`", y)
-    for block, z in zip(chain.blocks, activations[1:], strict=True):
-        _check_finite(f"the parameters of block `{block.name}`", params[block.name])
-        _check_finite(f"the output of block `{block.name}`", z, "its parameters and input are finite, so it overflows")
-    _check_finite("the loss", losses, "the outputs of the network are finite: look at `loss` and `y`")
+    check_finite("`x`", activations[0])
+    check_finite("`y`", y)
+    for block, before, z in zip(chain.blocks, activations, activations[1:], strict=False):
+        check_finite(f"the parameters of block `{block.name}`", params[block.name])
+        why = functools.partial(birth, block, params[block.name], before, context)
+        check_finite(f"the output of block `{block.name}`", z, "its parameters and input are finite; it is ", why)
+    why = functools.partial(birth, loss, activations[-1], y)
+    check_finite("the loss", losses, "the outputs of the network are finite; it is ", why)
     _check_same_answer(chain, params, context, activations)
 
 
@@ -197,19 +202,6 @@ def _loss_derivatives(loss: Loss, treedef, leaves) -> None:
         return gradient, jax.vmap(jvp)([leaf[None] for leaf in outputs])
 
     jax.eval_shape(hessian, *jax.tree.unflatten(treedef, leaves))
-
-
-def _check_finite(what: str, tree: Any, hint: str = "remove NaN and infinity from it") -> None:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not _is_finite(leaf):
-            place = f" at `{jax.tree_util.keystr(path)}`" if path else ""
-            raise ValueError(f"{what} is not finite{place}: {hint}.")
-
-
-def _is_finite(leaf: Any) -> bool:
-    if jax.default_backend() == "cpu":  # shared memory, and no program for each shape
-        return bool(np.all(np.isfinite(np.asarray(leaf))))
-    return bool(jnp.all(jnp.isfinite(leaf)))
 
 
 def _check_same_answer(chain: Chain, params, context, activations) -> None:

@@ -15,7 +15,7 @@ from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
 from localhessian.curvature import local_hessian
 from localhessian.linalg import Method, SpectrumInterrupt, spectrum
-from localhessian.network import BackMatching, Chain, back_match, sample_indices
+from localhessian.network import BackMatching, Chain, back_match_partly, sample_indices
 from localhessian.study._fingerprint import fingerprint
 from localhessian.study._measured import measured, without_figures
 from localhessian.study._report import Report
@@ -101,7 +101,7 @@ def analyze(
     sides, parts = _several("wrt", wrt, SIDES), _several("part", part, PARTS)
     jobs = [(b, w, p) for b in chain.names if b in names for w in sides for p in parts]
     key = jax.random.key(0) if key is None else key
-    matching = back_match(chain, params, x, y, loss, context)
+    matching = back_match_partly(chain, params, x, y, loss, context)
     chosen = _chosen(samples, samples_per_block, matching.samples)
     meta = _meta(matching, chosen, method, key)
     rows, spectra = _resumed(resume, meta)

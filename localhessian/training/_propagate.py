@@ -130,7 +130,7 @@ def propagate(
     activations = run_chain(chain, of_blocks, x, context)
     losses = loss(activations[-1], y)
     if is_concrete(params, x, y, context, activations, losses):
-        validate_values(chain, of_blocks, y, context, activations, losses)
+        validate_values(chain, of_blocks, y, context, activations, losses, loss)
         chain.check_tied(of_blocks)
     target: Any = y
     steps, blocks, states = {}, {}, {}
