@@ -90,10 +90,10 @@ def back_match(
         A pytree. Works under `jax.jit` and `jax.vmap`; there only shapes are checked, not values.
 
     Raises:
-        ValueError: Wrong shapes, an empty batch, a loss that is not per sample, non-finite parameters, data, activations
-            or derivatives (with the operation that made them), complex parameters or activations, leaves that are no
-            arrays, a block or loss without a forward or a reverse derivative, a model that answers differently twice;
-            the message names the block.
+        ValueError: Wrong shapes, an empty batch, a loss that is not per sample, non-finite parameters, data,
+            activations or derivatives (with the operation that made them), complex parameters or activations, leaves
+            that are no arrays, a block or loss without a forward or a reverse derivative, a model that answers
+            differently twice; the message names the block.
         TypeError: `loss` has no hash (a dataclass that is not frozen).
         KeyError: `params` names a block that is not in the chain.
 
