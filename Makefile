@@ -9,6 +9,15 @@ PYTEST = .venv-test/bin/python -m pytest
 EXTRAS_demo = demo
 EXTRAS_test = test
 EXTRAS_lint = lint
+EXTRAS_lowest = test
+EXTRAS_newest = test
+CONSTRAINTS_lowest = --constraint tests/lowest.txt
+CORE = tests/linalg/test_spectrum.py tests/linalg/test_rank.py tests/network tests/curvature/test_identities.py
+
+# Compiling is what tests spend their time on: workers, precisions, examples and the next run share their programs.
+test docs full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+test docs full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+test docs full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs full clean
@@ -20,7 +29,7 @@ help:
 	@echo 'make lint    style and types'
 	@echo 'make format  rewrite the files as `make lint` wants them'
 	@echo 'make docs    run the examples of README.md, docs/ and the docstrings'
-	@echo 'make full    every test, the slow ones and the examples included'
+	@echo 'make full    every test, the slow ones and the examples included; the core with the lowest and the newest versions'
 	@echo 'make clean   remove the virtual environments, caches and results'
 
 demo: .venv-demo/.installed
@@ -42,9 +51,11 @@ format: .venv-lint/.installed
 docs: .venv-test/.installed
 	$(PYTEST) -q -m examples
 
-full: .venv-test/.installed
+full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
 	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) -m ''
 	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) -m 'not examples'
+	.venv-lowest/bin/python -m pytest -q -n $(WORKERS) $(CORE)
+	.venv-newest/bin/python -m pytest -q -n $(WORKERS) $(CORE)
 
 .venv-%/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -54,9 +65,9 @@ full: .venv-test/.installed
 	@$(PYTHON) -m venv --clear .venv-$* || { \
 	  echo 'This Python cannot make virtual environments: install its venv module (on Debian and Ubuntu the' \
 	       'package python3-venv), or name another one: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
-	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS_$*)]'
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS_$*)]' $(CONSTRAINTS_$*)
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-lint runs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-demo .venv-test .venv-lint .venv-lowest .venv-newest runs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
