@@ -1,8 +1,9 @@
 """Programs that JAX traced: parts of them as programs of their own, and run as JAX runs them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend import core
 
 
@@ -26,3 +27,17 @@ def assemble(
     names = core.DebugInfo("localhessian", "block", ("",) * len(inputs), ("",) * len(outputs))
     jaxpr = core.Jaxpr(list(constvars), list(inputs), list(outputs), list(equations), effects, names)
     return core.ClosedJaxpr(jaxpr, list(consts))
+
+
+def floating_types(jaxpr: Any) -> Iterator[Any]:
+    """The floating-point types that a program computes in, at any depth."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    for eqn in inner.eqns:
+        for atom in eqn.outvars:
+            dtype = getattr(atom.aval, "dtype", None)
+            if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+                yield dtype
+        for value in eqn.params.values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
+                    yield from floating_types(item)

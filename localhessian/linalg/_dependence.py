@@ -25,6 +25,10 @@ class Declined(Exception):
     """The program has no structure that is known here; the message says where it was lost."""
 
 
+class TooLarge(Declined):
+    """There is one, beyond the limits."""
+
+
 @dataclasses.dataclass
 class Dependent:
     """An array that depends linearly on the variables; every field has the array's shape (or broadcasts to it)."""

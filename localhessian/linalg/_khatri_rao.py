@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._types import Array
-from localhessian.linalg._dependence import UNKNOWN, Declined
+from localhessian.linalg._dependence import UNKNOWN, Declined, TooLarge
 from localhessian.linalg._discover import Found, members
 from localhessian.linalg._operators import LinearMap
 from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of, syrk
@@ -15,12 +15,13 @@ from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of, syr
 class KhatriRao:
     """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables."""
 
-    def __init__(self, found: Found, size: int, eps: float, max_bytes: float) -> None:
+    def __init__(self, found: Found, size: int, eps: float, max_bytes: float, max_size: float) -> None:
         """Collect the rows g of every place, made independent up to `eps`.
 
         Raises:
             Declined: single variables enter beside the product, its kernel is grouped, or the rows take more than
                 `max_bytes`.
+            TooLarge: all but one row of each place, as of a softmax, make a matrix beyond `max_size`.
         """
         output, grid = found.output, found.grid
         if grid is None or len(grid.inputs) != 1 or output.single or np.any(output.unit == UNKNOWN):
@@ -30,6 +31,12 @@ class KhatriRao:
             raise Declined(f"it mixes channels, and rows of all channels take {needed / 2**30:.2g} GiB")
         self.size = size
         place_of = found.flat(output.unit)
+        rows = int(np.sum(np.maximum(np.minimum(np.bincount(place_of), grid.channels) - 1, 0)))
+        order = min(rows, grid.inputs[0].shape[1] * grid.channels)
+        if order > max_size:  # before the rows of every place are decomposed
+            raise TooLarge(
+                f"it has one (Khatri-Rao), but `max_size` = {max_size:.3g} is less than the {order:.3g} needed"
+            )
         mixing = np.zeros((len(place_of), grid.channels))
         mixing[np.arange(len(mixing)), found.flat(output.place)] = found.flat(output.own)
         for k, coefficient in output.shared.items():

@@ -1,6 +1,7 @@
 """Every eigenvalue of matrices that split into small blocks."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg._assemble import ends, whole
 from localhessian.linalg._block_diagonal import BlockDiagonal
-from localhessian.linalg._dependence import Declined
+from localhessian.linalg._dependence import Declined, TooLarge
 from localhessian.linalg._discover import Found, walk
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._khatri_rao import KhatriRao
@@ -88,7 +89,10 @@ class Structured:
             try:
                 found = walk(prepared, False, self.max_bytes / 4)
                 eps = float(jnp.finfo(prepared.dtype).eps)
-                return found, KhatriRao(found, prepared.in_size, eps, self.max_bytes)
+                most = math.inf if self.blocks is not None else self.max_size
+                return found, KhatriRao(found, prepared.in_size, eps, self.max_bytes, most)
+            except TooLarge:
+                raise
             except Declined:
                 pass
             raise

@@ -9,6 +9,8 @@ from jax.sharding import AxisType
 
 from localhessian._types import Activations, Context, Params
 
+NARROWEST = 16
+"""Bits of a number that has derivatives worth the name."""
 _NUMBERS = (bool, int, float, complex, np.generic, np.ndarray)
 
 
@@ -34,12 +36,17 @@ def check_arrays(what: str, tree: Any) -> None:
 
 
 def check_real(what: str, tree: Any) -> None:
-    """Refuse complex arrays among what is differentiated."""
+    """Refuse complex arrays and those of less than 16 bits among what is differentiated."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise ValueError(
                 f"{what} must be real, got {jnp.result_type(leaf)}{_at(path)}: write it as a pair of reals "
                 "(`z.real`, `z.imag`), which `jax.lax.complex` joins inside a block."
+            )
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and jnp.finfo(jnp.result_type(leaf)).bits < NARROWEST:
+            raise ValueError(
+                f"{what} must have {NARROWEST} bits at least to be differentiated, got "
+                f"{jnp.result_type(leaf)}{_at(path)}: hand quantized weights over in `context`."
             )
 
 

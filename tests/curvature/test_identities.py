@@ -8,6 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import localhessian as lh
+from localhessian.curvature._identities import TOLERANCES
 
 TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 1e-5
 
@@ -221,3 +222,29 @@ def test_local_hessians_are_not_diagonal_blocks_of_the_loss_hessian():
     inner = lh.local_hessian(matching, name).factor.to_dense()
     kernel = np.kron(np.eye(len(case.x)), np.asarray(head["kernel"]).T)
     assert relative(inner.T @ (kernel.T @ S @ kernel) @ inner, diagonal_block) < 10 * TOLERANCE
+
+
+@pytest.mark.once
+def test_tolerances_follow_the_narrowest_arithmetic():
+    """Mixed precision: float32 in and out, bfloat16 inside; a rule that is wrong is caught all the same."""
+
+    def narrow(params, z):
+        return jnp.tanh(z.astype(jnp.bfloat16) @ params.astype(jnp.bfloat16)).astype(z.dtype)
+
+    @jax.custom_jvp
+    def wrong(z):
+        return z**2
+
+    wrong.defjvp(lambda primals, tangents: (primals[0] ** 2, jnp.cumsum(1 + 9 * primals[0], axis=1) * tangents[0]))
+    params = {"a": jnp.linspace(-1.0, 1.0, 9).reshape(3, 3), "b": jnp.linspace(1.0, 2.0, 6).reshape(3, 2)}
+    x, y = jnp.cos(jnp.arange(15.0)).reshape(5, 3) / 4, jnp.zeros((5, 2))
+    loss = lambda z, y: 0.5 * jnp.sum((z - y) ** 2, axis=1)
+    chain = lh.Chain([lh.Block("a", narrow), lh.Block("b", lambda w, z: z @ w)])
+    check = lh.check_identities(chain, params, x, y, loss)
+    assert check.tolerance == TOLERANCES["bfloat16"]
+    assert max(check.errors.values()) > 1e-6  # rounding that the tolerance of float32 is not meant for
+    wide = lh.Chain([lh.Block("a", lambda w, z: jnp.tanh(z @ w)), lh.Block("b", lambda w, z: z @ w)])
+    assert lh.check_identities(wide, params, x, y, loss).tolerance == TOLERANCES["float32"]
+    chain = lh.Chain([chain.blocks[0], lh.Block("c", lambda w, z: wrong(narrow(w, z))), chain.blocks[1]])
+    with pytest.raises(lh.IdentityError, match="identities fail on block `c`"):
+        lh.check_identities(chain, params | {"c": 2 * params["a"]}, x, y, loss)
