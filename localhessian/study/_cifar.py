@@ -1,11 +1,14 @@
 """CIFAR-10 and CIFAR-100 in their official binary layout: read, verified, and downloaded where they are not there."""
 
 import dataclasses
+import gzip
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from localhessian._files import whole
 from localhessian.study._data import Images, digits, images_from_npz
 from localhessian.study._optional import optional
 
@@ -102,8 +105,14 @@ def load_images(name: str, folder: str | Path | None = None) -> Images:
 def load_binary(layout: BinaryLayout, folder: str | Path | None = None) -> Images:
     """Read and verify the files of a layout; without a folder from the cache."""
     place = _downloaded(layout) if folder is None else _found(layout, Path(folder))
-    train = [_read(place / name, layout, layout.train_records) for name in layout.train]
-    test = [_read(place / name, layout, layout.test_records) for name in layout.test]
+    try:
+        train = [_read(place / name, layout, layout.train_records) for name in layout.train]
+        test = [_read(place / name, layout, layout.test_records) for name in layout.test]
+    except ValueError:
+        if folder is None:  # of the cache: taken out of the archive again by the next call
+            for name in (*layout.train, *layout.test):
+                (place / name).unlink(missing_ok=True)
+        raise
     return Images(*(np.concatenate(parts) for pair in (train, test) for parts in zip(*pair, strict=True)))
 
 
@@ -149,17 +158,22 @@ def _downloaded(layout: BinaryLayout) -> Path:
     if all((place / name).is_file() for name in names):
         return place
     archive = pooch.retrieve(layout.url, known_hash=f"md5:{layout.md5}", path=cache, progressbar=False)
-    place.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as packed:
-        for name in names:
-            part = place / f"{name}.part"
-            part.write_bytes(_member(packed, f"{layout.folder}/{name}"))
-            part.replace(place / name)
+    try:
+        with tarfile.open(archive) as packed:
+            for name in names:
+                with whole(place / name) as part:
+                    part.write_bytes(_member(packed, f"{layout.folder}/{name}"))
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError, ValueError) as error:
+        raise ValueError(
+            f"`{archive}` is no whole archive of {layout.folder} ({type(error).__name__}: {error}): remove it, and "
+            "it is downloaded again."
+        ) from error
     return place
 
 
 def _member(packed: tarfile.TarFile, name: str) -> bytes:
-    member = packed.extractfile(name)
-    if member is None:
-        raise ValueError(f"the archive holds no file {name}.")
-    return member.read()
+    member = packed.getmember(name)
+    if not member.isfile():  # a link may point anywhere
+        raise ValueError(f"its {name} is no plain file.")
+    content = packed.extractfile(member)
+    return b"" if content is None else content.read()

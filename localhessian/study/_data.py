@@ -2,11 +2,15 @@
 
 import importlib.resources
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+MAX_CLASSES = 2**20
+"""A label beyond is no class, and would take the memory of as many outputs."""
 
 
 class Images(NamedTuple):
@@ -60,11 +64,16 @@ def digits(test: int = 360) -> Images:
 
     In NHWC in the default float dtype, mean 0 and deviation 1 over the training part.
 
+    Raises:
+        ValueError: `test` leaves nothing to train or test on.
+
     Source: Alpaydin & Kaynak, doi:10.24432/C50P49, CC BY 4.0; shipped in the package.
     """
     with (importlib.resources.files("localhessian.study") / "data" / "digits.npz").open("rb") as file:
         packed = np.load(file, allow_pickle=False)
         images, labels = packed["images"], packed["labels"].astype(np.int32)
+    if np.asarray(test).dtype.kind not in "iu" or not 0 < test < len(images):
+        raise ValueError(f"`test` must be a number of images between 1 and {len(images) - 1}, got {test!r}.")
     order = np.random.default_rng(0).permutation(len(images))
     x, y = images[order, :, :, None].astype(jnp.zeros(()).dtype), labels[order]
     train = x[:-test]
@@ -102,6 +111,7 @@ def images_from_npz(path: str | Path) -> Images:
     """The arrays `train_x`, `train_y`, `test_x`, `test_y` of an `.npz` file (no pickle), as `images_from_arrays`.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or an array is missing or does not fit.
     """
     try:
@@ -113,7 +123,9 @@ def images_from_npz(path: str | Path) -> Images:
                     "`numpy.savez(path, train_x=..., train_y=..., test_x=..., test_y=...)`"
                 )
             arrays = [file[name] for name in Images._fields]
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"`{path}` is no file of images. ({error})") from error
     return images_from_arrays(*arrays)
 
@@ -134,8 +146,12 @@ def _checked(name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
             f"`{name}_x` and `{name}_y` must have the shapes (n, ...) and (n,) with n >= 1, got {x.shape} and "
             f"{y.shape}."
         )
-    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        raise ValueError(f"`{name}_y` must hold integer labels from 0, got {y.dtype} from {y.min()}.")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"`{name}_y` must hold integer labels from 0, got {y.dtype}.")
+    if y.min() < 0 or y.max() >= MAX_CLASSES:
+        raise ValueError(
+            f"`{name}_y` must hold integer labels from 0, and less than {MAX_CLASSES}, got {y.min()} to {y.max()}."
+        )
     if np.issubdtype(x.dtype, np.floating):
         x = x.astype(jnp.zeros(()).dtype)
         if not np.isfinite(x).all():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from localhessian._files import whole
 from localhessian.study._figure import SEPARATOR, figure
 from localhessian.study._optional import optional
 from localhessian.study._row import Analyzed
@@ -64,8 +65,8 @@ def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Loc
         notes=notes(reports),
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, "utf-8")
+    with whole(path) as part:
+        part.write_text(page, "utf-8")
     return path
 
 

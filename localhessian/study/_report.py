@@ -2,8 +2,6 @@
 
 import dataclasses
 import html as html_text
-import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +12,9 @@ import numpy as np
 from localhessian.study._figure import figure
 from localhessian.study._html import html
 from localhessian.study._optional import optional
+from localhessian.study._report_file import read, write
 from localhessian.study._row import COLUMNS, Key, Row, RowSpectrum
 from localhessian.study._table import table
-
-_FORMAT = {"format": "localhessian report", "version": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,24 +93,7 @@ class Report:
         Returns:
             The path, with `.npz` added if it had no such ending.
         """
-        path = Path(path)
-        path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {
-            f"{i}/{field.name}": getattr(spectrum, field.name)
-            for i, spectrum in enumerate(self.spectra.values())
-            for field in dataclasses.fields(RowSpectrum)
-        }
-        head = _FORMAT | {
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-            "spectra": [list(key) for key in self.spectra],
-            "meta": dict(self.meta),
-        }
-        part = path.with_name(path.name + ".part")
-        with open(part, "wb") as file:
-            np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
-        part.replace(path)  # an interruption leaves the old file whole
-        return path
+        return write(path, self.rows, self.spectra, self.meta)
 
     @classmethod
     def load(cls, path: str | Path) -> "Report":
@@ -121,25 +101,9 @@ class Report:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is not a report, or is damaged.
+            ValueError: The file is not a report, is damaged, or claims to be larger than any report (1 GiB).
         """
-        path = Path(path)
-        try:
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                head = json.loads(str(file["head"]))
-                if {key: head.get(key) for key in _FORMAT} != _FORMAT:
-                    raise ValueError(f"version {head.get('version')}")
-                fields = [field.name for field in dataclasses.fields(RowSpectrum)]
-                spectra = {
-                    tuple(key): RowSpectrum(*(file[f"{i}/{name}"] for name in fields))
-                    for i, key in enumerate(head["spectra"])
-                }
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"`{path}` is not a localhessian report of version {_FORMAT['version']}, or it is damaged: write it "
-                f"again with `Report.save`. ({type(error).__name__}: {error})"
-            ) from error
-        return cls(tuple(Row(**row) for row in head["rows"]), spectra, head["meta"])
+        return cls(*read(path))
 
     def __str__(self) -> str:
         """The table."""

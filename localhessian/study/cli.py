@@ -8,6 +8,7 @@ import jax
 import optax
 from tqdm import tqdm
 
+from localhessian._files import check_folder
 from localhessian._version import __version__
 from localhessian.study._analyze import analyze
 from localhessian.study._augment import Augmentation
@@ -56,6 +57,7 @@ def analyze_command(
     seed: Annotated[int, typer.Option(help="Of the initialization and the order of the images.")] = 0,
 ) -> None:
     """Train small convolutional networks on the UCI digits; analyze every block before and after."""
+    _check(out)
     data = digits()
     reports: dict[str, Report] = {}
     for model in _names(models):
@@ -128,7 +130,7 @@ def train_command(
             with tqdm(unit="run") as bar:
                 result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
             _write_comparison(result, place, one)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted; the same command goes on from what is in {out}/.")
@@ -141,9 +143,13 @@ def report_command(
     out: Annotated[Path, typer.Option(help="Folder for the figure and the page.")] = Path("runs/report"),
 ) -> None:
     """Render table, figure and page again from saved reports, or table and curves from a study."""
+    _check(out)
     if len(files) == 1 and (files[0] / "study.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        return _write_comparison(Comparison.load(files[0]), out, str(files[0]))
+        try:
+            study = Comparison.load(files[0])
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        return _write_comparison(study, out, str(files[0]))
     paths = [path for file in files for path in (sorted(file.glob("*.npz")) if file.is_dir() else [file])]
     if not paths:
         raise typer.BadParameter(f"there is no report (.npz) in {', '.join(map(str, files))}.")
@@ -175,6 +181,14 @@ def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _check(out: Path) -> None:
+    """Before the work, not after it."""
+    try:
+        check_folder(out)
+    except OSError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _names(models: str) -> list[str]:

@@ -31,7 +31,7 @@ class Checkpoint:
             manager.save(step, args=optional("orbax.checkpoint").args.StandardSave({"leaves": leaves}))
 
     def restore(self, template: Any) -> Any:
-        """The latest complete state in the structure of `template`, or None if there is none.
+        """The latest complete state in the structure of `template`, or None if there is none that can be read.
 
         Raises:
             ValueError: It does not fit the template: it belongs to another run.
@@ -43,7 +43,10 @@ class Checkpoint:
             step = manager.latest_step()
             if step is None:
                 return None
-            restored = manager.restore(step, args=optional("orbax.checkpoint").args.StandardRestore())["leaves"]
+            restored = _restored(manager, step)
+        if restored is None:  # the run begins anew, and writes another
+            self.remove()
+            return None
         expected = [np.asarray(_numbers(leaf)) for leaf in leaves]
         if [(a.shape, a.dtype) for a in restored] != [(a.shape, a.dtype) for a in expected]:
             raise ValueError(f"`{self.folder}` is a checkpoint of another run: remove it, or choose another folder.")
@@ -57,6 +60,14 @@ class Checkpoint:
         orbax = optional("orbax.checkpoint")
         options = orbax.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         return orbax.CheckpointManager(self.folder, options=options)
+
+
+def _restored(manager: Any, step: int) -> list[np.ndarray] | None:
+    """The leaves of a checkpoint; None where it is damaged, in whatever way its readers notice that."""
+    try:
+        return manager.restore(step, args=optional("orbax.checkpoint").args.StandardRestore())["leaves"]
+    except Exception:  # tensorstore, zarr, JSON, msgpack and files each have errors of their own
+        return None
 
 
 def _is_key(leaf: Any) -> bool:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from localhessian._files import folder_of_ones_own
 from localhessian._progress import Progress, silent
 from localhessian._tree import shapes
 from localhessian._types import Loss
@@ -19,7 +20,7 @@ from localhessian.study._augment import Augmentation
 from localhessian.study._data import Images
 from localhessian.study.comparison._algorithm import Algorithm
 from localhessian.study.comparison._checkpoint import Checkpoint
-from localhessian.study.comparison._comparison import Comparison
+from localhessian.study.comparison._comparison import Comparison, read_head
 from localhessian.study.comparison._network import Network
 from localhessian.study.comparison._outcome import best
 from localhessian.study.comparison._plan import Plan
@@ -70,15 +71,16 @@ def compare(
     out = Path(out)
     tuning, final = data.validation(max(1, round(plan.validation * len(data.train_x))))
     meta = _meta(networks, algorithms, data, plan, augment)
-    _check_folder(out, meta)
-    study = _Study(plan, out, progress, total=len(networks) * len(algorithms) * plan.runs)
-    for network in networks:
-        contestants = [_Contestant(study, Trainer(network, algorithm, loss, augment)) for algorithm in algorithms]
-        rates = [contestant.tuned(tuning) for contestant in contestants]
-        for seed in plan.final_seeds():
-            for contestant, rate in zip(contestants, rates, strict=True):
-                contestant.run(final, rate, seed, "final")
-    progress(study.total, study.total, "done")
+    with folder_of_ones_own(out):
+        _check_folder(out, meta)
+        study = _Study(plan, out, progress, total=len(networks) * len(algorithms) * plan.runs)
+        for network in networks:
+            contestants = [_Contestant(study, Trainer(network, algorithm, loss, augment)) for algorithm in algorithms]
+            rates = [contestant.tuned(tuning) for contestant in contestants]
+            for seed in plan.final_seeds():
+                for contestant, rate in zip(contestants, rates, strict=True):
+                    contestant.run(final, rate, seed, "final")
+        progress(study.total, study.total, "done")
     return Comparison(tuple(study.runs), plan, meta)
 
 
@@ -178,7 +180,7 @@ def _check_folder(out: Path, meta: dict[str, Any]) -> None:
     """A folder holds one study: runs of other settings or networks must not mix."""
     head = out / "study.json"
     if head.exists():
-        there = json.loads(head.read_text(encoding="utf-8"))
+        there = read_head(head)
         old = there["settings"]
         different = [f"{k}: {old.get(k)}, now {v}" for k, v in meta["settings"].items() if old.get(k) != v]
         for kind in ("networks", "algorithms"):

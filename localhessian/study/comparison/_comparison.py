@@ -35,11 +35,12 @@ class Comparison:
         head = Path(out) / "study.json"
         if not head.exists():
             raise ValueError(f"`{out}` holds no study (no study.json): pass the folder that `compare` wrote to.")
-        meta = json.loads(head.read_text(encoding="utf-8"))
+        meta = read_head(head)
         runs = [Run.load(path) for path in sorted((Path(out) / "runs").rglob("*.json"))]
         order = {name: i for i, name in enumerate((*meta["networks"], *meta["algorithms"]))}
-        plan = Plan(**meta["plan"])
+        plan = _plan(head, meta)
         runs = [run for run in runs if run.role == "tuning" or run.seed in plan.final_seeds()]
+        runs = [run for run in runs if run.network in order and run.algorithm in order]
         runs.sort(key=lambda run: (order[run.network], order[run.algorithm], run.role == "final", run.seed))
         return cls(tuple(runs), plan, meta)
 
@@ -65,3 +66,32 @@ class Comparison:
     def __str__(self) -> str:
         """The table."""
         return self.table()
+
+
+def read_head(head: Path) -> dict[str, Any]:
+    """What a study.json holds.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        meta = json.loads(head.read_text(encoding="utf-8"))
+        if not all(isinstance(meta[name], dict) for name in ("settings", "networks", "algorithms", "plan")):
+            raise ValueError("its entries are of other kinds")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(_damaged(head, error)) from error
+    return meta
+
+
+def _plan(head: Path, meta: dict[str, Any]) -> Plan:
+    try:
+        return Plan(**meta["plan"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(_damaged(head, error)) from error
+
+
+def _damaged(head: Path, error: Exception) -> str:
+    return (
+        f"`{head}` is damaged: remove it, and `compare` (or `localhessian train`) with the same settings makes it "
+        f"again; finished runs beside it are kept. ({type(error).__name__}: {error!s:.100})"
+    )

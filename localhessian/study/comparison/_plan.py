@@ -46,8 +46,9 @@ class Plan:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("steps", "batch", "trials", "tuning_seeds", "evaluations", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
         if self.seeds < 2:
             raise ValueError(f"`seeds` must be at least 2, got {self.seeds}: a single run is no result, take 5.")
         if self.schedule not in SCHEDULES:

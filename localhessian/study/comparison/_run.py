@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from localhessian._files import whole
 from localhessian.study.comparison._trainer import Curve
 
 _FORMAT = {"format": "localhessian run", "version": 1}
@@ -72,10 +72,8 @@ class Run:
 
 def write_atomically(path: Path, text: str) -> None:
     """The whole text under that name, or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _to_json(values: np.ndarray) -> list[Any]:
