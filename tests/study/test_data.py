@@ -131,7 +131,7 @@ X, Y = np.ones((4, 3), np.float32), np.zeros(4, int)
     ("arrays", "sentence"),
     [
         ((X, Y[:3], X, Y), r"`train_x` and `train_y` must have the shapes \(n, ...\) and \(n,\)"),
-        ((X, Y, X, Y - 1), "`test_y` must hold integer labels from 0, got int64 from -1"),
+        ((X, Y, X, Y - 1), "`test_y` must hold integer labels from 0, and less than 1048576, got -1 to -1"),
         ((X, Y.astype(float), X, Y), "`train_y` must hold integer labels from 0, got float64"),
         ((X, Y, X[:, :2], Y), "must hold samples of one kind"),
         ((X * np.nan, Y, X, Y), "`train_x` holds values that are not finite"),
