@@ -18,6 +18,7 @@ PACKAGE = "localhessian"
 ROOT = Path(lh.__file__).parent
 # A room may import the rooms before it; the modules of the ground floor share the first place.
 RANKS = {
+    "_arguments": 0,
     "_files": 0,
     "_memory": 0,
     "_programs": 0,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect, expect_key
 from localhessian._tree import floating
 from localhessian._types import Array, Float, Key
 from localhessian.curvature._local_hessian import Wrt, local_hessian
@@ -76,6 +77,8 @@ def local_scalars(
 
     Source: docs/theory.md, 5.
     """
+    expect("matching", matching, BackMatching, "what `lh.back_match` returns")
+    expect_key(key)
     check_scalar(scalar)
     key = jax.random.key(0) if key is None else key
     values: dict[str, list[Any]] = {"params": [], "input": []}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._arguments import expect
 from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
@@ -76,6 +77,7 @@ def local_hessian(
 
     Source: Zhang, Chen & Liu (2018), section 3; the parts and the scaling as in docs/theory.md, 3.
     """
+    expect("matching", matching, BackMatching, "what `lh.back_match` returns")
     b = matching.chain.index(block) + 1
     _check_choice("wrt", wrt, ("params", "input"))
     _check_choice("part", part, ("gauss_newton", "full", "residual"))

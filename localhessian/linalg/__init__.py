@@ -30,6 +30,7 @@ from localhessian.linalg._operators import symmetric_operator as symmetric_opera
 from localhessian.linalg._probes import TraceEstimate as TraceEstimate
 from localhessian.linalg._repeat import repeated as repeated
 from localhessian.linalg._solve import Method as Method
+from localhessian.linalg._solve import check_method as check_method
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg._spectrum import Spectrum as Spectrum
 from localhessian.linalg._spectrum import SpectrumError as SpectrumError

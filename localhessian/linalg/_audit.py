@@ -5,9 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect
 from localhessian._status import quietly
 from localhessian._tree import is_concrete
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator, gram
 from localhessian.linalg._spectrum import Spectrum
 
 ROUNDING = 100
@@ -55,6 +56,8 @@ def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Aud
         >>> print(lh.audit(H, lh.spectrum(H, vectors=2)).agrees)
         True
     """
+    check_operator(operator)
+    expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
     operator = gram(operator) if isinstance(operator, LinearMap) else operator
     _check(operator, spectrum)
     prepared = operator.prepare()

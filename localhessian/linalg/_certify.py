@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from localhessian._arguments import expect
 from localhessian._types import Array, Float
 from localhessian.linalg._spectrum import Spectrum
 
@@ -44,6 +45,7 @@ def certify(
         >>> bool(found.complete), bool(lh.certify(found, trace=5.0).missing < 1e-4)
         (False, True)
     """
+    expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
     if trace is None and frobenius is None:
         raise ValueError("`certify` needs an exact moment: pass `trace`, `frobenius` or both.")
     if trace is not None and spectrum.singular_values is None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Float, Int
@@ -78,6 +79,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
 
     Source: docs/theory.md, 4; the interval by |lambda - theta| <= ||r||.
     """
+    expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
     if rtol is not None:
         check_share("rtol", rtol)
     xp, spectrum = _on_the_host(spectrum)
@@ -148,8 +150,8 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
         >>> print(round(float(lh.quantile_condition_number(spectrum, 0.5)), 3))
         4.0
     """
-    if q not in {0, 1}:
-        check_share("q", q)
+    expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
+    check_share("q", q, closed=True)
     if rtol is not None:
         check_share("rtol", rtol)
     xp, spectrum = _on_the_host(spectrum)

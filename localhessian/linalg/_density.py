@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect_key
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg._distribution import Density, QuadratureEstimate
 from localhessian.linalg._jacobi import of_factor, of_symmetric
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
 from localhessian.linalg._quadrature import bracket, ends
 from localhessian.linalg._rank import check_share, counted
 from localhessian.linalg._spectrum import Spectrum, SpectrumError
@@ -97,6 +98,9 @@ def spectral_density(
     Source: S. Ubaru, J. Chen and Y. Saad, SIAM J. Matrix Anal. Appl. 38 (2017) 1075; the bounds: T. Chen, T. Trogdon
     and S. Ubaru, ICML (2021).
     """
+    if not isinstance(operator, Spectrum):
+        check_operator(operator)
+    expect_key(key)
     _check(axis, bins, limits, probes, steps, rtol)
     scale = _Axis(axis, bins, limits, rtol)
     if isinstance(operator, Spectrum):

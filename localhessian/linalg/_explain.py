@@ -12,7 +12,7 @@ from scipy.linalg import blas
 from localhessian.linalg._dense import Dense
 from localhessian.linalg._dependence import Declined
 from localhessian.linalg._krylov import BASIS_BYTES, ROWS, Krylov
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
 from localhessian.linalg._solve import Method, unstructured
 from localhessian.linalg._structured import Structure, Structured
 
@@ -70,6 +70,7 @@ def explain(operator: LinearMap | SymmetricOperator, structured: Structured | No
         >>> print(explanation.reason)
         block diagonal: 4 blocks, all equal, decomposed at order 3 or less
     """
+    check_operator(operator)
     size = operator.in_size if isinstance(operator, LinearMap) else operator.size
     try:
         structured = structured or Structured()

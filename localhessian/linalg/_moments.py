@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._arguments import expect_key
 from localhessian._types import Array, Float, Key
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, gram
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator, gram
 from localhessian.linalg._probes import (
     TraceEstimate,
     check_probes,
@@ -58,6 +59,8 @@ def frobenius_norm(
         >>> print(lh.frobenius_norm(lh.symmetric_operator(lambda v: jnp.array([3.0, 4.0]) * v, 2)).value)
         5.0
     """
+    check_operator(operator)
+    expect_key(key)
     return _of_moments(lambda first, second: jnp.sqrt(jnp.maximum(second, 0)), operator, method, key, probes)
 
 
@@ -95,6 +98,8 @@ def range_mean(
 
     Source: the scalar `range_mean` of scale-amended SGD.
     """
+    check_operator(operator)
+    expect_key(key)
     return _of_moments(_ratio, operator, method, key, probes)
 
 

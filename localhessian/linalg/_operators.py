@@ -9,6 +9,7 @@ for it once; products of an unprepared operator prepare themselves each time.
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._arguments import expect, short
 from localhessian._memory import as_key
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float
@@ -204,6 +206,7 @@ def symmetric_operator(
         >>> print(lh.spectrum(H).eigenvalues)
         [1. 2. 5.]
     """
+    check_function("mv", mv)
     _check_size("size", size)
     product = Partial(_Checked("mv", size, size), _partial(mv))
     operator = SymmetricOperator(product, factor, None, size, _dtype(dtype))
@@ -214,8 +217,7 @@ def symmetric_operator(
 
 def _check_factor(operator: SymmetricOperator, factor: LinearMap) -> None:
     """Refuse what is not the factor; one product settles it where there are numbers."""
-    if not isinstance(factor, LinearMap):
-        raise TypeError(f"`factor` must be a linear map R with H = R^T R (`lh.linear_map`), got {factor!r:.60}.")
+    expect("factor", factor, LinearMap, "a linear map R with H = R^T R (`lh.linear_map`)")
     if factor.in_size != operator.size or factor.batch is not None:
         raise ValueError(
             f"`factor` takes vectors of size {factor.in_size}, and the operator is of size {operator.size}: pass one R "
@@ -260,6 +262,9 @@ def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, 
         >>> print(lh.spectrum(lh.linear_map(lambda v: A @ v, lambda u: A.T @ u, 2, 3)).singular_values)
         [2. 3.]
     """
+    check_function("mv", mv)
+    if rmv is not None:
+        check_function("rmv", rmv)
     _check_size("in_size", in_size)
     _check_size("out_size", out_size)
     dtype = _dtype(dtype)
@@ -315,6 +320,16 @@ class _Checked:
         )
 
 
+def check_operator(operator: Any) -> None:
+    """Refuse what is no operator.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    wanted = "an operator, as `lh.local_hessian`, `lh.symmetric_operator` and `lh.linear_map` give one"
+    expect("operator", operator, (LinearMap, SymmetricOperator), wanted)
+
+
 def is_own_product(product: Partial) -> bool:
     """Whether a product was given by the user, so that nothing but trust says what it is."""
     return isinstance(product.func, _Checked)
@@ -333,6 +348,18 @@ def _dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.zeros(()).dtype if dtype is None else dtype)
 
 
-def _check_size(name: str, value: int) -> None:
-    if value < 1:
+def _check_size(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be a positive integer, got {short(value)}.")
+    if int(value) < 1:
         raise ValueError(f"`{name}` must be a positive integer, got {value}.")
+
+
+def check_function(name: str, value: Any) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"`{name}` must be a function, got {short(value)}.")

@@ -53,11 +53,12 @@ def skewed(eps: float) -> float:
     return 100 * eps**0.75
 
 
-def check_share(name: str, value: Any) -> None:
-    """Refuse a relative cutoff or tolerance that is none.
+def check_share(name: str, value: Any, closed: bool = False) -> None:
+    """Refuse a relative cutoff, tolerance or share that is none; `closed`: 0 and 1 are.
 
     Raises:
         ValueError: it is no number between 0 and 1.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
+    number = -1.0 if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    if not (0 < number < 1 or (closed and number in {0.0, 1.0})):
         raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")

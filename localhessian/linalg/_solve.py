@@ -1,10 +1,11 @@
 """The verb: eigenvalues of an operator by a method."""
 
 import contextlib
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
+from localhessian._arguments import expect_key, short
 from localhessian._progress import Progress, follow, silent
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
@@ -13,7 +14,7 @@ from localhessian.linalg._dense import Dense
 from localhessian.linalg._dependence import Declined
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._lanczos import Lanczos
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
 from localhessian.linalg._probe import contradiction
 from localhessian.linalg._spectrum import Spectrum, SpectrumError, within_range
 from localhessian.linalg._structured import Structured
@@ -89,6 +90,9 @@ def spectrum(
         >>> print(lh.spectrum(lh.symmetric_operator(lambda v: diagonal * v, 3)).eigenvalues)
         [1. 2. 3.]
     """
+    check_operator(operator)
+    expect_key(key)
+    check_method(method)
     size = operator.in_size if isinstance(operator, LinearMap) else operator.size
     if not 0 <= vectors <= size:
         raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {vectors}.")
@@ -105,6 +109,17 @@ def spectrum(
         if worst:
             raise SpectrumError(_sentence(operator, worst[0]))
     return found
+
+
+def check_method(method: Any) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        TypeError: it is a name or a class, or has no `run`.
+    """
+    if method is not None and (isinstance(method, type) or not hasattr(method, "run")):
+        name = getattr(method, "__name__", "Lanczos")
+        raise TypeError(f"`method` must be a method, as `lh.{name}()`, or None, got {short(method)}.")
 
 
 def _sentence(operator: LinearMap | SymmetricOperator, status: Status) -> str:

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from localhessian._arguments import expect
 from localhessian._tree import pytree
 from localhessian._types import Array, Float
 from localhessian.linalg._rank import noise
@@ -42,6 +43,7 @@ def summarize(spectrum: Spectrum, /) -> Summary:
         >>> print(round(float(summary.trace), 4), round(float(summary.effective_rank), 4))
         8.0 2.0
     """
+    expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
     counts = spectrum.multiplicities.astype(spectrum.eigenvalues.dtype)
     values = jnp.where(spectrum.multiplicities > 0, spectrum.eigenvalues, 0)
     largest = jnp.max(jnp.abs(values), axis=-1)

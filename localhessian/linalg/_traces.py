@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from localhessian._arguments import expect_key
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._moments import exact_moment
-from localhessian.linalg._operators import HIGHEST, LinearMap, SymmetricOperator, gram
+from localhessian.linalg._operators import HIGHEST, LinearMap, SymmetricOperator, check_operator, gram
 from localhessian.linalg._probes import (
     TraceEstimate,
     check_probes,
@@ -76,6 +77,8 @@ def trace(
     Source: M. F. Hutchinson, Commun. Stat. Simul. Comput. 18 (1989) 1059; R. A. Meyer, C. Musco, C. Musco and D. P.
     Woodruff, SOSA (2021) 142; E. N. Epperly, J. A. Tropp and R. J. Webber, SIAM J. Matrix Anal. Appl. 45 (2024) 1.
     """
+    check_operator(operator)
+    expect_key(key)
     if method == "structured":
         return exact_moment(operator, lambda first, _: first)
     least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
@@ -129,6 +132,8 @@ def diagonal(operator: LinearMap | SymmetricOperator, /, *, key: Key | None = No
 
     Source: C. Bekas, E. Kokiopoulou and Y. Saad, Appl. Numer. Math. 57 (2007) 1214.
     """
+    check_operator(operator)
+    expect_key(key)
     check_probes(probes, 2)
     key = jax.random.key(0) if key is None else key
     factor = factor_of(operator)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from localhessian._arguments import expect
 from localhessian._tree import floating, is_concrete, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
@@ -221,6 +222,7 @@ def back_matching_loss(matching: BackMatching, block: str, /) -> Callable[[Param
 
     Source: Zhang, Chen & Liu (2018), eq. 3 and 4; scaling by 1/n as in docs/theory.md, 2.
     """
+    expect("matching", matching, BackMatching, "what `lh.back_match` returns")
     b = matching.chain.index(block) + 1
     where = matching.chain.blocks[b - 1]
     if b == len(matching.chain):

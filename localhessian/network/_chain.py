@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from localhessian._arguments import expect, short
 from localhessian._memory import as_key
 from localhessian._types import Activations, Context, Params
 from localhessian.network._describe import table
@@ -36,8 +37,9 @@ class Block:
 
     def __post_init__(self) -> None:
         """Read from the signature whether `apply` takes a context."""
+        expect("name", self.name, str, "the name of a block")
         if not callable(self.apply):
-            raise TypeError(f"block `{self.name}`: `apply` must be a function, got {type(self.apply).__name__}.")
+            raise TypeError(f"block `{self.name}`: `apply` must be a function, got {short(self.apply)}.")
         object.__setattr__(self, "takes_context", _takes_context(self.apply))
         object.__setattr__(self, "apply", as_key(self.apply, f"block `{self.name}`: `apply`"))
 
@@ -77,7 +79,10 @@ class Chain:
 
     def __init__(self, blocks) -> None:
         """Check that there are blocks and that their names differ."""
+        expect("blocks", blocks, Iterable, "a list of blocks (`lh.Block`)")
         object.__setattr__(self, "blocks", tuple(blocks))
+        for block in self.blocks:
+            expect("blocks", block, Block, "a list of blocks (`lh.Block`), and an entry")
         names = self.names
         if not names:
             raise ValueError("a `Chain` needs at least one block.")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from localhessian._arguments import short
 from localhessian._types import Activations, Context, Params
 from localhessian.network import _layout
 from localhessian.network._chain import Block, Chain, _takes_context
@@ -140,6 +141,7 @@ def chain_from_function(
 
     Raises:
         CutError: A mark does not cut; the message names the value that jumps over it and where it is made and used.
+        TypeError: `fn` is no function.
         ValueError: No marks, or parameters that are not floating-point.
 
     Example:
@@ -153,6 +155,8 @@ def chain_from_function(
         >>> {name: sorted(p) for name, p in block_params.items()}
         {'hidden': ['kernel'], 'output': ['kernel']}
     """
+    if not callable(fn):
+        raise TypeError(f"`fn` must be a function of (params, x), got {short(fn)}.")
     three = _takes_context(fn)
     if context is not None and not three:
         raise ValueError("`context` is given, but `fn` takes only (params, x): let it take (params, x, context).")

@@ -1,11 +1,13 @@
 """One clear sentence for bad input, naming the block and the remedy."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from localhessian._arguments import expect, short
 from localhessian._memory import as_key, remembered
 from localhessian._tree import floating, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
@@ -22,9 +24,13 @@ def admit(
 
     Raises:
         KeyError: `params` names a block that is not in the chain.
-        TypeError: The loss has no hash.
+        TypeError: The loss has no hash; an argument is of another kind.
         ValueError: Anything else.
     """
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    expect("params", params, Mapping, "a dictionary with the parameters of each block by its name")
+    if not callable(loss):
+        raise TypeError(f"`loss` must be a function of (z_B, y), got {short(loss)}.")
     loss = as_key(loss, "`loss`")
     check_leaves(params, x, y, context)
     context = chain.context_for(x, context, params)

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from localhessian._arguments import expect, expect_key
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
 from localhessian.curvature import local_hessian
-from localhessian.linalg import Method, SpectrumInterrupt, spectrum
+from localhessian.linalg import Method, SpectrumInterrupt, check_method, spectrum
 from localhessian.network import BackMatching, Chain, back_match_partly, sample_indices
 from localhessian.study._fingerprint import fingerprint
 from localhessian.study._measured import measured, without_figures
@@ -95,6 +96,9 @@ def analyze(
             "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.back_match`, "
             "`lh.local_hessian`, `lh.spectrum` and `lh.condition_number` work)."
         )
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    expect_key(key)
+    check_method(method)
     names = chain.names if blocks is None else _several("blocks", blocks)
     for name in names:
         chain.index(name)

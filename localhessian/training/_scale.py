@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from localhessian._arguments import expect
 from localhessian._memory import as_key
 from localhessian._tree import floating, is_concrete, size
 from localhessian._types import Activations, Array, Context, Key, Loss
@@ -99,6 +100,7 @@ def scale_by_local_hessian(
         an estimate at this step; with `refresh=None` none is ever made, and steps without `scalars` keep the last.
 
     Raises:
+        TypeError: `chain` is no chain.
         ValueError: Settings that mean nothing; parameters of another network or hidden by a mask; `update` without
             parameters or data, or with data that `lh.back_match` refuses for their shapes.
 
@@ -123,6 +125,7 @@ def scale_by_local_hessian(
 
     Source: Zhang, Chen & Liu (2018), Algorithm 2; the scalars as defined in docs/theory.md, 5.
     """
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
     check_callable("loss", loss, "a function of outputs and `y` (`optax.inject_hyperparams`: name it in `static_args`)")
     check_scalar(scalar)
     check_number("decay", decay, below=1.0)
