@@ -81,7 +81,7 @@ def test_block_prints_its_name():
 
 
 def test_block_needs_a_function():
-    with pytest.raises(TypeError, match=r"^block `b`: `apply` must be a function, got int\.$"):
+    with pytest.raises(TypeError, match=r"^block `b`: `apply` must be a function, got 3\.$"):
         lh.Block("b", 3)
 
 
