@@ -49,7 +49,7 @@ class BackMatching:
     @property
     def displacements(self) -> tuple[Activations, ...]:
         """delta_b = z_b^{k+1/2} - z_b^k = -r_b for b = 1..B-1; None for z_0 and z_B, which have no target."""
-        return (None, *(jax.tree.map(jnp.negative, residual) for residual in self.residuals[1:-1]), None)
+        return (None, *(_mapped(jnp.negative, residual) for residual in self.residuals[1:-1]), None)
 
     @property
     def losses(self) -> dict[str, Scalar]:
@@ -62,7 +62,7 @@ class BackMatching:
     def targets(self) -> tuple[Activations, ...]:
         """z_b^{k+1/2} = z_b^k + delta_b, for display: rounding loses small displacements; compute with those."""
         return tuple(
-            None if delta is None else jax.tree.map(jnp.add, z, delta)
+            None if delta is None else _mapped(jnp.add, z, delta)
             for z, delta in zip(self.activations, self.displacements, strict=True)
         )
 
@@ -259,6 +259,12 @@ class _MatchingLoss:
 def _equal(one: Any, two: Any) -> Array:
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
     return jnp.all(jnp.stack([jnp.all(a == b) for a, b in pairs]))
+
+
+def _mapped(function: Callable, tree: Any, *rest: Any) -> Any:
+    """A function of the floating-point leaves of trees of one structure; the other leaves are those of the first."""
+    leaves, rebuild = floating(tree)
+    return rebuild([function(*them) for them in zip(leaves, *(floating(other)[0] for other in rest), strict=True)])
 
 
 def _embed(values: list[Array], like: Any) -> Any:

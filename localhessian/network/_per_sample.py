@@ -18,7 +18,7 @@ import numpy as np
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.network._chain import Chain
-from localhessian.network._source import CutContext
+from localhessian.network._program import CutContext
 
 MOST = 4
 """Leaves in doubt of which every combination is tried; of more: all or none."""

@@ -2,106 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from localhessian._tree import pytree, static
-from localhessian._types import Activations, Array, Context, Params
+from localhessian._types import Activations, Context, Params
 from localhessian.network import _graph, _layout
-from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate, fingerprint
+from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate
 from localhessian.network._leaves import check_arrays, check_real
-
-Shapes = tuple[jax.ShapeDtypeStruct, ...]
+from localhessian.network._program import (
+    CutContext,
+    Key,
+    Program,
+    Settings,
+    Shapes,
+    leaf_types,
+    shape_of,
+    shapes,
+    structs,
+    text,
+)
 
 MAX_PROGRAMS = 32
 """Sets of shapes for which a chain keeps its function cut; beyond that the longest unused is forgotten."""
-
-
-class Key(NamedTuple):
-    """Shape and type of every leaf of the model's parameters, of x and of the context: what a program is cut for."""
-
-    params: tuple[Any, ...]
-    inputs: tuple[Any, ...]
-    context: tuple[Any, ...]
-
-
-@pytree
-class CutContext:
-    """The context of the blocks of a traced chain."""
-
-    given: Context
-    """What the user gave."""
-    derived: tuple[Array, ...]
-    """What later blocks take of the input: masks, tables, the input itself."""
-    key: Key = static()
-    """The program of every block: static, so whatever is compiled with this context is compiled for these shapes."""
-
-    def __getitem__(self, name: Any) -> Any:
-        """A part of what was given."""
-        return self.given[name]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A function cut for one set of shapes."""
-
-    params: Shapes
-    inputs: Shapes
-    context: Shapes
-    output: Any
-    slots: tuple[_layout.Slot, ...]
-    pieces: tuple[_graph.Piece, ...]
-    hoist: core.ClosedJaxpr
-    marks: tuple[str, ...]
-
-    @cached_property
-    def trees(self) -> tuple[dict[str, Any], ...]:
-        """The slots of each block in the layout of its parameters."""
-        return tuple(_layout.nested([self.slots[i] for i in piece.params]) for piece in self.pieces)
-
-    @property
-    def layout(self) -> Any:
-        """What all programs of one chain have in common: blocks, their parameters, the structure of z."""
-        return [
-            (piece.name, tree, self.returns(b))
-            for b, (piece, tree) in enumerate(zip(self.pieces, self.trees, strict=True))
-        ]
-
-    @cached_property
-    def fingerprints(self) -> tuple[str, ...]:
-        """A text for each block that those share that compute the same from parameters of the same structure."""
-        return tuple(
-            fingerprint(
-                piece.program,
-                (jax.tree.structure(tree), self.order(b), piece.context, piece.derived, piece.n_z, self.returns(b)),
-            )
-            for b, (piece, tree) in enumerate(zip(self.pieces, self.trees, strict=True))
-        )
-
-    def returns(self, b: int) -> Any:
-        """The structure of z_b: of the last block the user's, else one array or a flat tuple."""
-        n = len(self.pieces[b].program.out_avals)
-        inner = jax.tree.structure(0 if n == 1 else (0,) * n)
-        return self.output if b == len(self.pieces) - 1 else inner
-
-    def order(self, b: int) -> tuple[int, ...]:
-        """Where each parameter of block b, in the order its program takes them, lies among its leaves."""
-        leaves = jax.tree.leaves(self.trees[b])
-        return tuple(leaves.index(self.slots[i]) for i in self.pieces[b].params)
-
-    def takes(self, b: int) -> tuple[Shapes, Shapes, Shapes]:
-        """The shapes of the parameters, in the order of their leaves, of z and of the derived values of block b."""
-        piece, avals = self.pieces[b], self.pieces[b].program.in_avals
-        n = len(piece.params)
-        params: list[Any] = [None] * n
-        for place, aval in zip(self.order(b), avals, strict=False):
-            params[place] = aval
-        derived = self.hoist.out_avals
-        return shapes(params), shapes(avals[n : n + piece.n_z]), shapes(derived)
 
 
 @dataclass(eq=False)
@@ -121,27 +47,28 @@ class Source:
         """Keep structures and shapes only, and cut the function for them."""
         _check_floating(self.params)
         self.structures = tuple(jax.tree.structure(tree) for tree in (self.params, self.x, self.context))
-        self.paths = self.params = jax.tree.map(_shape, self.params)
+        self.paths = self.params = jax.tree.map(shape_of, self.params)
         self.template = tuple(shapes(jax.tree.leaves(tree)) for tree in (self.params, self.x, self.context))
         self.params = self.x = self.context = None
-        self.program = self._cut(Key(*map(_key, self.template)))
+        self.program = self._cut(Key(Settings.now(), *map(leaf_types, self.template)))
         self.program_for = lru_cache(MAX_PROGRAMS)(self._cut_alike)
 
     # ---- cutting
 
     def _cut_alike(self, key: Key) -> Program:
         """The function cut for other shapes: into the same blocks, with the same parameters, or not at all."""
-        program = self._cut(key)
+        with key.settings.again():
+            program = self._cut(key)
         if program.layout != self.program.layout:
             raise CutError(
-                f"at x of {_text(_structs(key.inputs))} the function falls into other blocks, or its blocks use other "
-                f"parameters, than at the x of {_text(self.template[1])} that it was cut for: cut it again for the new "
+                f"at x of {text(structs(key.inputs))} the function falls into other blocks, or its blocks use other "
+                f"parameters, than at the x of {text(self.template[1])} that it was cut for: cut it again for the new "
                 "shape."
             )
         return program
 
     def _cut(self, key: Key) -> Program:
-        params, inputs, context = map(_structs, key)
+        params, inputs, context = map(structs, key[1:])
         closed, output = jax.make_jaxpr(self._flat, return_shape=True)(params, inputs, context)
         self._check_result(output)
         parts = _scanned(closed, params)
@@ -196,7 +123,7 @@ class Source:
         given = context.given if isinstance(context, CutContext) else context
         inputs, leaves = self._leaves(1, x, "x"), self._leaves(2, given, "context")
         of_params = _cast(self.template[0], self.template[1], inputs) if params is None else self._types_of(params)
-        key = Key(_key(of_params), _key(shapes(inputs)), _key(shapes(leaves)))
+        key = Key(Settings.now(), leaf_types(of_params), leaf_types(shapes(inputs)), leaf_types(shapes(leaves)))
         hoist = self.program_for(key).hoist
         return CutContext(given, tuple(core.jaxpr_as_fun(hoist)(*inputs, *leaves)), key)
 
@@ -244,15 +171,15 @@ class Source:
         b = members[0]
         *wanted, derived = program.takes(b)
         got = (params, z, shapes(jax.tree.leaves(context.given)), shapes(context.derived))
-        if tuple(map(_key, got)) != tuple(map(_key, (*wanted, program.context, derived))):
+        if tuple(map(leaf_types, got)) != tuple(map(leaf_types, (*wanted, program.context, derived))):
             raise ValueError(
-                f"block `{program.pieces[b].name}` got parameters {_text(params)} and z {_text(z)}, but its `context` "
-                f"was derived for x {_text(program.inputs)}, where they are {' and '.join(map(_text, wanted))}: derive "
+                f"block `{program.pieces[b].name}` got parameters {text(params)} and z {text(z)}, but its `context` "
+                f"was derived for x {text(program.inputs)}, where they are {' and '.join(map(text, wanted))}: derive "
                 "it for the new `x` by `chain.context_for(x, context, params)`, or apply the whole chain, which does."
             )
         if len({program.fingerprints[i] for i in members}) > 1:
             raise CutError(
-                f"blocks that were equal to `{program.pieces[b].name}` compute something else at z {_text(z)}: cut the "
+                f"blocks that were equal to `{program.pieces[b].name}` compute something else at z {text(z)}: cut the "
                 "model again with inputs of this shape."
             )
 
@@ -329,34 +256,6 @@ class Apply:
         return f"<block {names[0]}{more}>"
 
 
-def shapes(leaves: Sequence[Any]) -> Shapes:
-    """Shape and type of every leaf."""
-    return tuple(_shape(leaf) for leaf in leaves)
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
-
-
-def _key(found: Shapes) -> tuple[Any, ...]:
-    return tuple((s.shape, s.dtype) for s in found)
-
-
-def _structs(key: tuple[Any, ...]) -> Shapes:
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in key)
-
-
-def _text(found: Shapes) -> str:
-    return "(" + ", ".join(f"{s.dtype}{list(s.shape)}" for s in found) + ")"
-
-
-def _cast(template: Shapes, old: Sequence[Any], new: Sequence[Any]) -> Shapes:
-    """The template with the types changed as they changed from `old` to `new`."""
-    to = {o.dtype: n.dtype for o, n in zip(old, new, strict=False) if o.dtype != n.dtype}
-    return tuple(jax.ShapeDtypeStruct(s.shape, to.get(s.dtype, s.dtype)) for s in template)
-
-
 def _scanned(closed: core.ClosedJaxpr, params: Shapes) -> dict[int, int]:
     """The parameters that a scan over layers takes apart, with their number of slices."""
     found: dict[int, int] = {}
@@ -394,3 +293,9 @@ def _check_floating(params: Params) -> None:
                 f"parameter `{name}` has the type {jnp.result_type(leaf)}, which has no derivative: `params` must hold "
                 "floating-point arrays only. Put it into `context`."
             )
+
+
+def _cast(template: Shapes, old: Sequence[Any], new: Sequence[Any]) -> Shapes:
+    """The template with the types changed as they changed from `old` to `new`."""
+    to = {o.dtype: n.dtype for o, n in zip(old, new, strict=False) if o.dtype != n.dtype}
+    return tuple(jax.ShapeDtypeStruct(s.shape, to.get(s.dtype, s.dtype)) for s in template)

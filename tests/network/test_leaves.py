@@ -243,6 +243,22 @@ def test_random_keys_among_parameters_and_inputs():
     ours, truth = ([row.lambda_max for row in report.rows] for report in reports)
     np.testing.assert_allclose(ours, truth, rtol=1e-5)
 
+    def handing_on(params, z):
+        return noisy(params, z), z[1]
+
+    chain = lh.Chain([lh.Block("a", handing_on), lh.Block("head", lambda p, z: linear(p, z[0]))])
+    params = {"a": {"dense": PARAMS["hidden"], "key": key}, "head": PARAMS["head"]}
+    matching = lh.back_match(chain, params, (X, keys), Y, squared_error)
+    assert (matching.targets[1][1] == keys).all()
+    np.testing.assert_array_equal(matching.targets[1][0], matching.activations[1][0] + matching.displacements[1][0])
+    stepped, _ = lh.propagate(chain, params, (X, keys), Y, squared_error)
+    np.testing.assert_allclose(
+        stepped["a"]["dense"]["kernel"],
+        params["a"]["dense"]["kernel"] - 0.1 * matching.gradients["a"]["dense"]["kernel"],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
 
 def test_meshes():
     """Automatic axes work; explicit ones, and those of a `shard_map` that checks them, are refused in one sentence."""

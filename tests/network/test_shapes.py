@@ -175,6 +175,18 @@ def test_a_function_that_falls_into_other_blocks_at_another_shape():
 
 
 @pytest.mark.once
+def test_settings_of_jax_are_those_where_the_chain_runs():
+    chain, params, context = CUTS["marks"](batch(4)[0])
+
+    def program(context):
+        return str(jax.make_jaxpr(lambda p, x: chain.forward(p, x, context)[-1])(params, batch(4)[0]))
+
+    with jax.default_matmul_precision("highest"):
+        assert program(context).count("HIGHEST") > 0
+    assert program(context).count("HIGHEST") == 0
+
+
+@pytest.mark.once
 def test_programs_of_one_chain_are_bounded():
     chain, params, _ = CUTS["marks"](batch(4)[0])
     for n in range(1, 41):
