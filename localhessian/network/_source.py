@@ -110,9 +110,9 @@ class Source:
     def applies(self) -> dict[str, "Apply"]:
         """One callable for each block; equal blocks share one."""
         groups: dict[str, list[int]] = {}
-        for b, text in enumerate(self.program.fingerprints):
-            groups.setdefault(text, []).append(b)
-        shared = {text: Apply(self, tuple(members)) for text, members in groups.items()}
+        for b, mark in enumerate(self.program.fingerprints):
+            groups.setdefault(mark, []).append(b)
+        shared = {mark: Apply(self, tuple(members)) for mark, members in groups.items()}
         names = [piece.name for piece in self.program.pieces]
         return {name: shared[text] for name, text in zip(names, self.program.fingerprints, strict=True)}
 

@@ -19,6 +19,14 @@ METHODS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Where the tests run in the background of a shell, the signal is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def times(diagonal, v):
     return diagonal * v
 
