@@ -76,7 +76,8 @@ def check_finite(
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not _is_finite(leaf):
             place = f" at `{jax.tree_util.keystr(path)}`" if path else ""
-            raise ValueError(f"{what} is not finite{place}: {hint}{why()}.")
+            verb = "are" if what.startswith("the parameters") else "is"
+            raise ValueError(f"{what} {verb} not finite{place}: {hint}{why()}.")
 
 
 def _is_finite(leaf: Any) -> bool:

@@ -60,6 +60,7 @@ def analyze_command(
     _check(out)
     data = digits()
     reports: dict[str, Report] = {}
+    failed: list[str] = []
     for model in _names(models):
         chain, params = digits_network(model, jax.random.key(seed), depth=depth, width=width)
         reports[f"{model}{SEPARATOR}at initialization"] = _analyze(chain, params, data, batch, f"{model}, before")
@@ -73,9 +74,16 @@ def analyze_command(
                 seed=seed,
                 progress=_follow(bar),
             )
-        after = _analyze(chain, trained.params, data, batch, f"{model}, after")
+        try:
+            after = _analyze(chain, trained.params, data, batch, f"{model}, after")
+        except ValueError as error:  # the other networks, and this one before training, are worth telling
+            failed.append(f"{model} after training cannot be analyzed (has it diverged?): {error}")
+            continue
         reports[f"{model}{SEPARATOR}after training"] = after.with_meta(accuracy=trained.accuracy)
     _write(reports, out)
+    if failed:
+        typer.echo("\n".join(["", *failed]), err=True)
+        raise typer.Exit(1)
 
 
 @app.command("train")

@@ -81,7 +81,7 @@ def test_block_that_returns_integers():
 def test_non_finite_parameters_name_block_and_array():
     params = case().params
     params["layer1"]["bias"] = params["layer1"]["bias"].at[0].set(jnp.nan)
-    with expect(ValueError, "the parameters of block `layer1` is not finite at `['bias']`"):
+    with expect(ValueError, "the parameters of block `layer1` are not finite at `['bias']`"):
         lh.back_match(*case(params=params))
 
 

@@ -184,3 +184,15 @@ def test_command_line_says_what_is_wrong(tmp_path):
     assert "there is no report (.npz) in" in " ".join(empty.output.split())
     assert set(CliRunner().invoke(app, ["--help"]).output.split()) >= {"analyze", "report"}
     assert CliRunner().invoke(app, ["--version"]).output.startswith("localhessian 0.1.0")
+
+
+def test_command_line_keeps_what_came_before_a_divergence(tmp_path):
+    options = ["--models", "plain", "--depth", "2", "--width", "3", "--batch", "4", "--steps", "3"]
+    result = CliRunner().invoke(app, ["analyze", *options, "--learning-rate", "1e38", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "plain after training cannot be analyzed (has it diverged?): the parameters of block" in result.output
+    assert (tmp_path / "plain-at-initialization.npz").is_file()
+    (tmp_path / "file").write_text("")
+    wrong = CliRunner().invoke(app, ["analyze", *options, "--out", str(tmp_path / "file")])
+    assert wrong.exit_code == 2
+    assert "cannot be written to" in " ".join(wrong.output.replace("│", " ").split())
