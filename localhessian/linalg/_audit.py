@@ -75,6 +75,8 @@ def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Aud
     tolerance = ROUNDING * eps * norm
     missing = np.isnan(values) | np.isnan(norms)
     agrees = np.all(missing | (residuals <= stated + tolerance[..., None]), axis=-1) & (gap <= ROUNDING * eps)
+    # Where no value was found, or products overflow, there is nothing to agree with.
+    agrees &= np.any(~missing, axis=-1) & np.isfinite(norm)
     return Audit(quotients, residuals, gap, tolerance, agrees)
 
 

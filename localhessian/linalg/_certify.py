@@ -1,11 +1,15 @@
 """Completeness of a spectrum from exact moments of its operator."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from localhessian._arguments import expect
+from localhessian._arguments import expect, short
+from localhessian._tree import is_concrete
 from localhessian._types import Array, Float
+from localhessian.linalg._rank import skewed
 from localhessian.linalg._spectrum import Spectrum
 
 ROUNDING = 10
@@ -35,7 +39,9 @@ def certify(
         singular values can be certified down to about sqrt(10 eps tr(H) / lambda_max).
 
     Raises:
-        ValueError: Neither moment is given, or `trace` for an operator without a factor.
+        TypeError: A moment is no number for each operator.
+        ValueError: Neither moment is given, or `trace` for an operator without a factor; a moment is not finite, or
+            less than what the values found have already (under `jax.jit` it certifies nothing then).
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,11 +67,29 @@ def certify(
     rounding = ROUNDING * float(jnp.finfo(spectrum.dtype).eps)
     missing = spectrum.missing
     if trace is not None:
-        total = jnp.asarray(trace, values.dtype)
+        total = _moment("trace", trace, jnp.sum(counts * values, axis=-1), spectrum)
         rest = total - jnp.sum(counts * values, axis=-1)
-        missing = jnp.minimum(missing, jnp.maximum(rest, 0) + rounding * total + between)
+        missing = jnp.fmin(missing, jnp.maximum(rest, 0) + rounding * total + between)
     if frobenius is not None:
-        squares = jnp.asarray(frobenius, values.dtype) ** 2
+        squares = _moment("frobenius", frobenius, jnp.sqrt(jnp.sum(counts * values**2, axis=-1)), spectrum) ** 2
         rest = squares - jnp.sum(counts * values**2, axis=-1)
-        missing = jnp.minimum(missing, jnp.sqrt(jnp.maximum(rest, 0) + rounding * squares) + between)
+        missing = jnp.fmin(missing, jnp.sqrt(jnp.maximum(rest, 0) + rounding * squares) + between)
     return dataclasses.replace(spectrum, missing=missing)
+
+
+def _moment(name: str, value: Any, least: Array, spectrum: Spectrum) -> Array:
+    """The moment given, NaN where it is none of an operator that has at least the values found."""
+    try:
+        given = jnp.asarray(value, least.dtype)
+    except (TypeError, ValueError):
+        given = None
+    if given is None or given.shape not in ((), least.shape):
+        raise TypeError(f"`{name}` must be a number for each operator, shape {least.shape}, got {short(value)}.")
+    slack = skewed(float(jnp.finfo(spectrum.dtype).eps))
+    fits = jnp.isfinite(given) & (given >= 0) & ~(given < (1 - slack) * least)
+    if is_concrete(fits) and not np.all(fits):
+        raise ValueError(
+            f"`{name}` must be finite and no less than what the values found make up, {least!s:.60}, got "
+            f"{given!s:.60}: pass that of the same operator."
+        )
+    return jnp.where(fits, given, jnp.nan)

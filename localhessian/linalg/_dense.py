@@ -6,6 +6,7 @@ float64 (R in float32), or from the singular values of R (R in float64); under j
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -19,8 +20,8 @@ from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_of_a_user, unit_products
-from localhessian.linalg._rank import skewed
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_of_a_user, is_own_product, unit_products
+from localhessian.linalg._rank import check_limit, skewed
 from localhessian.linalg._spectrum import Spectrum, working_dtype
 from localhessian.linalg._vectors import lengths
 
@@ -44,6 +45,11 @@ class Dense:
 
     max_size: int = 4096
     max_bytes: int = 2**31
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        for name in ("max_size", "max_bytes"):
+            check_limit(name, getattr(self, name))
 
     def fits(self, operator: LinearMap | SymmetricOperator) -> bool:
         """Whether the operator is within the limits."""
@@ -105,8 +111,8 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
         rows = xp.where(finite[..., None, None], rows, 0)
     # A tall R stands transposed: its right vectors are the left ones of the rows.
     sigma, right = (_decompose_on_host if xp is np else _decompose_traced)(rows, d > order, vectors)
-    wrong = _contradiction(prepared, rows) if xp is np and finite.all() and is_of_a_user(factor) else None
-    usable = finite & (wrong is None)
+    wrong = _contradiction(prepared, rows, xp) if is_of_a_user(factor) else 0
+    usable = finite & (xp.asarray(wrong) == 0)
     sigma = xp.where(usable[..., None], sigma, xp.nan)
     sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
     rho = ROUNDING * float(jnp.finfo(factor.dtype).eps) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
@@ -114,20 +120,30 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
     eigenvalues, residuals, sigma, rho = (jnp.asarray(value, wide) for value in values)
     right = None if right is None else jnp.asarray(right, wide)
     spectrum = _complete(eigenvalues, residuals, sigma, rho, right, usable, d, factor.dtype, order, method)
-    return spectrum if wrong is None else dataclasses.replace(spectrum, status=jnp.asarray(int(wrong), jnp.int32))
+    status = jnp.where(jnp.asarray(finite & ~usable), jnp.asarray(wrong, jnp.int32), spectrum.status)
+    return dataclasses.replace(spectrum, status=status.astype(jnp.int32))
 
 
-def _contradiction(prepared: LinearMap, rows: np.ndarray) -> Status | None:
-    """What is wrong where the two products of a user's map, of random vectors, are not those of one matrix."""
-    random, tall = np.random.default_rng(0), prepared.in_size <= prepared.out_size
-    size = float(lengths(rows.reshape(1, -1), np)[0])  # squares of its own dtype might vanish
+def _contradiction(prepared: LinearMap, rows: Any, xp: ModuleType) -> Any:
+    """The code of what is wrong where the two products of a user's map, of random vectors, are not of one matrix; 0."""
+    tall = prepared.in_size <= prepared.out_size
+    size = lengths(rows.reshape(1, -1), xp)[0]  # squares of its own dtype might vanish
     known, other = (prepared.mv, prepared.rmv) if tall else (prepared.rmv, prepared.mv)
-    for product, matrix, wrong in ((known, rows.T, Status.NOT_DETERMINISTIC), (other, rows, Status.NOT_ADJOINT)):
-        v = random.standard_normal(matrix.shape[1])
-        apart = np.asarray(product(jnp.asarray(v, prepared.dtype)), np.float64) - matrix @ v
-        if not np.linalg.norm(apart) <= skewed(float(jnp.finfo(prepared.dtype).eps)) * size:
-            return wrong
-    return None
+    unlike = _departs(known, xp.swapaxes(rows, -1, -2), prepared.dtype, size, xp)
+    if xp is np and unlike:
+        # What is no matrix need not have a transpose that can be made.
+        repeats = _repeats(known, rows.shape[:1], prepared.dtype)
+        return np.asarray(int(Status.NOT_LINEAR if repeats else Status.NOT_DETERMINISTIC))
+    wrong = xp.where(_departs(other, rows, prepared.dtype, size, xp), int(Status.NOT_ADJOINT), 0)
+    return xp.where(unlike, int(Status.NOT_LINEAR), wrong)
+
+
+def _departs(product: Callable, matrix: Any, dtype: Any, size: Any, xp: ModuleType) -> Any:
+    """Whether the product of a random vector differs from the matrix's by more than rounding."""
+    v = jnp.asarray(np.random.default_rng(0).standard_normal(matrix.shape[-1]), dtype)
+    moved, v = (xp.asarray(part, np.float64 if xp is np else dtype) for part in (product(v), v))
+    apart = moved - (matrix @ v if xp is np else jnp.matmul(matrix, v, precision="highest"))
+    return ~(lengths(apart, xp) <= skewed(float(jnp.finfo(dtype).eps)) * size)
 
 
 def _rows(product: Partial, order: int, long: int, operator: LinearMap | SymmetricOperator) -> Any:
@@ -200,7 +216,8 @@ def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Arr
 
 
 def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spectrum:
-    matrix = _rows(operator.prepare().product, operator.size, operator.size, operator)
+    prepared = operator.prepare()
+    matrix = _rows(prepared.product, operator.size, operator.size, operator)
     xp: ModuleType = np if isinstance(matrix, np.ndarray) else jnp
     matrix = matrix.astype(np.float64) if xp is np else matrix
     eps = float(jnp.finfo(operator.dtype).eps)
@@ -210,7 +227,10 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     norm, asymmetry = (lengths(part.reshape(*part.shape[:-2], -1), xp) for part in (matrix, matrix - transposed))
     skew = asymmetry > 1e3 * eps * norm
     values, basis = xp.linalg.eigh((matrix + transposed) / 2)
-    values = xp.where((finite & ~skew)[..., None], values, xp.nan)
+    # On the host products of random vectors have told before.
+    traced = xp is jnp and is_own_product(operator.product)
+    bent = _departs(prepared.mv, transposed, operator.dtype, norm, jnp) if traced else False
+    values = xp.where((finite & ~(skew | bent))[..., None], values, xp.nan)
     # H is within half of its asymmetry of the matrix that is decomposed.
     error = ROUNDING * eps * xp.max(xp.abs(values), axis=-1) + asymmetry / 2
     residuals = error[..., None] * xp.ones_like(values)
@@ -220,20 +240,21 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     d = operator.size
     spectrum = _complete(eigenvalues, residuals, None, None, right, finite, d, operator.dtype, d, method)
     wrong = Status.NOT_SYMMETRIC
-    if xp is np and skew.any() and not _repeats(operator.prepare()):
+    lead = () if operator.batch is None else (operator.batch,)
+    if xp is np and skew.any() and not _repeats(prepared.mv, (*lead, d), operator.dtype):
         wrong = Status.NOT_DETERMINISTIC
     status = jnp.where(jnp.asarray(finite & skew), int(wrong), spectrum.status)
-    known = spectrum.complete & ~jnp.asarray(skew)
+    status = jnp.where(jnp.asarray(finite & bent), int(Status.NOT_LINEAR), status)
+    known = spectrum.complete & ~jnp.asarray(skew | bent)
     missing = jnp.where(known, 0, jnp.inf).astype(spectrum.missing.dtype)
     return dataclasses.replace(spectrum, status=status.astype(jnp.int32), complete=known, missing=missing)
 
 
-def _repeats(prepared: SymmetricOperator) -> bool:
-    """Whether the same product gives the same answer twice."""
-    lead = () if prepared.batch is None else (prepared.batch,)
-    v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, prepared.size)), prepared.dtype)
-    one, again = (np.asarray(prepared.mv(v), np.float64) for _ in range(2))
-    return bool(np.linalg.norm(one - again) <= skewed(float(jnp.finfo(prepared.dtype).eps)) * np.linalg.norm(one))
+def _repeats(product: Callable, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether the same product, of vectors `shape`, gives the same answer twice."""
+    v = jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
+    one, again = (np.asarray(product(v), np.float64) for _ in range(2))
+    return bool(np.linalg.norm(one - again) <= skewed(float(jnp.finfo(dtype).eps)) * np.linalg.norm(one))
 
 
 def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, matvecs, method) -> Spectrum:

@@ -23,6 +23,7 @@ from localhessian._types import Array, Key
 from localhessian.linalg._distribution import Density, QuadratureEstimate
 from localhessian.linalg._jacobi import of_factor, of_symmetric
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
+from localhessian.linalg._probe import contradiction
 from localhessian.linalg._quadrature import bracket, ends
 from localhessian.linalg._rank import check_share, counted
 from localhessian.linalg._spectrum import Spectrum, SpectrumError
@@ -105,6 +106,9 @@ def spectral_density(
     scale = _Axis(axis, bins, limits, rtol)
     if isinstance(operator, Spectrum):
         return _exact(operator, scale)
+    wrong = contradiction(operator) if throw else None
+    if wrong is not None:
+        raise SpectrumError(f"{operator.label or 'the operator'}: {wrong.message}")
     found = _run(operator, jax.random.key(0) if key is None else key, probes, steps, scale)
     if throw and is_concrete(found.status):
         codes = np.ravel(found.status)
@@ -192,7 +196,11 @@ def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: Modu
     diagonal, off = (xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off))
     nodes, errors = ends(diagonal, off, xp)
     if factor is not None:
+        sigma = xp.max(nodes, axis=(0, 2))
         nodes, errors = xp.maximum(nodes, 0) ** 2, (2 * xp.abs(nodes) + errors) * errors
+        limits = jnp.finfo(operator.dtype)
+        lost = (sigma > 0) & ~((sigma > float(limits.tiny) ** 0.5) & (sigma < float(limits.max) ** 0.5))
+        status = xp.where(lost & (status == 0), int(Status.OUT_OF_RANGE), status)
     first = xp.argmax(nodes[..., -1], axis=0)[None]
     largest, error = (xp.take_along_axis(part[..., -1], first, 0)[0] for part in (nodes, errors))
     tiny = float(jnp.finfo(operator.dtype).tiny)

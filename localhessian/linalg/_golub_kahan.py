@@ -51,8 +51,6 @@ BREAKDOWN = 30
 """A next basis vector shorter than BREAKDOWN * eps * ||A|| is rounding; below the rank rule's 100 eps."""
 ROUNDING = 20
 """Residuals of ROUNDING * eps * ||A|| are what rounding leaves."""
-RANK = 100
-"""The rank rule: a singular value below RANK * eps * sigma_max counts as zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +280,7 @@ def _ritz(state: State, plan: Plan, xp: ModuleType) -> tuple[Any, Any, Any, Any]
     count = xp.sum(filled, axis=1, dtype=np.int32, keepdims=True)
     real = xp.arange(rows, dtype=np.int32)[None, :] < count
     top = xp.max(xp.where(real, sigma, 0), axis=1, keepdims=True)
-    real = real & ((sigma >= RANK * plan.eps * top) | (count >= plan.order))
+    real = real & ((sigma >= plan.cutoff * top) | (count >= plan.order))
     order = xp.argsort(xp.where(real, sigma, xp.inf), axis=1)
     left, right = (xp.take_along_axis(part, order[:, None, :], 2) for part in (left, right))
     return xp.take_along_axis(sigma, order, 1), left, right, xp.sum(real, axis=1, dtype=np.int32)

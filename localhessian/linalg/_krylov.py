@@ -20,7 +20,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
 from localhessian.linalg._cpu import contains_convolution
-from localhessian.linalg._rank import check_share, skewed
+from localhessian.linalg._rank import check_share, cutoff, skewed
 from localhessian.linalg._spectrum import Spectrum
 from localhessian.linalg._vectors import lengths, pick
 
@@ -101,7 +101,7 @@ class Krylov:
         steps = size // p if whole or keep < 1 else budget
         # Half precision is accumulated in float32: rounded are the ends only, not every sum.
         eps = float(jnp.finfo(dtype).eps) / (8 if jnp.finfo(dtype).bits < 32 else 1)
-        return Plan(self.which, k, order, p, size, max(keep, 0), steps, whole, self.rtol, eps)
+        return Plan(self.which, k, order, p, size, max(keep, 0), steps, whole, self.rtol, eps, cutoff(dtype))
 
     def _rows(self, order: int, row_bytes: int, k: int, p: int) -> int:
         """Of a basis whose size is left to us."""
@@ -131,6 +131,8 @@ class Plan:
     rtol: float
     eps: float
     """Of the arithmetic."""
+    cutoff: float = 0.0
+    """Singular values below it, relative to the largest, count as zero."""
 
     @property
     def skewed(self) -> float:

@@ -48,7 +48,7 @@ def frobenius_norm(
         The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        SpectrumError: Products are not finite (under `jax.jit` only `status` tells).
+        SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
         ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
 
     Cost: `probes` products with H.
@@ -85,7 +85,7 @@ def range_mean(
         where tr(H) is zero. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        SpectrumError: Products are not finite (under `jax.jit` only `status` tells).
+        SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
         ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
 
     Cost: `probes` products with H.

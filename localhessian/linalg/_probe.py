@@ -1,4 +1,4 @@
-"""Is a product of the user's what it claims to be? Four products tell before long work begins."""
+"""Is a product of the user's what it claims to be? Five products tell before long work begins."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_own_product
-from localhessian.linalg._rank import skewed
+from localhessian.linalg._rank import rounding, skewed
 
 
 def contradiction(operator: LinearMap | SymmetricOperator) -> Status | None:
@@ -17,14 +17,17 @@ def contradiction(operator: LinearMap | SymmetricOperator) -> Status | None:
     if isinstance(operator, LinearMap) or not is_own_product(operator.product) or not is_concrete(operator):
         return None
     u, v = np.random.default_rng(0).standard_normal((2, operator.size))
-    products = [operator.mv(jnp.asarray(w, operator.dtype)) for w in (u, u, v, u - 2 * v)]
+    products = [operator.mv(jnp.asarray(w, operator.dtype)) for w in (u, u, v, u - 2 * v, 0 * u)]
     if not is_concrete(products):
         return None
-    first, again, second, both = (np.asarray(product, np.float64) for product in products)
-    if not all(np.isfinite(part).all() for part in (first, again, second, both)):
+    first, again, second, both, none = (np.asarray(product, np.float64) for product in products)
+    if not all(np.isfinite(part).all() for part in (first, again, second, both, none)):
         return None
     norms = np.linalg.norm(first) / np.linalg.norm(u) + np.linalg.norm(second) / np.linalg.norm(v)
     far = skewed(float(jnp.finfo(operator.dtype).eps)) * norms
+    # A product with zero has no rounding, so that it shows a small constant too.
+    if np.linalg.norm(none) > rounding(operator.dtype) * norms and not np.linalg.norm(first - again) > far:
+        return Status.NOT_LINEAR
     wrong = (
         (Status.NOT_DETERMINISTIC, np.linalg.norm(first - again), np.linalg.norm(u)),
         (Status.NOT_LINEAR, np.linalg.norm(both - first + 2 * second), np.linalg.norm(u) + 2 * np.linalg.norm(v)),

@@ -12,6 +12,7 @@ from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int, Key
 from localhessian.linalg._krylov import repeat, rows
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
+from localhessian.linalg._probe import contradiction
 from localhessian.linalg._spectrum import SpectrumError
 from localhessian.linalg._vectors import unbatched
 
@@ -104,8 +105,12 @@ def result(
     """The estimate, of figures `(s, ...)`; `zero` says where H = 0 leaves it undefined.
 
     Raises:
-        SpectrumError: it is not finite, which is known only outside of transformations.
+        SpectrumError: it is not finite, or the products are none of a symmetric matrix, which is known only outside of
+            transformations.
     """
+    wrong = contradiction(operator)
+    if wrong is not None:
+        raise SpectrumError(f"{operator.label or 'the operator'}: {wrong.message}")
     axes = tuple(range(1, value.ndim))
     zero = jnp.zeros(len(value), bool) if zero is None else zero
     finite = jnp.all(jnp.isfinite(value), axis=axes)

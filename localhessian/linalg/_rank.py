@@ -62,3 +62,13 @@ def check_share(name: str, value: Any, closed: bool = False) -> None:
     number = -1.0 if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
     if not (0 < number < 1 or (closed and number in {0.0, 1.0})):
         raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")
+
+
+def check_limit(name: str, value: Any) -> None:
+    """Refuse a limit on sizes, bytes or operations that is none; infinity is one.
+
+    Raises:
+        ValueError: it is no positive number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) > 0:
+        raise ValueError(f"`{name}` must be a positive number, got {value!r}.")

@@ -88,7 +88,7 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
         broken=xp.zeros(s, bool),
         scale=xp.zeros(s, dtype),
         skew=xp.zeros(s, dtype),
-        finite=xp.ones(s, bool),
+        finite=xp.isfinite(block).all(axis=(1, 2)),
         key=key,
     )
     return revive(state, state.right[:, :0], plan, xp)

@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -16,6 +17,7 @@ from localhessian.linalg._discover import Found, walk
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._khatri_rao import KhatriRao
 from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg._rank import check_limit
 from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt
 
 Structure = BlockDiagonal | KhatriRao
@@ -56,6 +58,12 @@ class Structured:
     max_bytes: float = 2**31
     max_operations: float = 5e11
     blocks: GolubKahan | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        for name in ("max_size", "max_bytes", "max_operations"):
+            check_limit(name, getattr(self, name))
+        expect("blocks", self.blocks, (GolubKahan, type(None)), "None or a `GolubKahan(...)`")
 
     def find(self, operator: LinearMap | SymmetricOperator) -> Structure:
         """The structure, verified by a random vector and within the limits; `Declined` where there is none."""

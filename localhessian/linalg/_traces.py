@@ -62,7 +62,7 @@ def trace(
         The estimate with its standard error. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        SpectrumError: Products are not finite (under `jax.jit` only `status` tells).
+        SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
         ValueError: `probes` is too small for an error bar, `Structured` declines, or `method` is unknown.
 
     Cost: `probes` products with H (Hutchinson: with the factor alone where there is one); the other two keep
@@ -119,7 +119,7 @@ def diagonal(operator: LinearMap | SymmetricOperator, /, *, key: Key | None = No
         Values and standard errors, `(*s, d)`. Works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        SpectrumError: Products are not finite (under `jax.jit` only `status` tells).
+        SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
         ValueError: `probes` is less than 2.
 
     Cost: `probes` products with H; memory 3 d numbers on the host, `probes * d` in a compiled program.

@@ -94,6 +94,13 @@ def test_zero_has_a_status_of_its_own(method):
         np.testing.assert_allclose(kappa.value[1], 1, rtol=1e-4)
 
 
+@pytest.mark.once
+def test_zero_is_seen_from_one_end_too():
+    H = gram(matrix_map(jnp.zeros((50, 40))))
+    for method in (lh.GolubKahan(which="largest", k=2), lh.Lanczos(which="largest", k=2)):
+        assert int(lh.condition_number(lh.spectrum(H, method)).status) == lh.Status.ZERO
+
+
 def test_under_jit_nothing_is_nan_with_a_good_status():
     def run(scale):
         R = lh.linear_map(lambda v: scale * v, lambda u: scale * u, 300, 300)
@@ -185,3 +192,79 @@ def test_settings_without_meaning_are_refused_where_they_are_made(settings):
     for method in (lh.Lanczos, lh.GolubKahan):
         with pytest.raises((ValueError, TypeError), match=f"`{next(iter(settings))}` must"):
             method(**settings)
+
+
+@pytest.mark.parametrize("mv", [lambda v: v + 1e-3, jnp.abs, lambda v: jnp.roll(v, 1)])
+def test_estimates_and_traced_programs_notice_products_of_no_symmetric_matrix(mv):
+    operator = lh.symmetric_operator(mv, 5)
+    for figure in (lh.trace, lh.diagonal, lh.frobenius_norm, lh.range_mean, lh.spectral_density):
+        with pytest.raises(lh.SpectrumError, match=r"not linear|not symmetric"):
+            figure(operator)
+    for method in (lh.Dense(), lh.Lanczos()):
+        run = jax.jit(lambda one, method=method: lh.spectrum(lh.symmetric_operator(lambda v: mv(one * v), 5), method))
+        found = run(jnp.ones(()))
+        wrong = mv(jnp.zeros(1))[0] == 0  # a constant of 1e-3 is rounding of a random product in float32
+        if wrong or found.dtype == jnp.float64:
+            assert int(found.status) in (lh.Status.NOT_LINEAR, lh.Status.NOT_SYMMETRIC)
+            assert np.isnan(found.eigenvalues).all()
+
+
+@pytest.mark.once
+def test_dense_tells_maps_that_are_not_linear_from_those_that_are_random_or_not_adjoint():
+    scale = jnp.arange(1.0, 6.0)
+    with pytest.raises(lh.SpectrumError, match="not linear"):
+        lh.spectrum(lh.linear_map(jnp.abs, lambda u: u, 5, 5), lh.Dense())
+    run = jax.jit(lambda s: lh.spectrum(lh.linear_map(lambda v: s * v, lambda u: jnp.roll(u, 1), 5, 5), lh.Dense()))
+    assert int(run(scale).status) == lh.Status.NOT_ADJOINT
+    right = jax.jit(lambda s: lh.spectrum(lh.linear_map(lambda v: s * v, lambda u: s * u, 5, 5), lh.Dense()))(scale)
+    assert int(right.status) == lh.Status.CONVERGED
+    np.testing.assert_allclose(right.singular_values, scale, rtol=1e-6)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0, -5.0])
+def test_moments_of_another_operator_certify_nothing(value):
+    scale = jnp.zeros(60).at[:2].set(jnp.array([1.0, 2.0]))
+    R = lh.linear_map(lambda v: scale * v, lambda u: scale * u, 60, 60)
+    found = lh.spectrum(R, lh.GolubKahan(which="largest", k=2, basis_size=8))
+    for name in ("trace", "frobenius"):
+        with pytest.raises(ValueError, match=f"`{name}` must be finite and no less"):
+            lh.certify(found, **{name: value})
+        traced = jax.jit(lambda moment, name=name: lh.certify(found, **{name: moment}).missing)(value)
+        assert np.isinf(traced)
+    with pytest.raises(TypeError, match="`trace` must be a number for each operator"):
+        lh.certify(found, trace="five")
+    assert lh.certify(found, trace=5.0).missing < 1e-4
+
+
+def test_overflow_is_never_an_invariant_subspace_and_never_agreed_with(dtype):
+    scale = 0.9 * float(jnp.finfo(dtype).max) * jnp.linspace(0.5, 1.0, 40)
+    R = lh.linear_map(lambda v: 2 * scale * v, lambda u: 2 * scale * u, 40, 40)
+    found = lh.spectrum(R, lh.GolubKahan(which="largest", k=2), vectors=2, throw=False)
+    assert int(found.status) == int(lh.condition_number(found).status) == lh.Status.NON_FINITE
+    assert not lh.audit(R, found).agrees
+    root = 10 * float(jnp.finfo(dtype).max) ** 0.5
+    huge = lh.linear_map(lambda v: root * v, lambda u: root * u, 40, 40)
+    with pytest.raises(lh.SpectrumError, match="outside the range of the dtype"):
+        lh.spectral_density(huge)
+
+
+@pytest.mark.once
+def test_golub_kahan_drops_no_value_that_the_rank_rule_of_sixteen_bits_keeps():
+    scale = jnp.ones(40, jnp.bfloat16).at[:2].set(jnp.array([4.0, 0.1875], jnp.bfloat16))  # 6 eps of the largest
+    R = lh.linear_map(lambda v: scale * v, lambda u: scale * u, 40, 40, dtype=jnp.bfloat16)
+    kappa = lh.condition_number(lh.spectrum(R, lh.GolubKahan()))
+    assert float(kappa.value) == pytest.approx((4 / 0.1875) ** 2, rel=1e-2)
+    assert int(kappa.status) != lh.Status.CONVERGED
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [(lh.Dense, {"max_size": -1}), (lh.Dense, {"max_bytes": "a"}), (lh.Structured, {"max_operations": np.nan})],
+)
+def test_limits_without_meaning_are_refused_where_they_are_made(method, settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be a positive number"):
+        method(**settings)
+    with pytest.raises(TypeError, match="`blocks` must be None or a `GolubKahan"):
+        lh.Structured(blocks="all")
