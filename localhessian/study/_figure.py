@@ -115,7 +115,9 @@ def _spectra(axes: Any, reports: Mapping[str, Analyzed], wrt: str, symbol: str) 
         block = row.block
         spectrum = reports[label].spectra[row.key]
         values = np.repeat(np.atleast_2d(spectrum.eigenvalues), np.atleast_2d(spectrum.multiplicities)[0], axis=1)
-        values = values[:, ::-1] / np.nanmax(values, axis=1, keepdims=True)
+        values = np.where(np.isfinite(values), values, 0)[:, ::-1]
+        top = values.max(axis=1, keepdims=True)
+        values = values / np.where(top > 0, top, 1)
         share = (np.arange(values.shape[1]) + 0.5) / row.size
         floor = np.where(values > 0, values, np.nan)
         style = {key: look[key] for key in ("color", "linestyle", "label")}

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -33,6 +35,9 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     OSError,
+    RuntimeError,  # zipfile's, of members that claim to be encrypted
+    tokenize.TokenError,
+    lzma.LZMAError,
 )
 
 

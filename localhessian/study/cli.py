@@ -1,5 +1,6 @@
 """The command line: `localhessian --help` is the map."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -165,9 +166,17 @@ def report_command(
         loaded = [(path.stem, Report.load(path)) for path in paths]
     except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
-    loaded.sort(key=lambda item: item[1].meta.get("place", 0))
-    reports = {report.meta.get("label", stem): report for stem, report in loaded}
+    loaded.sort(key=lambda item: _place(item[1]))
+    reports: dict[str, Report] = {}
+    for stem, report in loaded:
+        label = str(report.meta.get("label", stem))
+        reports[f"{label} ({stem})" if label in reports else label] = report
     return _write(reports, out)
+
+
+def _place(report: Report) -> int:
+    place = report.meta.get("place")
+    return place if isinstance(place, int) else 0
 
 
 def _follow(bar: tqdm) -> Callable[[int, int], None]:
@@ -228,7 +237,9 @@ def _write(reports: dict[str, Report], out: Path) -> None:
     typer.echo(table(reports))
     out.mkdir(parents=True, exist_ok=True)
     for place, (label, report) in enumerate(reports.items()):
-        report.with_meta(label=label, place=place).save(out / f"{label.replace(SEPARATOR, '-').replace(' ', '-')}.npz")
+        # A label may be a stranger's: of it only what is no path goes into the name of a file.
+        name = re.sub(r"[^\w-]+", "-", label.replace(SEPARATOR, "-")).strip("-") or "report"
+        report.with_meta(label=label, place=place).save(out / f"{name}.npz")
     figure(reports, out / "figure.png")
     page = html(reports, out / "report.html", text=text)
     typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")

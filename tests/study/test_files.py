@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import localhessian as lh
 from localhessian._files import check_folder, folder_of_ones_own, whole
@@ -17,7 +18,8 @@ from localhessian.study import digits
 from localhessian.study._cifar import _member
 from localhessian.study._data import images_from_arrays
 from localhessian.study._row import Row, RowSpectrum
-from localhessian.study.comparison import Comparison, Plan
+from localhessian.study.cli import app
+from localhessian.study.comparison import Comparison, Plan, network
 from localhessian.study.comparison._checkpoint import Checkpoint
 
 pytestmark = pytest.mark.once
@@ -129,6 +131,15 @@ def test_names_are_never_markup(tmp_path):
         odd["a", "params"]
 
 
+def test_labels_of_strangers_stay_in_the_folder_and_two_of_one_name_are_two(tmp_path):
+    for stem in ("one", "two"):
+        report().with_meta(label="../../$x$/y", place=[]).save(tmp_path / "in" / stem)
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "in"), "--out", str(tmp_path / "a" / "b" / "c")])
+    assert result.exit_code == 0, result.output
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npz")}
+    assert names == {"in/one.npz", "in/two.npz", "a/b/c/x-y.npz", "a/b/c/x-y-two.npz"}
+
+
 def test_writers_of_one_path_do_not_meet(tmp_path):
     path, failed = tmp_path / "r.npz", []
 
@@ -189,7 +200,7 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": 1}', "\x00\xff", "[" * 100_000, '{"plan": {"x": 1}}'])
 def test_a_damaged_study_is_told(tmp_path, content):
     (tmp_path / "study.json").write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"study\.json` is damaged: remove it"):
+    with pytest.raises(ValueError, match=r"study\.json` is damaged: choose another folder"):
         Comparison.load(tmp_path)
 
 
@@ -221,6 +232,8 @@ def test_settings_and_labels_without_meaning_are_refused():
             digits(test=wrong)
     with pytest.raises(ValueError, match="`steps` must be a whole number"):
         Plan(steps=1.5)
+    with pytest.raises(ValueError, match="`width` must be a whole number of at least 1, got 0"):
+        network("plain", digits(), width=0)
     x, y = np.zeros((3, 4), np.float32), np.arange(3)
     for labels in (np.array(["a", "b", "c"]), np.array([0, 1, 2**40]), np.array([0, 1, 2 * 10**9]), y - 1, y * 0.5):
         with pytest.raises(ValueError, match="`train_y` must hold integer labels from 0"):

@@ -92,6 +92,6 @@ def _plan(head: Path, meta: dict[str, Any]) -> Plan:
 
 def _damaged(head: Path, error: Exception) -> str:
     return (
-        f"`{head}` is damaged: remove it, and `compare` (or `localhessian train`) with the same settings makes it "
-        f"again; finished runs beside it are kept. ({type(error).__name__}: {error!s:.100})"
+        f"`{head}` is damaged: choose another folder, or remove this one's study.json and go on with the very settings "
+        f"of the runs beside it. ({type(error).__name__}: {error!s:.100})"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from localhessian._types import Array, Context, Key
 from localhessian.network import Block, Chain
@@ -42,8 +43,11 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
         width: Channels, or units.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name, or a size is no positive whole number.
     """
+    for size, value in (("depth", depth), ("width", width)):
+        if np.asarray(value).dtype.kind not in "iu" or value < 1:
+            raise ValueError(f"`{size}` must be a whole number of at least 1, got {value!r}.")
     kind, _, own = name.partition("-")
     if kind in _ACTIVATIONS and (own.isdigit() or not own):
         return dense_network(name, kind, images, depth=int(own or depth), width=width)
