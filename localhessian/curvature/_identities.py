@@ -58,7 +58,7 @@ def check_identities(
     loss: Loss,
     context: Context = None,
     *,
-    blocks: Sequence[str] | None = None,
+    blocks: str | Sequence[str] | None = None,
     tolerance: float | None = None,
     throw: bool = True,
     key: Key | None = None,
@@ -76,7 +76,7 @@ def check_identities(
         y: What the loss compares with.
         loss: Per-sample losses, shape `(n,)`.
         context: Handed to every block that takes one.
-        blocks: Names of the blocks to check; default all.
+        blocks: A name or names of the blocks to check; default all.
         tolerance: Relative; default 1e-12 in float64, 2.5e-5 in float32, looser below, by the narrowest type
             that the network computes in.
         throw: Whether to raise when an identity fails.
@@ -108,7 +108,8 @@ def check_identities(
     key = jax.random.key(0) if key is None else key
     reference = _back_propagation(chain, matching.loss, matching.params, x, y, matching.context)
     errors: dict[tuple[str, str], float] = {}
-    for name in chain.names if blocks is None else blocks:
+    chosen = chain.names if blocks is None else (blocks,) if isinstance(blocks, str) else blocks
+    for name in chosen:
         b = chain.index(name) + 1
         errors |= {(name, identity): error for identity, error in _first_order(matching, name, b, *reference)}
         for wrt in ("params", "input"):

@@ -199,6 +199,8 @@ def test_check_identities_names_the_block_with_a_wrong_derivative():
         lh.check_identities(*case._replace(chain=chain))
     check = lh.check_identities(*case._replace(chain=chain), throw=False)
     assert {block for block, _ in check.failures} == {"wrong"}
+    one = lh.check_identities(*case._replace(chain=chain), blocks="wrong", throw=False)
+    assert {block for block, _ in one.errors} == {"wrong"}
     assert "FAIL" in str(check)
 
 
