@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 LONGEST = 60
 """Characters of a value that are shown."""
@@ -25,7 +26,7 @@ def expect_key(value: Any) -> None:
         TypeError: it is something else.
     """
     if value is not None:
-        expect("key", value, jax.Array, "a random key, as `jax.random.key(0)`")
+        expect("key", value, (jax.Array, np.ndarray), "a random key, as `jax.random.key(0)`")
 
 
 def short(value: Any) -> str:
