@@ -81,7 +81,7 @@ def spectrum(
         ValueError: The operator does not fit the method, or has fewer than `vectors` eigenvectors; `start` has
             another shape.
 
-    Cost: see the method; of a symmetric operator of your own four products more, which test what it claims to be.
+    Cost: see the method; of a symmetric operator of your own five products more, which test what it claims to be.
 
     Example:
         >>> import jax.numpy as jnp
