@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._programs import compiled
 from localhessian._tree import floating, ravel_samples
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator
@@ -55,7 +56,7 @@ def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
     return _near(np.atleast_2d(one.mv(v)), np.atleast_2d(other.mv(v)))
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _outputs(block: Any, place: Place) -> Activations:
     return block(place.params, place.z, place.context)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from localhessian._programs import floating_types
+from localhessian._programs import compiled, floating_types
 from localhessian._tree import floating, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import Wrt, local_hessian
@@ -136,7 +136,7 @@ def _tolerance(matching: BackMatching) -> float:
     return max(TOLERANCES[jnp.dtype(dtype).name] for dtype in types)
 
 
-@jax.jit(static_argnums=(0, 1))
+@compiled(static_argnums=(0, 1))
 def _back_propagation(chain: Chain, loss: Loss, params, x, y, context):
     """dJ/dW by plain reverse mode, and dJ/dz_b as the gradient by a perturbation added to z_b."""
     activations = chain.forward(params, x, context)
@@ -168,7 +168,7 @@ def _first_order(matching: BackMatching, name: str, b: int, gradients, shifts):
         yield "delta_b = -n dJ/dz_b", _distance(floating(matching.displacements[b])[0], step)
 
 
-@jax.jit
+@compiled
 def _gradient(loss, params, z):
     weights, rebuild = floating(params)
     return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
@@ -192,7 +192,7 @@ def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, key: Key)
         yield "H_z: samples are the diagonal blocks", _per_sample(matching, name, b, v, gauss_newton_v)
 
 
-@jax.jit(static_argnums=(1, 2))
+@compiled(static_argnums=(1, 2))
 def _random_pair(key: Key, size: int, dtype: Any) -> Array:
     return jax.random.normal(key, (2, size), dtype)
 
@@ -205,7 +205,7 @@ def _from_scratch(matching: BackMatching, name: str, b: int, wrt: str, v: Array)
     return np.asarray(product) / matching.samples if wrt == "params" else product
 
 
-@jax.jit(static_argnums=(0, 1, 2))
+@compiled(static_argnums=(0, 1, 2))
 def _assemble(block, loss, wrt, params, z, context, y, v):
     leaves, rebuild = floating(params if wrt == "params" else z)
     unravel = ravel(leaves)[1]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._programs import compiled
 from localhessian._tree import floating, is_concrete, pytree, ravel_samples, size
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
@@ -119,13 +120,13 @@ def _rounding(loss: Loss, z: Activations, y: Any) -> np.ndarray:
     return np.abs(np.asarray(_push(loss, nudged, y, probe)) - np.asarray(_push(loss, z, y, probe))).max(1)
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _push(loss: Loss, z: Activations, y: Any, u: list[Array]) -> Array:
     """S u, a row for each sample."""
     return ravel_samples(loss_hessian(loss, z, y)(u))[0]
 
 
-@jax.jit
+@compiled
 def _times_root(root: Root, u: list[Array]) -> Array:
     return ravel_samples(root.mv(u))[0]
 
@@ -221,6 +222,6 @@ def _where(agrees: Array, one: Array, other: Any) -> Array:
     return jnp.where(agrees.reshape(agrees.shape + (1,) * (one.ndim - 1)), one, other)
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _linearized(loss: Loss, z: Activations, y: Any) -> Partial:
     return cast(Partial, loss_hessian(loss, z, y))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from localhessian._programs import compiled
 from localhessian._tree import floating, ravel_samples
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Kind, Root
@@ -32,7 +33,7 @@ def candidates(z: Activations) -> list[Kind]:
     return [Kind.SOFTMAX, Kind.DIAGONAL] if one_row_of_classes else [Kind.DIAGONAL]
 
 
-@jax.jit(static_argnums=(0, 1))
+@compiled(static_argnums=(0, 1))
 def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[Root, Array]:
     """The root if S is of that kind, and for each sample whether it is."""
     eps = coarsest(loss, z, y)

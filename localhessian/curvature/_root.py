@@ -55,7 +55,8 @@ class Root:
 def _softmax_transposed(p: Array, root: Array, top: Array, u: Array) -> Array:
     """sqrt(alpha p) (u - <p, u>), by differences to the likeliest class: nothing cancels where p is near 1."""
     apart = u - jnp.sum(jnp.where(top, u, 0), axis=-1, keepdims=True)
-    return root * (apart - jnp.sum(p * apart, axis=-1, keepdims=True))
+    # Of the likeliest class that is 0; said again, because `x - sum(p * x)` is what `_programs.compiled` tells of.
+    return root * (apart - jnp.sum(jnp.where(top, 0, p * apart), axis=-1, keepdims=True))
 
 
 def _softmax(p: Array, root: Array, top: Array, u: Array) -> Array:

@@ -8,7 +8,6 @@ for it once; products of an unprepared operator prepare themselves each time.
 """
 
 import dataclasses
-import functools
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect, short
 from localhessian._memory import as_key
+from localhessian._programs import compiled
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float
 from localhessian.linalg._cpu import run_quickly
@@ -110,7 +110,7 @@ class SymmetricOperator:
         return jnp.moveaxis(unit_products(self.prepare().product, self.size, self.batch, self.dtype), 0, -1)
 
 
-@jax.jit
+@compiled
 def call(function: Partial, *args):
     """A function and its data, compiled once for each function and shapes, not for each data."""
     return run_quickly(function, *args)
@@ -123,7 +123,7 @@ def unit_products(
     return _unit_products(product, start, size, batch, dtype, size if count is None else count)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@compiled(static_argnums=(2, 3, 4, 5))
 def _unit_products(product, start, size, batch, dtype, count):
     units = jax.nn.one_hot(start + jnp.arange(count), size, dtype=dtype)
     if batch is not None:

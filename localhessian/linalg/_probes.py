@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int, Key
@@ -58,7 +59,7 @@ def itself(v: Array) -> Array:
     return v
 
 
-@jax.jit(static_argnums=(2, 3))
+@compiled(static_argnums=(2, 3))
 def _probe_vector(vectors: Partial, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
     return vectors(i, shape, dtype)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect
+from localhessian._programs import compiled
 from localhessian._tree import floating, is_concrete, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
@@ -158,7 +159,7 @@ def back_match_partly(
     return matching
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _loss_and_residual(loss: Loss, z: Activations, y: Any) -> tuple[Array, Activations, Array]:
     """Per-sample losses, and r_B = n dJ/dz_B as a tree and as a vector."""
     outputs, rebuild = floating(z)
@@ -188,7 +189,7 @@ def _as_tree(like: Any, vector: Array, factor: float | None = None) -> Any:
     return _scaled_tree(like, vector, 1.0 if factor is None else factor)
 
 
-@jax.jit
+@compiled
 def _scaled_tree(like: Any, vector: Array, factor: Any) -> Any:
     return _embed([factor * leaf for leaf in ravel(floating(like)[0])[1](vector)], like)
 
@@ -272,7 +273,7 @@ def _embed(values: list[Array], like: Any) -> Any:
     return floating(zeros)[1](values)
 
 
-@jax.jit
+@compiled
 def _mean_half_square(residual: Activations) -> Scalar:
     leaves = floating(residual)[0]
     squares = [0.5 * jnp.sum(leaf**2) for leaf in leaves]

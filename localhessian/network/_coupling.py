@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._programs import compiled
 from localhessian._tree import floating, is_concrete, ravel, ravel_samples
 from localhessian._types import Activations, Array, Loss
 from localhessian.linalg import LinearMap, call
@@ -46,7 +47,7 @@ def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array:
     return _leaks(push, outputs, jnp.result_type(*outputs), is_concrete(moved, outputs))
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _linearized(loss: Loss, z: Activations, y: Any) -> Partial:
     """The losses and the gradient of their sum, to first order in the outputs."""
     outputs, rebuild = floating(z)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.tree_util import Partial
 
-from localhessian._programs import assemble
+from localhessian._programs import assemble, compiled
 from localhessian._tree import floating, pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.linalg import LinearMap, call, lazy_map
@@ -90,7 +90,7 @@ class Variables:
 
     def sizes(self, place: Place) -> tuple[int, int, Any, int | None]:
         """Columns d and rows m of the Jacobian, the narrower dtype of its ends, and batch; nothing is computed."""
-        start, out = _ends.eval_shape(self, place)
+        start, out = jax.eval_shape(functools.partial(_ends, self), place)
         return start.shape[-1], out.shape[-1], _narrower(start.dtype, out.dtype), batch_of(start)
 
 
@@ -113,7 +113,7 @@ def batch_of(start: Any) -> int | None:
     return start.shape[0] if start.ndim == 2 else None
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled(static_argnums=0)
 def _ends(variables: Variables, place: Place) -> tuple[Array, Array]:
     view = variables.view(place)
     return view.start, view.meant(view.run(view.start))

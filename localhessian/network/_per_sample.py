@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._programs import compiled
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.network._chain import Chain
@@ -215,7 +216,7 @@ def _is_equivariant(function: Callable, params: Any, z: Any, extra: Any, belongs
     return all(map(_alike, jax.tree.leaves(straight), jax.tree.leaves(other)))
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _answer(function: Callable, params: Any, z: Any, extra: Any) -> Any:
     return function(params, z, extra)
 

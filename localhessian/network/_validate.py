@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from localhessian._arguments import expect, short
 from localhessian._memory import as_key, remembered
+from localhessian._programs import compiled
 from localhessian._tree import floating, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
@@ -59,7 +60,7 @@ def run_chain(chain: Chain, params: dict[str, Params], x: Activations, context: 
     return tuple(activations)
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _run(block, params: Params, z: Activations, context: Context) -> Activations:
     return block(params, z, context)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from localhessian._programs import compiled
 from localhessian._tree import size
 from localhessian._types import Activations, Array, Context, Key, Params
 from localhessian.network import Chain, TracedChain, chain_from_nnx
@@ -89,7 +90,7 @@ def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: A
     tested = nnx.graphdef(model)
     has_state = context.given is not None
 
-    @jax.jit
+    @compiled
     def fresh(key: Key) -> tuple[Any, Context]:
         _, params, state = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
         return params, state if has_state else None

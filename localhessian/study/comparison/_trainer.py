@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from localhessian._programs import compiled
 from localhessian._types import Array, Context, Key, Loss, Params, Scalar
 from localhessian.study._augment import Augmentation
 from localhessian.study._data import Images
@@ -175,7 +176,7 @@ class Trainer:
         return totals[0] / n, totals[1] / n
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled(static_argnums=0)
 def _step(
     trainer: Trainer, state: State, images: Array, labels: Array, chosen: Array, key: Key, rate: Scalar
 ) -> tuple[State, Scalar]:
@@ -185,7 +186,7 @@ def _step(
     return _strong(State(stepped.params, stepped.state, stepped.context)), stepped.loss
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@compiled(static_argnums=(0, 1, 2))
 def _test(
     network: Network,
     loss: Loss,
