@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -59,6 +60,18 @@ def size(tree: PyTree) -> int:
 def is_concrete(*trees: PyTree) -> bool:
     """Whether every leaf holds numbers now, so that host code may branch on them (not under jit or vmap)."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def on_the_host(tree: T) -> tuple[ModuleType, T]:
+    """NumPy, and arrays of float64, where there are numbers (nothing to compile); jax.numpy under transformations."""
+    if not is_concrete(tree):
+        return jnp, tree
+
+    def widen(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return np, jax.tree.map(widen, tree)
 
 
 def is_differentiable(tree: PyTree) -> bool:

@@ -44,7 +44,7 @@ def test_products_with_a_softmax_side_by_side(inside):
     factor = lh.local_hessian(lh.back_match(chain, {"head": w}, x, y, token_loss), "head").factor.prepare()
     vectors = _numbers(2, factor.in_size)
     one_by_one = np.stack([factor.mv(v) for v in vectors])
-    together = jax.vmap(lambda v: factor.mv(v))
+    together = jax.vmap(factor.mv)
     together = jax.jit(together)(vectors) if inside else together(vectors)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-6 * np.abs(one_by_one).max())
 

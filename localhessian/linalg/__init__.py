@@ -8,6 +8,7 @@ from localhessian.linalg._condition import condition_number as condition_number
 from localhessian.linalg._condition import quantile_condition_number as quantile_condition_number
 from localhessian.linalg._dense import Dense as Dense
 from localhessian.linalg._density import spectral_density as spectral_density
+from localhessian.linalg._dependence import Declined as Declined
 from localhessian.linalg._distribution import Density as Density
 from localhessian.linalg._distribution import Interval as Interval
 from localhessian.linalg._distribution import QuadratureEstimate as QuadratureEstimate

@@ -1,15 +1,10 @@
 """Condition numbers with their interval, by one rank rule for every method and shape."""
 
-from types import ModuleType
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect
 from localhessian._status import Status, quietly
-from localhessian._tree import is_concrete, pytree
+from localhessian._tree import on_the_host, pytree
 from localhessian._types import Array, Float, Int
 from localhessian.linalg._rank import GAP, check_share, counted, cutoff, doubtful, noise, rounding
 from localhessian.linalg._spectrum import Spectrum
@@ -82,7 +77,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
     if rtol is not None:
         check_share("rtol", rtol)
-    xp, spectrum = _on_the_host(spectrum)
+    xp, spectrum = on_the_host(spectrum)
     seen, finite = _seen(xp, spectrum)
     sigma, rho = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
@@ -154,7 +149,7 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
     check_share("q", q, closed=True)
     if rtol is not None:
         check_share("rtol", rtol)
-    xp, spectrum = _on_the_host(spectrum)
+    xp, spectrum = on_the_host(spectrum)
     seen, finite = _seen(xp, spectrum)
     sigma, _ = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
@@ -178,18 +173,6 @@ def _seen(xp, spectrum: Spectrum):
     values = spectrum.eigenvalues if spectrum.singular_values is None else spectrum.singular_values
     fine = xp.isfinite(values)
     return there & fine, xp.all(fine | ~there, axis=-1)
-
-
-def _on_the_host(spectrum: Spectrum) -> tuple[ModuleType, Spectrum]:
-    """NumPy in float64 where there are numbers (nothing to compile), jax.numpy under transformations."""
-    if not is_concrete(spectrum):
-        return jnp, spectrum
-
-    def widen(leaf: Any) -> np.ndarray:
-        array = np.asarray(leaf)
-        return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
-
-    return np, jax.tree.map(widen, spectrum)
 
 
 def _singular_scale(xp, spectrum: Spectrum, seen):

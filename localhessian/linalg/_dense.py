@@ -41,20 +41,28 @@ class Dense:
     Args:
         max_size: Largest order of the matrix to decompose: min(m, d), or d without a factor.
         max_bytes: Largest explicit R (or H) in memory, over all operators of a batch.
+        max_operations: Most multiplications of the decomposition, over all operators of a batch.
     """
 
     max_size: int = 4096
     max_bytes: int = 2**31
+    max_operations: float = math.inf
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
-        for name in ("max_size", "max_bytes"):
+        for name in ("max_size", "max_bytes", "max_operations"):
             check_limit(name, getattr(self, name))
 
     def fits(self, operator: LinearMap | SymmetricOperator) -> bool:
         """Whether the operator is within the limits."""
         order, numbers = _order(operator)
-        return order <= self.max_size and numbers * operator.dtype.itemsize <= self.max_bytes
+        within = order <= self.max_size and numbers * operator.dtype.itemsize <= self.max_bytes
+        return within and self.operations(operator) <= self.max_operations
+
+    def operations(self, operator: LinearMap | SymmetricOperator) -> float:
+        """Multiplications of the decomposition: of a Gram matrix, and of its eigenvalues."""
+        order, numbers = _order(operator)
+        return float(order) * numbers + 4 / 3 * float(order) ** 3 * (operator.batch or 1)
 
     def run(
         self,
@@ -79,6 +87,11 @@ class Dense:
             raise ValueError(
                 f"`Dense(max_size={self.max_size})` cannot hold an operator of size {order}. Use `Lanczos(...)` or "
                 "`GolubKahan(...)`, or raise `max_size` if the memory is there."
+            )
+        if self.operations(operator) > self.max_operations:
+            raise ValueError(
+                f"`Dense(max_operations={self.max_operations:.3g})` takes none of {self.operations(operator):.3g}: use "
+                "`GolubKahan(...)`, fewer samples, or raise `max_operations` if the time is there."
             )
         if not self.fits(operator):
             raise ValueError(

@@ -25,7 +25,7 @@ from localhessian.linalg._jacobi import of_factor, of_symmetric
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
 from localhessian.linalg._probe import contradiction
 from localhessian.linalg._quadrature import bracket, ends
-from localhessian.linalg._rank import check_share, counted
+from localhessian.linalg._rank import check_share, counted, rounding
 from localhessian.linalg._spectrum import Spectrum, SpectrumError
 from localhessian.linalg._vectors import unbatched
 
@@ -194,17 +194,22 @@ def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: Modu
     status = jacobi.status
     usable = (status == 0)[None, :, None]
     diagonal, off = (xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off))
-    nodes, errors = ends(diagonal, off, xp)
+    nodes, errors, weights = ends(diagonal, off, xp)
+    # v^T H v and |H v|^2 of the starts.
+    first, second = (diagonal, off) if factor is None else (off[..., :1] ** 2, off[..., :1] * off[..., 1:2])
+    moments = first[..., 0], first[..., 0] ** 2 + second[..., 0] ** 2
+    relative = scale.relative_cutoff(operator.dtype, factor is not None)
+    nonzero = _nonzero(nodes, xp.where(weights > 0, errors, xp.inf), relative, operator.dtype, factor is not None, xp)
     if factor is not None:
         sigma = xp.max(nodes, axis=(0, 2))
         nodes, errors = xp.maximum(nodes, 0) ** 2, (2 * xp.abs(nodes) + errors) * errors
         limits = jnp.finfo(operator.dtype)
         lost = (sigma > 0) & ~((sigma > float(limits.tiny) ** 0.5) & (sigma < float(limits.max) ** 0.5))
         status = xp.where(lost & (status == 0), int(Status.OUT_OF_RANGE), status)
-    first = xp.argmax(nodes[..., -1], axis=0)[None]
-    largest, error = (xp.take_along_axis(part[..., -1], first, 0)[0] for part in (nodes, errors))
+    at = xp.argmax(nodes[..., -1], axis=0)[None]
+    largest, error = (xp.take_along_axis(part[..., -1], at, 0)[0] for part in (nodes, errors))
     tiny = float(jnp.finfo(operator.dtype).tiny)
-    cutoff = scale.relative_cutoff(operator.dtype, factor is not None) * xp.max(xp.abs(nodes), axis=(0, 2)) + tiny
+    cutoff = relative * xp.max(xp.abs(nodes), axis=(0, 2)) + tiny
     above = xp.where(nodes > cutoff[None, :, None], nodes, xp.inf) if scale.axis == "log" else nodes
     edges = scale.edges(xp.min(above, axis=(0, 2)), largest, cutoff, xp)
     points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
@@ -214,8 +219,18 @@ def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: Modu
         bounds = bracket(diagonal, off, xp.sqrt(xp.maximum(points, 0)), xp, even=True)
         # The distribution of sigma^2 from that of plus and minus sigma.
         lower, upper = (xp.where(points[None] >= 0, xp.clip(2 * bound - 1, 0, 1), 0) for bound in bounds)
-    parts = lower, upper, edges, cutoff, largest, error, status
+    parts = lower, upper, moments, edges, cutoff, nonzero, largest, error, status
     return _density(parts, operator.batch, operator.dtype, scale, (order, size), (probes, steps), xp)
+
+
+def _nonzero(nodes, errors, relative: float, dtype: Any, has_factor: bool, xp: ModuleType):
+    """The smallest eigenvalue known to be at or below a value above the cutoff, (s,), from Ritz values."""
+    # Of a factor these are singular values, and their mirror images.
+    scale = xp.max(xp.abs(nodes), axis=(0, 2))[None, :, None]
+    errors = errors + rounding(dtype) * scale
+    cutoff = (relative**0.5 if has_factor else relative) * scale
+    smallest = xp.min(xp.where(nodes - errors > cutoff, nodes + errors, xp.inf), axis=(0, 2))
+    return smallest**2 if has_factor else smallest
 
 
 _compiled = jax.jit(partial(_compute, xp=jnp), static_argnums=(2, 3, 4))
@@ -226,7 +241,7 @@ def _density(parts, batch: int | None, dtype: Any, scale: _Axis, sizes: tuple[in
 
     The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null.
     """
-    lower, upper, edges, cutoff, largest, error, status = parts
+    lower, upper, moments, edges, cutoff, nonzero, largest, error, status = parts
     (order, size), (probes, steps) = sizes, run
     known = xp.where(status == 0, 1, xp.nan).astype(edges.dtype)
     width = xp.diff(xp.log10(edges) if scale.axis == "log" else edges, axis=1)
@@ -242,6 +257,8 @@ def _density(parts, batch: int | None, dtype: Any, scale: _Axis, sizes: tuple[in
         finite = known.reshape(-1, *(1,) * (share.ndim - 1)) / unit
         return QuadratureEstimate(arrays(value * finite), *(arrays(part * finite * (order / size)) for part in parts))
 
+    mean, share = xp.mean(moments[0], axis=0), order / size
+    doubt = _mean_error(moments, mean, order, xp)
     low, high = lower[:, :, 2:], upper[:, :, 2:]
     return Density(
         edges=arrays(edges),
@@ -249,6 +266,8 @@ def _density(parts, batch: int | None, dtype: Any, scale: _Axis, sizes: tuple[in
         cumulative=estimate(low, high, certain, 1),
         negative=estimate(lower[..., 0], upper[..., 0], 0, 1),
         zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0], 1 - order / size, 1),
+        mean=QuadratureEstimate(*(arrays(part * share * known) for part in (mean, doubt, xp.zeros_like(mean)))),
+        nonzero=arrays(nonzero * known),
         cutoff=arrays(cutoff),
         largest=arrays(largest * known),
         largest_error=arrays(error * known),
@@ -275,6 +294,18 @@ def _probe_error(shares: Any, mean: Any, order: int, xp: ModuleType) -> Any:
     return xp.sqrt(variance / len(shares))
 
 
+def _mean_error(moments: Any, mean: Any, order: int, xp: ModuleType) -> Any:
+    """Standard error of the mean eigenvalue from the first two moments of the starts `(p, s)`.
+
+    v^T H v of a random direction has the variance 2 (mean of lambda^2 - mean^2) / (order + 2): a floor, as there.
+    """
+    forms, squares = moments
+    if len(forms) == 1:
+        return xp.zeros_like(mean)
+    floor = 2 * xp.maximum(xp.mean(squares, axis=0) - mean**2, 0) / (order + 2)
+    return xp.sqrt(xp.maximum(xp.var(forms, axis=0, ddof=1), floor) / len(forms))
+
+
 def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     """The density of a complete spectrum."""
     if is_concrete(spectrum.complete) and not np.all(spectrum.complete):
@@ -298,5 +329,7 @@ def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     shares = xp.sum(xp.where(below, counts[:, None, :], 0), axis=2)[None].astype(values.dtype) / spectrum.size
     status = xp.where(complete, 0, status).astype(np.int32)
     shares = xp.where(complete[None, :, None], shares, xp.nan)
-    parts = shares, shares, edges, cutoff, largest, xp.zeros_like(largest), status
+    nonzero = xp.min(xp.where(values > cutoff[:, None], values, xp.inf), axis=1)
+    mean = xp.sum(values * counts, axis=1)[None] / spectrum.size
+    parts = shares, shares, (mean, mean**2), edges, cutoff, nonzero, largest, xp.zeros_like(largest), status
     return _density(parts, batch, spectrum.dtype, scale, (spectrum.size, spectrum.size), (0, 0), xp)

@@ -1,10 +1,15 @@
 """The answer to "how are the eigenvalues distributed?", with its two kinds of error."""
 
+from types import ModuleType
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from localhessian._tree import pytree, static
+from localhessian._tree import on_the_host, pytree, static
 from localhessian._types import Array, Float, Int
+from localhessian.linalg._spectrum import missed
 
 
 @pytree
@@ -26,7 +31,7 @@ class QuadratureEstimate:
 
 @pytree
 class Interval:
-    """A number and the interval that it lies in; of a batched operator, arrays `(s,)`."""
+    """A number and the interval that it lies in; of a batched operator, arrays `(s,)`. On the host float64 of NumPy."""
 
     value: Float[Array, "*s"]
     """The estimate."""
@@ -53,6 +58,11 @@ class Density:
     """`(*s,)`: share of the eigenvalues below -cutoff."""
     zero: QuadratureEstimate
     """`(*s,)`: share of the eigenvalues within the cutoff: the null space, by the rank rule."""
+    mean: QuadratureEstimate
+    """`(*s,)`: the mean eigenvalue, trace / size."""
+    nonzero: Float[Array, "*s"]
+    """The smallest non-zero eigenvalue is at most this, by the Ritz values whose whole error interval lies above the
+    cutoff; infinite where there is none."""
     cutoff: Float[Array, "*s"]
     """Eigenvalues of at most this size count as zero."""
     largest: Float[Array, "*s"]
@@ -88,8 +98,9 @@ class Density:
             ValueError: `q` is not between 0 and 1.
         """
         _check_quantile(q)
-        target = jnp.full_like(self.largest, q)
-        return self._crossing(target, target, target, sigmas)
+        xp, known = on_the_host(self)
+        target = xp.full_like(known.largest, q)
+        return _crossing(xp, known, (target, target, target), sigmas, _rounding(self))
 
     def quantile_condition_number(self, q: float, /, *, sigmas: float = 3.0) -> Interval:
         """lambda_max / lambda_q, lambda_q the q-quantile of the eigenvalues above the cutoff.
@@ -106,41 +117,51 @@ class Density:
             ValueError: `q` is not between 0 and 1.
         """
         _check_quantile(q)
-        none = self.zero.value + self.negative.value
-        error = sigmas * (self.zero.probe_error + self.negative.probe_error)
-        error = error + self.zero.quadrature_error + self.negative.quadrature_error
-        low, high = jnp.clip(none - error, 0, 1), jnp.clip(none + error, 0, 1)
+        xp, known = on_the_host(self)
+        none = known.zero.value + known.negative.value
+        error = sigmas * (known.zero.probe_error + known.negative.probe_error)
+        error = error + known.zero.quadrature_error + known.negative.quadrature_error
+        low, high = xp.clip(none - error, 0, 1), xp.clip(none + error, 0, 1)
         low, none, high = (share + q * (1 - share) for share in (low, none, high))
-        at = self._crossing(low, none, high, sigmas)
-        refused = (self.negative.interval(sigmas)[0] > 0) | ~(self.largest > self.cutoff)
-        known = jnp.where(refused, jnp.nan, 1.0)
-        bottom = jnp.maximum(at.value, self.cutoff)
-        top = self.largest + self.largest_error
-        upper = jnp.where(at.lower > 0, top / jnp.where(at.lower > 0, at.lower, 1), jnp.inf)
-        return Interval(self.largest / bottom * known, jnp.maximum(self.largest / at.upper, 1) * known, upper * known)
+        at = _crossing(xp, known, (low, none, high), sigmas, _rounding(self))
+        refused = (known.negative.interval(sigmas)[0] > 0) | ~(known.largest > known.cutoff)
+        figures = xp.where(refused, xp.nan, xp.ones_like(known.largest))
+        largest, bottom = known.largest, xp.maximum(at.value, known.cutoff)
+        top = largest + known.largest_error
+        upper = xp.where(at.lower > 0, top / xp.where(at.lower > 0, at.lower, 1), xp.inf)
+        return Interval(largest / bottom * figures, xp.maximum(largest / at.upper, 1) * figures, upper * figures)
 
-    def _crossing(self, low: Array, target: Array, high: Array, sigmas: float) -> Interval:
-        """Where the cumulative distribution reaches the targets, up to rounding."""
-        rounding = 10 * float(jnp.finfo(target.dtype).eps)
-        low, target, high = (share - rounding for share in (low, target, high))
-        below, above = self.cumulative.interval(sigmas)
-        value = jax.lax.cummax(self.cumulative.value, self.cumulative.value.ndim - 1)
-        after = jnp.argmax(value >= target[..., None], axis=-1)
-        reached = value[..., -1] >= target
-        after = jnp.where(reached, after, self.edges.shape[-1] - 1)
-        before = jnp.maximum(after - 1, 0)
-        left, right = (_at(self.edges, place) for place in (before, after))
-        start, end = (_at(value, place) for place in (before, after))
-        share = jnp.clip((target - start) / jnp.where(end > start, end - start, 1), 0, 1)
-        share = jnp.where(end > start, share, 1)
-        middle = left * (right / left) ** share if self.axis == "log" else left + (right - left) * share
-        lower = jnp.max(jnp.where(above < low[..., None], self.edges, -jnp.inf), axis=-1)
-        upper = jnp.min(jnp.where(below >= high[..., None], self.edges, jnp.inf), axis=-1)
-        return Interval(middle, jnp.minimum(lower, middle), jnp.maximum(upper, middle))
+    def failure_probability(self, relative_error: float = 0.1) -> float:
+        """How probable it is, over the starts, that `largest` misses lambda_max by more than this.
+
+        All of them must. 0 of an exact density. As `Spectrum.failure_probability`.
+        """
+        return 0.0 if self.exact else float(missed(self.size, float(self.steps), relative_error)) ** self.probes
 
 
-def _at(array: Array, place: Array) -> Array:
-    return jnp.take_along_axis(array, place[..., None], axis=-1)[..., 0]
+def _rounding(density: Density) -> float:
+    return 10 * float(jnp.finfo(density.edges.dtype).eps)
+
+
+def _crossing(xp: ModuleType, known: Density, targets: tuple[Any, ...], sigmas: float, rounding: float) -> Interval:
+    """Where the cumulative distribution reaches the targets (low, middle, high), up to rounding."""
+    low, target, high = (share - rounding for share in targets)
+    below, above = known.cumulative.interval(sigmas)
+    value: Any = known.cumulative.value
+    value = np.maximum.accumulate(value, axis=-1) if xp is np else jax.lax.cummax(value, value.ndim - 1)
+    after = xp.argmax(value >= target[..., None], axis=-1)
+    reached = value[..., -1] >= target
+    after = xp.where(reached, after, known.edges.shape[-1] - 1)
+    before = xp.maximum(after - 1, 0)
+    at = lambda array, place: xp.take_along_axis(array, place[..., None], axis=-1)[..., 0]
+    left, right = (at(known.edges, place) for place in (before, after))
+    start, end = (at(value, place) for place in (before, after))
+    share = xp.clip((target - start) / xp.where(end > start, end - start, 1), 0, 1)
+    share = xp.where(end > start, share, 1)
+    middle = left * (right / left) ** share if known.axis == "log" else left + (right - left) * share
+    lower = xp.max(xp.where(above < low[..., None], known.edges, -xp.inf), axis=-1)
+    upper = xp.min(xp.where(below >= high[..., None], known.edges, xp.inf), axis=-1)
+    return Interval(middle, xp.minimum(lower, middle), xp.maximum(upper, middle))
 
 
 def _check_quantile(q: float) -> None:

@@ -78,7 +78,8 @@ def explain(operator: LinearMap | SymmetricOperator, structured: Structured | No
     except Declined as declined:
         method = unstructured(operator)
         seconds, needed = _iterative(operator, method) if isinstance(method, Krylov) else _dense(operator)
-        small = "the matrix fits" if isinstance(method, Dense) else "the matrix is too large to hold"
+        held = "the matrix would take too long" if Dense().fits(operator) else "the matrix is too large to hold"
+        small = "the matrix fits" if isinstance(method, Dense) else held
         reason = f"no structure: {declined}; {small}"
         return Explanation(operator.label, size, operator.batch, method, reason, None, seconds, needed)
     reason = str(structure)

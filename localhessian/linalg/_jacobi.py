@@ -27,6 +27,8 @@ from localhessian.linalg._vectors import random_block
 
 GROUP = 8
 """Starts that run as one recurrence, at most: more vectors at once do not pay (8 break even on one core)."""
+FEW = 64
+"""Products that do not repay a program of their own for a group."""
 PRODUCT_BYTES = 2**27
 """What a product with all vectors of a group may hold, its intermediate results counted as 8 times what goes in."""
 
@@ -103,6 +105,8 @@ def _group(probes: int, steps: int, numbers: int, dtype: Any, xp: ModuleType) ->
 
     Each group is a program part of its own where all is compiled whole, so only memory limits it there.
     """
+    if xp is np and probes * steps <= FEW:
+        return 1
     bytes_ = numbers * dtype.itemsize
     most = max(min(GROUP if xp is np else probes, PRODUCT_BYTES // (8 * bytes_), BASIS_BYTES // (steps * bytes_)), 1)
     return max(group for group in range(1, most + 1) if probes % group == 0)
@@ -129,6 +133,8 @@ class _Together:
 
 
 def _multiplied(product: Partial, batch: int | None, group: int, dtype: Any, xp: ModuleType) -> Callable[[Any], Any]:
+    if group == 1:  # the program that the Krylov methods use
+        return lambda block: products(lambda v: call(product, v), block, batch, dtype, xp)
     together = Partial(_Together(batch, group), product)
     return lambda block: products(lambda v: call(together, v), block, len(block), dtype, xp)
 

@@ -88,10 +88,13 @@ def radau_rules(diagonal: Any, off: Any, xp: ModuleType, *, even: bool = False) 
     return values, weights
 
 
-def ends(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any]:
-    """Gauss nodes `(..., N)` ascending, and how far from each some eigenvalue lies at most."""
+def ends(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any, Any]:
+    """Gauss nodes `(..., N)` ascending, how far from each some eigenvalue lies at most, and their weights.
+
+    Rows after a breakdown have no weight.
+    """
     values, vectors = xp.linalg.eigh(tridiagonal(diagonal, off[..., :-1], xp))
-    return values, xp.abs(off[..., -1:] * vectors[..., -1, :])
+    return values, xp.abs(off[..., -1:] * vectors[..., -1, :]), vectors[..., 0, :] ** 2
 
 
 def tridiagonal(diagonal: Any, off: Any, xp: ModuleType) -> Any:

@@ -19,6 +19,8 @@ from localhessian.linalg._probe import contradiction
 from localhessian.linalg._spectrum import Spectrum, SpectrumError, within_range
 from localhessian.linalg._structured import Structured
 
+MAX_OPERATIONS = 5e11
+"""Multiplications of a dense decomposition that nobody asked for, as of `Structured`: one of order 4,096 is below."""
 _REFUSED = (
     Status.NON_FINITE,
     Status.NOT_LINEAR,
@@ -150,7 +152,7 @@ def _run(operator, method: Method | None, key: Key, vectors: int, start: Array |
 
 def unstructured(operator: LinearMap | SymmetricOperator) -> Method:
     """The method for an operator without structure."""
-    if Dense().fits(operator):
+    if Dense(max_operations=MAX_OPERATIONS).fits(operator):
         return Dense()
     has_factor = isinstance(operator, LinearMap) or operator.factor is not None
     return GolubKahan() if has_factor else Lanczos()

@@ -77,9 +77,7 @@ class Spectrum:
         """
         unknown = jnp.ones_like(self.missing)
         if self.krylov_steps is not None and self.start_size:
-            steps = self.krylov_steps.astype(unknown.dtype)
-            bound = 1.648 * self.start_size**0.5 * jnp.exp(-(relative_error**0.5) * (2 * steps - 1))
-            unknown = jnp.minimum(bound, 1) * unknown
+            unknown = missed(self.start_size, self.krylov_steps.astype(unknown.dtype), relative_error) * unknown
         exact = self.complete | (self.krylov_steps is None)
         return jnp.where(exact, 0, unknown)
 
@@ -114,6 +112,11 @@ class Spectrum:
         there = ~xp.isnan(values)
         extreme = (xp.max if least < 0 else xp.min)(xp.where(there, values, values.dtype.type(least)), axis=-1)
         return jnp.asarray(xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan)))
+
+
+def missed(size: int, steps: Any, relative_error: float) -> Array:
+    """At most how probable it is that `steps` steps from a random start in `size` dimensions miss lambda_max."""
+    return jnp.minimum(1.648 * size**0.5 * jnp.exp(-(relative_error**0.5) * (2 * steps - 1)), 1)
 
 
 class SpectrumError(ArithmeticError):

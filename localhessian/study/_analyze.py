@@ -18,15 +18,17 @@ from localhessian.curvature import local_hessian
 from localhessian.linalg import Method, SpectrumInterrupt, check_method, spectrum
 from localhessian.network import BackMatching, Chain, back_match_partly, sample_indices
 from localhessian.study._fingerprint import fingerprint
-from localhessian.study._measured import measured, without_figures
+from localhessian.study._measured import measured, surveyed, without_figures
 from localhessian.study._report import Report
 from localhessian.study._row import Key as RowKey
 from localhessian.study._row import Row, RowSpectrum
+from localhessian.study._survey import Survey
 
 SIDES = ("params", "input")
 PARTS = ("gauss_newton", "full", "residual")
 AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
 """Rows that `resume` does not keep."""
+UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
 
 
 def analyze(
@@ -56,13 +58,15 @@ def analyze(
         y: What the loss compares with.
         loss: Per-sample losses, shape `(n,)`.
         context: Handed to every block that takes one.
-        blocks: A name or names of the blocks to analyze; default all.
+        blocks: A name or names of the blocks to analyze; default all, but of blocks without parameters no H_z.
         wrt: `"params"` for H_W, `"input"` for H_z, or both.
         part: `"gauss_newton"`, `"full"`, `"residual"`, or several.
         samples: For an uncoupled H_z, which samples: indices, or a boolean mask, as in `lh.local_hessian`; each has its
             own spectrum. A coupled block has one H_z for the whole batch.
         samples_per_block: Without `samples`, how many, evenly spaced.
-        method: As in `lh.spectrum`; None chooses for each operator.
+        method: As in `lh.spectrum`. None takes the whole spectrum where there is structure or the matrix is small (up
+            to 3e10 multiplications), else the largest eigenvalue by Lanczos and the rest by quadrature, as in
+            `lh.spectral_density` with 2 starts of 12 steps: bounds and estimates, with their errors in columns.
         key: Of random start vectors; default `jax.random.key(0)`.
         progress: True shows a bar; a function is called with (done, total, what).
         resume: An earlier, interrupted report of the same model and data: its rows are kept.
@@ -78,7 +82,7 @@ def analyze(
         KeyError: A block name that is not in the chain.
         TypeError: Called under a transformation.
 
-    Cost: one `lh.back_match`, and one `lh.spectrum` for each row.
+    Cost: one `lh.back_match`, and one `lh.spectrum` for each row; where that is not whole, 24 pairs of products more.
 
     Example:
         >>> import jax.numpy as jnp
@@ -116,7 +120,8 @@ def analyze(
             for done, job in enumerate(jobs):
                 show(done, len(jobs), " / ".join(job))
                 if job not in kept:
-                    row, found, interrupted = _analyze_one(matching, job, chosen, method, key)
+                    asked = blocks is not None
+                    row, found, interrupted = _analyze_one(matching, job, chosen, method, key, asked)
                     rows.append(row)
                     if found is not None:
                         spectra[job] = found
@@ -132,12 +137,12 @@ def analyze(
 
 
 def _analyze_one(
-    matching: BackMatching, job: RowKey, samples: tuple[int, ...], method: Method | None, key: Key
+    matching: BackMatching, job: RowKey, samples: tuple[int, ...], method: Method | None, key: Key, asked: bool
 ) -> tuple[Row, RowSpectrum | None, bool]:
     """The row, the spectrum behind it, and whether it was interrupted."""
     block, wrt, part = job
     coupled = bool(matching.coupled[block])
-    missing = _missing(matching, block, wrt)
+    missing = _missing(matching, block, wrt) or ("" if asked else _unasked(matching, block))
     if missing:
         return without_figures(job, coupled=coupled, note=missing), None, False
     one_by_one = wrt == "input" and not coupled
@@ -145,7 +150,11 @@ def _analyze_one(
     key = jax.random.fold_in(key, matching.chain.index(block))
     try:
         operator = local_hessian(matching, block, wrt, part, samples=samples if one_by_one else None)  # type: ignore[arg-type]
-        found = spectrum(operator, method, key=key, throw=False)
+        survey = Survey()
+        found = spectrum(operator, survey if method is None else method, key=key, throw=False)
+        rest = survey.rest(operator, found, key) if method is None else None
+        if rest is not None:
+            return *surveyed(job, found, rest, samples=count, coupled=coupled), False
         return *measured(job, found, samples=count, coupled=coupled), False
     except SpectrumInterrupt as interrupt:
         row, found_so_far = measured(job, interrupt.spectrum, samples=count, coupled=coupled)
@@ -174,6 +183,10 @@ def _missing(matching: BackMatching, block: str, wrt: str) -> str:
     if wrt == "input" and not floating(matching.activations[matching.chain.index(block)])[0]:
         return "H_z does not exist: the block's input holds integers"
     return ""
+
+
+def _unasked(matching: BackMatching, block: str) -> str:
+    return "" if size(floating(matching.params[block])[0]) else UNASKED
 
 
 def _chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:
@@ -213,5 +226,5 @@ def _resumed(resume: Report | None, meta: dict) -> tuple[list[Row], dict]:
             "loss, samples, method and key must be the same): pass the report that was interrupted, or leave `resume` "
             "out."
         )
-    rows = [row for row in resume.rows if row.status not in AGAIN]
+    rows = [row for row in resume.rows if row.status not in AGAIN and row.note != UNASKED]
     return rows, {row.key: resume.spectra[row.key] for row in rows if row.key in resume.spectra}

@@ -19,7 +19,7 @@ MEANINGS = {
     "size": "order of the matrix; of an uncoupled H_z, of each sample's",
     "samples": "samples that entered; of an uncoupled H_z, those analyzed one by one",
     "coupled": "whether the block mixes the samples of the batch (batch normalization)",
-    "rank": "eigenvalues above the cutoff of the rank rule, sigma > 100 eps sigma_max",
+    "rank": "eigenvalues above the cutoff of the rank rule, sigma > 100 eps sigma_max; by a quadrature: at least",
     "lambda_max": "largest eigenvalue",
     "lambda_min_nonzero": "smallest eigenvalue above the cutoff",
     "kappa_plus": "lambda_max / lambda_min_nonzero; ? where no clear gap separates zero from non-zero",
@@ -32,6 +32,8 @@ MEANINGS = {
     "converged": "whether every value met its tolerance",
     "status": "how the computation ended",
     "note": "why a figure is missing or doubtful",
+    "trace": "sum of the eigenvalues, with its standard error where it is an estimate",
+    "effective_rank": "trace / lambda_max",
 }
 
 

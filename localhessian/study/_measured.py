@@ -1,11 +1,19 @@
 """From a spectrum to a row of a report: medians over the samples that have a value, and what is doubtful in words."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from localhessian._status import Status
-from localhessian.linalg import ConditionNumber, Spectrum, condition_number, quantile_condition_number
+from localhessian.linalg import (
+    ConditionNumber,
+    Density,
+    Spectrum,
+    condition_number,
+    quantile_condition_number,
+    summarize,
+)
 from localhessian.study._row import Key, Row, RowSpectrum
 
 LIKELY = 0.01
@@ -40,6 +48,9 @@ def measured(key: Key, found: Spectrum, *, samples: int, coupled: bool) -> tuple
     valued = np.ravel(np.asarray(kappa.status) != Status.ZERO)
     some = valued if valued.any() else np.ones_like(valued)
     median = lambda figure: _median(figure, some)
+    summary = summarize(found)
+    known = np.asarray(found.complete)
+    quantiles = {q: np.asarray(quantile_condition_number(found, q / 100)) for q in (5, 95)}
     block, wrt, part = key
     row = Row(
         block=block,
@@ -54,16 +65,69 @@ def measured(key: Key, found: Spectrum, *, samples: int, coupled: bool) -> tuple
         kappa_plus=median(kappa.value),
         kappa_lower=median(kappa.lower),
         kappa_upper=median(kappa.upper) if valued.any() else _NAN,
-        kappa_q05=median(quantile_condition_number(found, 0.05)),
-        kappa_q95=median(quantile_condition_number(found, 0.95)),
+        kappa_q05=median(quantiles[5]),
+        kappa_q95=median(quantiles[95]),
         method=found.method,
         matvecs=int(found.matvecs),
         converged=bool(np.all(found.converged)),
         status=_worst(np.asarray(kappa.status)[some.reshape(np.shape(kappa.status))]).name,
         note=_note(kappa),
+        trace=median(summary.trace),
+        trace_error=0.0 if known.all() else _NAN,
+        effective_rank=median(summary.effective_rank),
+        **{f"kappa_q{q:02}_{end}": median(value) for q, value in quantiles.items() for end in ("lower", "upper")},
     )
     eigenvalues = np.asarray(found.eigenvalues, np.float64)
     return row, RowSpectrum(eigenvalues, np.asarray(found.multiplicities), np.asarray(kappa.value))
+
+
+def surveyed(key: Key, found: Spectrum, rest: Density, *, samples: int, coupled: bool) -> tuple[Row, RowSpectrum]:
+    """As `measured`, of a spectrum of which only the largest value was sought, and what a quadrature tells of all."""
+    row, known = measured(key, found, samples=samples, coupled=coupled)
+    largest = np.fmax(_flat(found.lambda_max), _flat(rest.largest))
+    some = largest > 0
+    if np.any(_flat(rest.status)) or not some.any():
+        return row, known
+    median = lambda figure: _median(figure, some)
+    negative, zero = rest.negative.interval(), rest.zero.interval()
+    indefinite = bool((_flat(negative[0])[some] > 0).any())
+    sure = largest - np.asarray(found.residual_norms, np.float64).reshape(len(largest), -1)[:, -1]
+    trace, quantiles = rest.size * _flat(rest.mean.value), {q: rest.quantile_condition_number(q / 100) for q in (5, 95)}
+    figures: dict[str, Any] = {
+        "rank": median(np.ceil(rest.size * np.clip(1 - _flat(zero[1]) - _flat(negative[1]), 1 / rest.size, 1))),
+        "lambda_max": median(largest),
+        "lambda_min_nonzero": _NAN,
+        "kappa_lower": _NAN if indefinite else median(np.maximum(sure / _flat(rest.nonzero), 1)),
+        "kappa_upper": _NAN if indefinite else np.inf,
+        "trace": median(trace),
+        "trace_error": median(rest.size * _flat(rest.mean.probe_error)),
+        "effective_rank": median(trace / largest),
+    }
+    for q, interval in quantiles.items():
+        name = f"kappa_q{q:02}"
+        ends = {name: interval.value, f"{name}_lower": interval.lower, f"{name}_upper": interval.upper}
+        figures |= {name: median(figure) for name, figure in ends.items()}
+    status = Status.INDEFINITE if indefinite else Status[row.status]
+    reservations = _note(condition_number(found), rest.failure_probability())
+    words = [reservations, _WORDS[status] if indefinite else "", SURVEYED]
+    return dataclasses.replace(
+        row,
+        **figures,
+        method=f"{found.method} + spectral_density(probes={rest.probes}, steps={rest.steps})",
+        matvecs=row.matvecs + int(rest.matvecs),
+        status=status.name,
+        note="; ".join(filter(None, words)),
+    ), known
+
+
+def _flat(figure: Any) -> np.ndarray:
+    return np.ravel(np.asarray(figure, np.float64))
+
+
+SURVEYED = (
+    "lambda_max certified, the rest by quadrature, so that kappa_plus has a lower bound only; "
+    "`method=lh.GolubKahan(max_matvecs=...)` seeks the smallest eigenvalue"
+)
 
 
 def without_figures(
@@ -99,15 +163,18 @@ def _worst(statuses: np.ndarray) -> Status:
     return next((status for status in _SEVERITY if int(status) in present), Status.CONVERGED)
 
 
-def _note(kappa: ConditionNumber) -> str:
-    """What is missing or doubtful, by status, with the number of samples where there are several."""
+def _note(kappa: ConditionNumber, others: float = 1.0) -> str:
+    """What is missing or doubtful, by status, with the number of samples where there are several.
+
+    `others`: how probable it is that independent starts missed lambda_max too.
+    """
     codes = np.ravel(np.asarray(kappa.status))
     words = []
     for status in _SEVERITY:
         count = int((codes == status).sum())
         if count:
             words.append(_WORDS[status] if len(codes) == 1 else f"{count} of {len(codes)} samples: {_WORDS[status]}")
-    missed = float(np.max(np.asarray(kappa.failure_probability)))
+    missed = others * float(np.max(np.asarray(kappa.failure_probability)))
     if missed > LIKELY and not (codes == Status.ZERO).all():
         words.append(f"lambda_max may be missed by a tenth with probability {missed:.2g}")
     return "; ".join(words)

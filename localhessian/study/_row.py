@@ -27,6 +27,13 @@ COLUMNS = (
     "converged",
     "status",
     "note",
+    "trace",
+    "trace_error",
+    "effective_rank",
+    "kappa_q05_lower",
+    "kappa_q05_upper",
+    "kappa_q95_lower",
+    "kappa_q95_upper",
 )
 Key = tuple[str, str, str]
 """(block, wrt, part)."""
@@ -45,7 +52,8 @@ class Row:
     """Samples that entered: of H_W and a coupled H_z the batch, of an uncoupled H_z those analyzed one by one."""
     coupled: bool
     rank: float
-    """By the rank rule; of an incomplete spectrum the certified part; NaN where there is no matrix."""
+    """By the rank rule; of an incomplete spectrum the certified part, of a quadrature the lower end of its interval;
+    NaN where there is no matrix."""
     lambda_max: float
     lambda_min_nonzero: float
     """Certified; NaN where no non-zero eigenvalue is."""
@@ -64,6 +72,17 @@ class Row:
     """Name of the `localhessian.Status` that the condition number ended with; of several samples the worst."""
     note: str = ""
     """In words, why a figure is missing or doubtful."""
+    trace: float = math.nan
+    """The sum of the eigenvalues; NaN where neither all of them nor a quadrature is there."""
+    trace_error: float = math.nan
+    """Standard error of the trace; 0 of a whole spectrum."""
+    effective_rank: float = math.nan
+    """trace / lambda_max."""
+    kappa_q05_lower: float = math.nan
+    """A quadrature's kappa_q05 lies between these (three standard errors, and the error of the quadrature)."""
+    kappa_q05_upper: float = math.nan
+    kappa_q95_lower: float = math.nan
+    kappa_q95_upper: float = math.nan
 
     @property
     def has_figures(self) -> bool:

@@ -12,8 +12,9 @@ Of an uncoupled H_z every figure is the median over its samples. kappa_plus = la
 between kappa_lower and kappa_upper; kappa_q05 = lambda_max / 5 % quantile of the non-zero eigenvalues.
 ?: no clear gap at the rank rule's cutoff.   -: unknown, or does not exist."""
 _TEXT = ("block", "wrt", "part", "coupled", "method", "converged")
-SHOWN = tuple(column for column in COLUMNS if column not in {"status", "note"})
-"""What stands in columns; status and note follow in words."""
+_ERRORS = {"trace_error", "kappa_q05_lower", "kappa_q05_upper", "kappa_q95_lower", "kappa_q95_upper"}
+SHOWN = tuple(column for column in COLUMNS if column not in {"status", "note", *_ERRORS})
+"""What stands in columns; status and note follow in words, errors in the cells that they belong to."""
 
 
 def table(reports: Mapping[str, Analyzed]) -> str:
@@ -56,10 +57,19 @@ def cell(row: Row, column: str) -> str:
     if column == "kappa_plus" and row.status == "RANK_UNCERTAIN":
         return number(value) + "?"
     if column == "method":
-        return value.split("(")[0]
+        return " + ".join(_SHORT.get(part.split("(")[0], part.split("(")[0]) for part in value.split(" + "))
+    if column in {"kappa_q05", "kappa_q95"}:
+        lower, upper = getattr(row, f"{column}_lower"), getattr(row, f"{column}_upper")
+        known = not (lower < value or value < upper)
+        return number(value) if known else f"{number(value)} [{number(lower)}, {number(upper)}]"
+    if column == "trace" and row.trace_error > 0:
+        return f"{number(value)} ± {number(row.trace_error)}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, str) else number(value)
+
+
+_SHORT = {"spectral_density": "density"}
 
 
 def number(value: float) -> str:

@@ -248,3 +248,27 @@ def test_new_numbers_do_not_recompile_a_density(count_compilations):
     with count_compilations() as seen:
         lh.spectral_density(gram(matrix_map(two)))
     assert seen.names == []
+
+
+@pytest.mark.parametrize("kind", ["product", "factor"])
+def test_mean_and_a_bound_of_the_smallest_non_zero_eigenvalue(kind):
+    # Null values and a wide range; of the bound only the side matters, of the mean its own error.
+    values = np.concatenate([np.zeros(40), np.geomspace(1e-3, 1, 160)]).astype(np.float32)
+    roots = jnp.sqrt(values)
+    factor = lh.linear_map(lambda v: roots * v, None, 200, 200)
+    operator = factor if kind == "factor" else lh.symmetric_operator(lambda v: values * v, 200)
+    for seed in range(8):
+        found = lh.spectral_density(operator, axis="log", probes=2, steps=12, key=jax.random.key(seed))
+        assert found.nonzero >= 1e-3 * (1 - 1e-4)
+        assert found.nonzero <= 0.5
+        assert abs(found.mean.value - values.mean()) <= 5 * found.mean.probe_error
+        assert 0 < found.mean.probe_error < 0.5 * values.mean()
+    whole = lh.spectral_density(lh.spectrum(operator), axis="log")
+    np.testing.assert_allclose([whole.mean.value, whole.nonzero], [values.mean(), 1e-3], rtol=1e-4)
+
+
+def test_rows_after_a_breakdown_are_no_eigenvalues():
+    # The start's own quotient, 0.2, lies below every non-zero eigenvalue.
+    values = jnp.where(jnp.arange(200) < 40, 1.0, 0.0)
+    found = lh.spectral_density(lh.symmetric_operator(lambda v: values * v, 200), axis="log", probes=2, steps=12)
+    np.testing.assert_allclose(found.nonzero, 1, rtol=1e-5)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 import localhessian as lh
+from localhessian.linalg import Declined
 from localhessian.study import MODELS, digits, digits_network, train
 from localhessian.study import _analyze as analysis
-from localhessian.study._analyze import _chosen
+from localhessian.study import _survey as survey
+from localhessian.study._analyze import UNASKED, _chosen
 from localhessian.study._findings import findings
+from localhessian.study._measured import SURVEYED
 
 pytestmark = pytest.mark.once
 
@@ -330,3 +333,56 @@ def test_reports_compare_print_and_draw_when_nothing_was_found_too(tmp_path):
     empty.plot(tmp_path / "empty.png")
     empty.html(tmp_path / "empty.html")
     assert "There is no spectrum" in findings({"": empty})
+
+
+def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monkeypatch):
+    # The same operators whole and surveyed: every bound must hold, every estimate lie in its interval.
+    chain = lh.Chain(
+        [
+            lh.Block("a", lambda w, z: jnp.tanh(z @ w)),
+            lh.Block("b", lambda w, z: (z - z.mean(0, keepdims=True)) @ w),
+            lh.Block("c", lambda w, z: z @ w),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    params = {"a": draw(12, 12), "b": draw(12, 12), "c": draw(12, 10)}
+    case = chain, params, draw(20, 12), rng.integers(0, 10, 20), networks.cross_entropy
+    whole = lh.analyze(*case, samples=[0, 3, 6], method=lh.Dense())
+    monkeypatch.setattr(survey, "MAX_OPERATIONS", 1.0)
+    monkeypatch.setattr(lh.Structured, "find", _nothing)
+    report = lh.analyze(*case, samples=[0, 3, 6])
+    surveyed = [row for row in report.rows if "density" in row.method]
+    assert [row.key[:2] for row in surveyed] == [("a", "params"), ("b", "params"), ("b", "input"), ("c", "params")]
+    for row in surveyed:
+        exact, spectrum = whole[row.key], whole.spectra[row.key]
+        assert (row.converged, row.status, row.note) == (True, "CONVERGED", SURVEYED)
+        assert row.method == f"{survey.TOP} + spectral_density(probes=2, steps=12)"
+        assert np.isnan([row.kappa_plus, row.lambda_min_nonzero]).all()
+        np.testing.assert_allclose(row.lambda_max, exact.lambda_max, rtol=2e-3)  # rtol of TOP, squared
+        assert 1 <= row.kappa_lower <= exact.kappa_plus * (1 + 1e-3)
+        assert row.kappa_upper == np.inf
+        assert row.rank <= exact.rank
+        trace = np.sum(spectrum.eigenvalues * spectrum.multiplicities)
+        np.testing.assert_allclose(exact.trace, trace, rtol=1e-5)
+        assert abs(row.trace - trace) <= 5 * row.trace_error
+        np.testing.assert_allclose(row.effective_rank, row.trace / row.lambda_max, rtol=0.1)
+        for q in ("kappa_q05", "kappa_q95"):
+            assert getattr(row, f"{q}_lower") <= getattr(exact, q) <= getattr(row, f"{q}_upper")
+            assert getattr(exact, f"{q}_lower") == getattr(exact, q) == getattr(exact, f"{q}_upper")
+    assert "GolubKahan + density" in str(report)
+    assert "±" in str(report)
+    assert str(report).count(SURVEYED) == 1
+
+
+def _nothing(structured, operator):
+    raise Declined("nothing here")
+
+
+def test_of_blocks_without_parameters_nothing_is_computed_unless_asked():
+    case = networks.convolutional()
+    report = lh.analyze(*case, wrt="input", samples_per_block=1)
+    assert report["flatten", "input"].note == UNASKED
+    assert str(report).count(UNASKED) == 1
+    named = lh.analyze(*case, wrt="input", samples_per_block=1, blocks="flatten", resume=report)
+    assert named["flatten", "input"].kappa_plus == pytest.approx(1)
