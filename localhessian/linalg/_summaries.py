@@ -1,9 +1,7 @@
 """Quantities of a whole spectrum."""
 
-import jax.numpy as jnp
-
 from localhessian._arguments import expect
-from localhessian._tree import pytree
+from localhessian._tree import on_the_host, pytree
 from localhessian._types import Array, Float
 from localhessian.linalg._rank import noise
 from localhessian.linalg._spectrum import Spectrum
@@ -11,7 +9,10 @@ from localhessian.linalg._spectrum import Spectrum
 
 @pytree
 class Summary:
-    """Robust figures of a spectrum to compare matrices by; of a batched spectrum, arrays `(s,)`."""
+    """Robust figures of a spectrum to compare matrices by; of a batched spectrum, arrays `(s,)`.
+
+    On the host arrays of NumPy in float64, under transformations arrays of JAX in the spectrum's own dtype.
+    """
 
     trace: Float[Array, "*s"]
     """The sum of the eigenvalues."""
@@ -44,15 +45,16 @@ def summarize(spectrum: Spectrum, /) -> Summary:
         8.0 2.0
     """
     expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
-    counts = spectrum.multiplicities.astype(spectrum.eigenvalues.dtype)
-    values = jnp.where(spectrum.multiplicities > 0, spectrum.eigenvalues, 0)
-    largest = jnp.max(jnp.abs(values), axis=-1)
+    xp, found = on_the_host(spectrum)
+    counts = found.multiplicities.astype(found.eigenvalues.dtype)
+    values = xp.where(found.multiplicities > 0, found.eigenvalues, 0)
+    largest = xp.max(xp.abs(values), axis=-1)
     # Relative to the largest, so that the squares of vanishing or exploding signals are representable.
-    relative = values / jnp.where(largest > 0, largest, 1)[..., None]
-    trace = jnp.sum(counts * relative, axis=-1)
-    squares = jnp.sum(counts * relative**2, axis=-1)
-    negative = jnp.sum(jnp.where(relative < -noise(spectrum.dtype), counts, 0), axis=-1)
-    known = jnp.where(spectrum.complete, jnp.ones_like(largest), jnp.nan)
-    ranked = jnp.where(largest > 0, known, jnp.nan)
+    relative = values / xp.where(largest > 0, largest, 1)[..., None]
+    trace = xp.sum(counts * relative, axis=-1)
+    squares = xp.sum(counts * relative**2, axis=-1)
+    negative = xp.sum(xp.where(relative < -noise(spectrum.dtype), counts, 0), axis=-1)
+    known = xp.where(found.complete, xp.ones_like(largest), xp.nan)
+    ranked = xp.where(largest > 0, known, xp.nan)
     total = trace * largest * known
     return Summary(total, total / spectrum.size, squares * ranked, trace * ranked, negative / spectrum.size * known)
