@@ -29,22 +29,70 @@ STACK_BYTES = 2**24
 
 
 class BlockDiagonal:
-    """Each unit has variables of its own; equal units are held once, with their number."""
+    """Each unit has variables of its own; equal units are held once, with their number.
 
-    def __init__(self, found: Found, size: int, batch: int | None, max_bytes: float) -> None:
+    Units of one row or one column, of which a layer without parameters has hundreds of thousands, are no objects: their
+    singular values are known at once.
+    """
+
+    def __init__(self, found: Found, size: int, batch: int | None, max_bytes: float, every_unit: bool = False) -> None:
         """Sort what was found by unit; as many are decomposed side by side as `max_bytes` allows.
+
+        Args:
+            found: By the walk.
+            size: Columns of each map.
+            batch: Of maps; None for one.
+            max_bytes: Of memory.
+            every_unit: Whether each unit must be an object, to be multiplied.
 
         Raises:
             Declined: a variable serves several units.
         """
         self.found, self.size, self.batch, self.max_bytes = found, size, batch, max_bytes
         self.unit_of_element, self.unit_of_variable = _units(found, size * (batch or 1))
+        self.slight, columns = self._slight_units() if found.grid is None and not every_unit else ([], 0)
         self.units = self._make_units()
-        columns = np.zeros(batch or 1, np.int64)
+        columns = columns + np.zeros(batch or 1, np.int64)
         for unit in self.units:
             columns[unit.batch] += unit.copies * unit.shape[1]
         if np.any(columns > size):
             raise Declined("one variable serves several units")
+
+    def _slight_units(self) -> tuple[list[Part], np.ndarray]:
+        """The units of one row or one column, and how many variables they have in each map; they are taken out."""
+        matrix, batch = self._matrix(), self.batch or 1
+        unit = self.unit_of_variable[matrix.col]
+        variables = np.bincount(self.unit_of_variable[self.unit_of_variable != UNKNOWN], minlength=len(matrix.row) + 1)
+        rows = np.unique(np.stack([matrix.row, unit]), axis=1)
+        count = max(len(variables), unit.max(initial=0) + 1)
+        variables = np.pad(variables, (0, count - len(variables)))
+        results = np.bincount(rows[1], minlength=count)
+        slight = (results > 0) & ((results == 1) | (variables == 1))
+        squares = np.bincount(unit, matrix.data**2, minlength=count)
+        at = np.zeros(count, np.int64)
+        at[rows[1]] = rows[0] // (matrix.shape[0] // batch)
+        parts, columns = [], np.zeros(batch, np.int64)
+        for b in range(batch):
+            mine = slight & (at == b)
+            columns[b] = variables[mine].sum()
+            sigma, copies = np.unique(np.sqrt(squares[mine]), return_counts=True)
+            if len(sigma):
+                parts.append(Part(sigma, copies, b))
+        for labels in (self.unit_of_element, self.unit_of_variable):
+            labels[(labels != UNKNOWN) & slight[np.maximum(labels, 0)]] = UNKNOWN
+        return parts, columns
+
+    def _matrix(self) -> sparse.coo_matrix:
+        """R of all maps, without a product: an entry for each variable of each result."""
+        single = self.found.output.single
+        live = [np.flatnonzero(self.found.flat(coefficient)) for coefficient, _ in single]
+        values = [self.found.flat(c)[rows].astype(np.float64) for (c, _), rows in zip(single, live, strict=True)]
+        columns = [self.found.flat(entry)[rows] for (_, entry), rows in zip(single, live, strict=True)]
+        shape = len(self.unit_of_element), len(self.unit_of_variable)
+        joined = [np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (live, columns)]
+        matrix = sparse.coo_matrix((np.concatenate([np.zeros(0), *values]), tuple(joined)), shape)
+        matrix.sum_duplicates()
+        return matrix
 
     def _make_units(self) -> list[Unit]:
         found, output = self.found, self.found.output
@@ -105,7 +153,12 @@ class BlockDiagonal:
     @property
     def count(self) -> int:
         """Blocks, copies counted."""
-        return sum(unit.copies for unit in self.units)
+        return sum(unit.copies for unit in self.units) + sum(int(np.sum(part.copies)) for part in self.slight)
+
+    @property
+    def different(self) -> int:
+        """Blocks, equal ones counted once."""
+        return len(self.units) + sum(len(part.singular_values) for part in self.slight)
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
@@ -115,16 +168,16 @@ class BlockDiagonal:
     @property
     def splits(self) -> bool:
         """Whether it is more than one block."""
-        return self.count > 1 or self.units[0].shape[1] < self.size
+        return self.count > 1 or bool(self.slight) or (bool(self.units) and self.units[0].shape[1] < self.size)
 
     @property
     def order(self) -> int:
         """Of the largest matrix to decompose."""
-        return max((unit.order for unit in self.units), default=0)
+        return max((unit.order for unit in self.units), default=int(bool(self.slight)))
 
     def __str__(self) -> str:
         """In words."""
-        same = "all equal" if len(self.units) == 1 else f"{len(self.units)} different"
+        same = "all equal" if self.different == 1 else f"{self.different} different"
         return f"block diagonal: {self.count} blocks, {same}, decomposed at order {self.order} or less"
 
     @functools.cached_property
@@ -176,6 +229,7 @@ class BlockDiagonal:
 
     def parts(self, is_double: bool) -> Iterator[Part]:
         """The spectrum of every different block: blocks of one shape together, on every core."""
+        yield from self.slight
         grams = self._grams  # made once, before threads ask for it
         stacks = list(_stacks(self.units, self.workers))
 
@@ -189,6 +243,9 @@ class BlockDiagonal:
     def squares(self) -> np.ndarray:
         """tr H and ||H||_F^2 of each map, (batch, 2), without a decomposition."""
         grams, total = self._grams, np.zeros((self.batch or 1, 2))
+        for part in self.slight:
+            squares = part.singular_values**2
+            total[part.batch] += np.sum(part.copies * squares), np.sum(part.copies * squares**2)
 
         def work(unit: Unit) -> np.ndarray:
             return unit.copies * np.array(squares_of(unit.gram(grams.get(id(unit.inputs)))))

@@ -55,6 +55,11 @@ class KhatriRao:
         return [(1, 0)]
 
     @property
+    def different(self) -> int:
+        """That one."""
+        return 1
+
+    @property
     def splits(self) -> bool:
         """Whether there is more than one channel to mix."""
         return self.mixing.shape[1] > 1

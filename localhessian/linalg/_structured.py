@@ -90,7 +90,8 @@ class Structured:
     def _walk(self, prepared: LinearMap) -> tuple[Found, Structure]:
         try:
             found = walk(prepared, True, self.max_bytes / 4)
-            return found, BlockDiagonal(found, prepared.in_size, prepared.batch, self.max_bytes)
+            every_unit = self.blocks is not None
+            return found, BlockDiagonal(found, prepared.in_size, prepared.batch, self.max_bytes, every_unit)
         except Declined:
             if prepared.batch is not None:
                 raise
@@ -152,7 +153,7 @@ class Structured:
         self, structure: Structure, operator: LinearMap | SymmetricOperator, show: Progress = silent
     ) -> Spectrum:
         """The spectrum of a structure that was found in the operator."""
-        parts, total = [], len(structure.blocks)
+        parts, total = [], structure.different
         for part in structure.parts(jnp.dtype(operator.dtype) == jnp.float64):
             parts.append(part)
             show(len(parts), total, operator.label)

@@ -15,9 +15,9 @@ class Part(NamedTuple):
     """The spectrum of one block."""
 
     singular_values: np.ndarray
-    """Of R_j, as many as it has columns."""
-    copies: int
-    """How many equal blocks there are."""
+    """Of R_j, as many as it has columns (but for zeros)."""
+    copies: int | np.ndarray
+    """How many equal blocks there are; of many small ones, for each value."""
     batch: int
     """To which of a batch of maps they belong."""
 

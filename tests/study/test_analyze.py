@@ -359,7 +359,9 @@ def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monke
         assert (row.converged, row.status, row.note) == (True, "CONVERGED", SURVEYED)
         assert row.method == f"{survey.TOP} + spectral_density(probes=2, steps=12)"
         assert np.isnan([row.kappa_plus, row.lambda_min_nonzero]).all()
-        np.testing.assert_allclose(row.lambda_max, exact.lambda_max, rtol=6e-3)  # of the square of what is known to 3e-3
+        np.testing.assert_allclose(
+            row.lambda_max, exact.lambda_max, rtol=6e-3
+        )  # of the square of what is known to 3e-3
         assert 1 <= row.kappa_lower <= exact.kappa_plus * (1 + 1e-3)
         assert row.kappa_upper == np.inf
         assert row.rank <= exact.rank
