@@ -19,18 +19,20 @@ import time
 
 import jax
 import numpy as np
-from spectra.run import HERE, ONE_CORE
-from spectra.run import measure as measure_peer
 
 import localhessian as lh
 from localhessian.study import zoo
 
+sys.path.append(str(pathlib.Path(__file__).parent / "spectra"))
+from run import HERE, ONE_CORE
+from run import measure as measure_peer
+
 SAMPLES = 16
 
 
-def measure(name: str) -> dict:
+def measure(name: str, seed: int) -> dict:
     """Seconds, predicted and taken, of every block."""
-    case = zoo.case(name)
+    case = zoo.case(name, seed=seed)
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     chain, params, context = case.cut
     matching = jax.block_until_ready(lh.back_match(chain, params, case.x, case.y, case.loss, context))
@@ -69,15 +71,18 @@ def main() -> None:
     parser.add_argument("--peers", help="a Python that has curvlinops; without it only ours")
     parser.add_argument("--cases", nargs="*", default=["mlp", "vgg13-bn/4"])
     parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for the other library")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure)))
+        print(json.dumps(measure(options.measure, options.seed)))
         return
     results = {}
     for case in options.cases:
         command = ["taskset", "-c", str(options.core), sys.executable, __file__, "--measure", case]
+        command += ["--seed", str(options.seed)]
         done = subprocess.run(command, env={**os.environ, **ONE_CORE}, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
@@ -104,9 +109,9 @@ def main() -> None:
 def _peer(options: argparse.Namespace, case: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         weights = str(pathlib.Path(folder) / "weights.npz")
-        prepare = [sys.executable, str(HERE / "ours.py"), "export", case, weights]
+        prepare = [sys.executable, str(HERE / "ours.py"), "export", case, weights, str(options.seed)]
         subprocess.run(prepare, env={**os.environ, **ONE_CORE}, check=True)
-        return measure_peer(options.peers, "curvlinops", case, weights, options.core)
+        return measure_peer(options, "curvlinops", case, weights)
 
 
 if __name__ == "__main__":

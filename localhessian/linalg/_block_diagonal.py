@@ -21,18 +21,15 @@ from localhessian.linalg._dependence import UNKNOWN, Declined
 from localhessian.linalg._discover import Found, members
 from localhessian.linalg._inputs import CHUNK, Inputs
 from localhessian.linalg._operators import LinearMap
+from localhessian.linalg._small_units import STACK_BYTES, Components, Stack
 from localhessian.linalg._threads import cores, in_parallel
 from localhessian.linalg._unit import Part, Unit, singular_values, squares_of, syrk
-
-STACK_BYTES = 2**24
-"""Of Gram matrices that are decomposed by one call."""
 
 
 class BlockDiagonal:
     """Each unit has variables of its own; equal units are held once, with their number.
 
-    Units of one row or one column, of which a layer without parameters has hundreds of thousands, are no objects: their
-    singular values are known at once.
+    Small units, of which a layer without parameters has hundreds of thousands, are no objects, but stacks.
     """
 
     def __init__(self, found: Found, size: int, batch: int | None, max_bytes: float, every_unit: bool = False) -> None:
@@ -50,37 +47,24 @@ class BlockDiagonal:
         """
         self.found, self.size, self.batch, self.max_bytes = found, size, batch, max_bytes
         self.unit_of_element, self.unit_of_variable = _units(found, size * (batch or 1))
-        self.slight, columns = self._slight_units() if found.grid is None and not every_unit else ([], 0)
+        self.small: list[Stack] = []
+        columns = np.zeros(batch or 1, np.int64)
+        if found.grid is None and not every_unit:
+            self.small, columns = self._small_units()
         self.units = self._make_units()
-        columns = columns + np.zeros(batch or 1, np.int64)
         for unit in self.units:
             columns[unit.batch] += unit.copies * unit.shape[1]
         if np.any(columns > size):
             raise Declined("one variable serves several units")
 
-    def _slight_units(self) -> tuple[list[Part], np.ndarray]:
-        """The units of one row or one column, and how many variables they have in each map; they are taken out."""
-        matrix, batch = self._matrix(), self.batch or 1
-        unit = self.unit_of_variable[matrix.col]
-        variables = np.bincount(self.unit_of_variable[self.unit_of_variable != UNKNOWN], minlength=len(matrix.row) + 1)
-        rows = np.unique(np.stack([matrix.row, unit]), axis=1)
-        count = max(len(variables), unit.max(initial=0) + 1)
-        variables = np.pad(variables, (0, count - len(variables)))
-        results = np.bincount(rows[1], minlength=count)
-        slight = (results > 0) & ((results == 1) | (variables == 1))
-        squares = np.bincount(unit, matrix.data**2, minlength=count)
-        at = np.zeros(count, np.int64)
-        at[rows[1]] = rows[0] // (matrix.shape[0] // batch)
-        parts, columns = [], np.zeros(batch, np.int64)
-        for b in range(batch):
-            mine = slight & (at == b)
-            columns[b] = variables[mine].sum()
-            sigma, copies = np.unique(np.sqrt(squares[mine]), return_counts=True)
-            if len(sigma):
-                parts.append(Part(sigma, copies, b))
+    def _small_units(self) -> tuple[list[Stack], np.ndarray]:
+        """The small units, and how many variables they have in each map; they are taken out."""
+        components = Components(self._matrix(), self.unit_of_element, self.unit_of_variable, self.batch or 1)
+        stacks, columns, taken = components.stacks()
         for labels in (self.unit_of_element, self.unit_of_variable):
-            labels[(labels != UNKNOWN) & slight[np.maximum(labels, 0)]] = UNKNOWN
-        return parts, columns
+            known = np.flatnonzero(labels != UNKNOWN)
+            labels[known[taken[labels[known]]]] = UNKNOWN
+        return stacks, columns
 
     def _matrix(self) -> sparse.coo_matrix:
         """R of all maps, without a product: an entry for each variable of each result."""
@@ -91,7 +75,8 @@ class BlockDiagonal:
         shape = len(self.unit_of_element), len(self.unit_of_variable)
         joined = [np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (live, columns)]
         matrix = sparse.coo_matrix((np.concatenate([np.zeros(0), *values]), tuple(joined)), shape)
-        matrix.sum_duplicates()
+        if len(single) > 1:
+            matrix.sum_duplicates()
         return matrix
 
     def _make_units(self) -> list[Unit]:
@@ -104,6 +89,7 @@ class BlockDiagonal:
         weights_of, sums_of = self._sums()
         made: list[Unit] = []
         seen: dict[tuple, int] = {}
+        nothing = functools.cache(lambda *shape: sparse.csr_matrix(shape))
         live = np.zeros(len(own), bool)
         for coefficient in (own, *shared, *(coefficient for coefficient, _ in single)):
             live |= coefficient != 0
@@ -111,8 +97,9 @@ class BlockDiagonal:
             elements = every[live[every]]
             batch = int(every[0]) // (len(own) // (self.batch or 1))
             first = np.zeros(0, np.int64) if found.grid is None else found.grid.entries[u]
-            columns = np.concatenate([first, np.setdiff1d(variables_of[u], first)])
-            beside = _single(elements, single, columns)
+            others = len(variables_of[u]) > len(first)
+            columns = np.concatenate([first, np.setdiff1d(variables_of[u], first)]) if others else first
+            beside = _single(elements, single, columns) if single else nothing(len(elements), len(columns))
             group = 0 if found.grid is None else int(found.grid.group[u])
             parts = (own[elements], place[elements], beside.data, beside.indices, beside.indptr)
             key = (group, batch, len(columns), *(part.tobytes() for part in parts))
@@ -153,32 +140,43 @@ class BlockDiagonal:
     @property
     def count(self) -> int:
         """Blocks, copies counted."""
-        return sum(unit.copies for unit in self.units) + sum(int(np.sum(part.copies)) for part in self.slight)
+        return sum(unit.copies for unit in self.units) + sum(int(stack.copies.sum()) for stack in self.small)
 
     @property
     def different(self) -> int:
         """Blocks, equal ones counted once."""
-        return len(self.units) + sum(len(part.singular_values) for part in self.slight)
+        return len(self.units) + sum(len(stack.rows) for stack in self.small)
+
+    @property
+    def pieces(self) -> int:
+        """How many parts the spectrum comes in."""
+        return len(self.units) + len(self._small_pieces)
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """Of every different block: how many equal ones there are, and to which map of a batch they belong."""
+        """Of every different block but the small: how many equal ones there are, and to which map they belong."""
         return [(unit.copies, unit.batch) for unit in self.units]
 
     @property
     def splits(self) -> bool:
-        """Whether it is more than one block."""
-        return self.count > 1 or bool(self.slight) or (bool(self.units) and self.units[0].shape[1] < self.size)
+        """Whether it is more than one block, or none at all: a layer that passes nothing on."""
+        return self.count != 1 or bool(self.small) or (bool(self.units) and self.units[0].shape[1] < self.size)
 
     @property
     def order(self) -> int:
         """Of the largest matrix to decompose."""
-        return max((unit.order for unit in self.units), default=int(bool(self.slight)))
+        return max([0, *(unit.order for unit in self.units), *(stack.order for stack in self.small)])
 
     def __str__(self) -> str:
         """In words."""
+        if not self.count:
+            return "zero: no result depends on a variable"
         same = "all equal" if self.different == 1 else f"{self.different} different"
         return f"block diagonal: {self.count} blocks, {same}, decomposed at order {self.order} or less"
+
+    @functools.cached_property
+    def _small_pieces(self) -> list[Stack]:
+        return [piece for stack in self.small for piece in stack.split()]
 
     @functools.cached_property
     def _inputs(self) -> list[tuple[Inputs, bool]]:
@@ -206,12 +204,15 @@ class BlockDiagonal:
                 at_hand.add(id(inputs))
                 gram += float(inputs.shape[0]) ** 2 * inputs.shape[1]
         gram += sum(float(u.order) * u.shape[0] * u.shape[1] for u in self.units if id(u.inputs) not in at_hand)
-        return gram, sum(4 / 3 * float(unit.order) ** 3 for unit in self.units)
+        decompose = sum(4 / 3 * float(unit.order) ** 3 for unit in self.units)
+        both = np.sum([(gram, decompose), *(stack.operations() for stack in self.small)], axis=0)
+        return float(both[0]), float(both[1])
 
     @functools.cached_property
     def _bytes(self) -> tuple[float, float]:
         """Of memory, roughly: what all units share, and what the decomposition of some takes."""
         shared = sum(inputs.nbytes + pays * 16.0 * inputs.shape[0] ** 2 for inputs, pays in self._inputs)
+        shared += sum(stack.rows.nbytes for stack in self.small)
         rows = max((8.0 * min(CHUNK, u.shape[0]) * u.shape[1] for u in self.units), default=0.0)
         stack = max((8.0 * sum(u.order**2 for u in units) for units in _stacks(self.units, 1)), default=0.0)
         return shared, rows + 2 * stack
@@ -229,7 +230,7 @@ class BlockDiagonal:
 
     def parts(self, is_double: bool) -> Iterator[Part]:
         """The spectrum of every different block: blocks of one shape together, on every core."""
-        yield from self.slight
+        yield from in_parallel(lambda piece: piece.part(is_double), self._small_pieces, self.workers)
         grams = self._grams  # made once, before threads ask for it
         stacks = list(_stacks(self.units, self.workers))
 
@@ -243,9 +244,8 @@ class BlockDiagonal:
     def squares(self) -> np.ndarray:
         """tr H and ||H||_F^2 of each map, (batch, 2), without a decomposition."""
         grams, total = self._grams, np.zeros((self.batch or 1, 2))
-        for part in self.slight:
-            squares = part.singular_values**2
-            total[part.batch] += np.sum(part.copies * squares), np.sum(part.copies * squares**2)
+        for piece in self._small_pieces:
+            total[piece.batch] += piece.squares()
 
         def work(unit: Unit) -> np.ndarray:
             return unit.copies * np.array(squares_of(unit.gram(grams.get(id(unit.inputs)))))

@@ -23,6 +23,7 @@ from localhessian._types import Array, Key
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_of_a_user, is_own_product, unit_products
 from localhessian.linalg._rank import check_limit, skewed
 from localhessian.linalg._spectrum import Spectrum, working_dtype
+from localhessian.linalg._unit import roots
 from localhessian.linalg._vectors import lengths
 
 ROUNDING = 10
@@ -199,7 +200,7 @@ def _decompose_rows(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndar
         return _right_vectors(rows.astype(np.float64), wide, vectors)
     if rows.dtype == np.float64:
         return np.linalg.svd(np.linalg.qr(rows.T, mode="r"), compute_uv=False)[::-1], None
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(_float64_gram(rows), UPLO="U"), 0)), None
+    return roots(_float64_gram(rows)), None
 
 
 def _right_vectors(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,14 +11,16 @@ below either keeps this form exactly or declines: it never approximates.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 UNKNOWN = -1
 """The unit of an element that holds single variables only."""
-MAX_TERMS = 8
-"""Single variables in one element, sums of a unit: above this no layer is meant."""
+MAX_TERMS = 16
+"""Single variables in one element (of 4 x 4 in average pooling), sums of a unit: above this no layer is meant."""
 
 
 class Declined(Exception):
@@ -65,7 +67,12 @@ class Dependent:
     @property
     def is_single(self) -> bool:
         """Whether every element is one variable times a number."""
-        return self.own is None and not self.shared and len(self.single) == 1
+        return self.is_without_product and len(self.single) == 1
+
+    @property
+    def is_without_product(self) -> bool:
+        """Whether every element is a sum of variables times numbers."""
+        return self.own is None and not self.shared
 
 
 def variables(size: tuple[int, ...]) -> Dependent:
@@ -137,6 +144,8 @@ class Sums:
 
     def reduce(self, x: Dependent, axes: tuple[int, ...]) -> Dependent:
         """The sum of an array over axes."""
+        if x.is_without_product and math.prod(x.shape[axis] for axis in axes) * len(x.single) <= MAX_TERMS:
+            return functools.reduce(add, _slices(x, axes))
         shape = tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
         unit = _constant(x, x.unit, axes, "it sums over different units")
         shared = {k: _sum(x, coefficient, axes) for k, coefficient in x.shared.items()}
@@ -155,6 +164,12 @@ class Sums:
         self.weights.append(weights.reshape(units, places))
         shared[len(self.weights) - 1] = np.ones(shape, np.float32)
         return Dependent(shape, unit, None, None, shared, single)
+
+
+def _slices(x: Dependent, axes: tuple[int, ...]) -> Iterator[Dependent]:
+    for place in np.ndindex(*(x.shape[axis] for axis in axes)):
+        chosen = tuple(place[axes.index(axis)] if axis in axes else slice(None) for axis in range(len(x.shape)))
+        yield x.rearranged(operator.itemgetter(chosen))
 
 
 def _sum(x: Dependent, field: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

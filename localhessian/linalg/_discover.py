@@ -6,6 +6,8 @@ does anything that the form does not hold, it declines and says what.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from localhessian._programs import bind
 from localhessian._tree import is_concrete
 from localhessian.linalg import _mixing
 from localhessian.linalg._dependence import (
+    MAX_TERMS,
     UNKNOWN,
     Declined,
     Dependent,
@@ -267,6 +270,21 @@ def _reduce_sum(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[
     return [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))]
 
 
+def _window_sum(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    """Average pooling: the numbers of the elements are unfolded (0: padding), and what stands there is added."""
+    (x,), p = values, eqn.params
+    if not x.is_without_product or math.prod(p["window_dimensions"]) * len(x.single) > MAX_TERMS:
+        raise Declined("it sums over windows")
+    numbers = np.arange(1, math.prod(x.shape) + 1).reshape(1, 1, 1, *x.shape)
+    geometry = (p[name] for name in ("window_strides", "padding", "base_dilation", "window_dilation"))
+    at = _mixing.unfolded(numbers, p["window_dimensions"], *geometry).reshape(*eqn.outvars[0].aval.shape, -1)  # type: ignore[attr-defined]
+    terms = (
+        x.rearranged(lambda field, one=one: field.ravel()[np.maximum(one - 1, 0)]).times((one > 0).astype(np.float32))
+        for one in np.moveaxis(at, -1, 0)
+    )
+    return [functools.reduce(add, terms)]
+
+
 def _chosen(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
     """One element each, found by sending the numbers of the elements through the equation: gather, max pooling."""
     x, *rest = values
@@ -332,6 +350,7 @@ _RULES: dict[str, Callable[[_Walker, core.JaxprEqn, list[Any]], list[Any]]] = {
     "concatenate": _concatenate,
     "select_n": _select,
     "reduce_sum": _reduce_sum,
+    "reduce_window_sum": _window_sum,
     "gather": _chosen,
     "dynamic_slice": _chosen,
     "select_and_gather_add": _chosen,

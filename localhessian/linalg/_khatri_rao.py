@@ -55,8 +55,8 @@ class KhatriRao:
         return [(1, 0)]
 
     @property
-    def different(self) -> int:
-        """That one."""
+    def pieces(self) -> int:
+        """How many parts the spectrum comes in."""
         return 1
 
     @property

@@ -87,7 +87,7 @@ def of_convolution(
     entries = entries.transpose(numbers.rhs_spec)  # (out, in / groups, *window)
     images = images.transpose(numbers.lhs_spec)  # (n, in, *space)
     images = images.reshape(len(images), groups, -1, *images.shape[2:])
-    patches = _unfold(
+    patches = unfolded(
         images, entries.shape[2:], p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"]
     )
     dims = entries.ndim - 2
@@ -103,8 +103,8 @@ def of_convolution(
     return Grid(inputs, entries.reshape(channels, -1), group), place.transpose(back), channel.transpose(back)
 
 
-def _unfold(images, window, strides, padding, image_dilation, window_dilation) -> np.ndarray:
-    """(n, groups, c, *space) to (n, groups, c, *out, *window), a view where nothing is padded."""
+def unfolded(images, window, strides, padding, image_dilation, window_dilation) -> np.ndarray:
+    """Windows of images, (n, groups, c, *space) to (n, groups, c, *out, *window); a view where nothing is padded."""
     lead = (slice(None),) * 3
     if any(step != 1 for step in image_dilation):
         spread = [step * (size - 1) + 1 for size, step in zip(images.shape[3:], image_dilation, strict=True)]

@@ -90,8 +90,10 @@ class Structured:
     def _walk(self, prepared: LinearMap) -> tuple[Found, Structure]:
         try:
             found = walk(prepared, True, self.max_bytes / 4)
-            every_unit = self.blocks is not None
-            return found, BlockDiagonal(found, prepared.in_size, prepared.batch, self.max_bytes, every_unit)
+            make = lambda every: BlockDiagonal(found, prepared.in_size, prepared.batch, self.max_bytes, every)
+            structure = make(False)
+            # What iterates over the larger units takes the small ones with it; of nothing but small ones, all is cheap.
+            return found, make(True) if self.blocks is not None and structure.blocks else structure
         except Declined:
             if prepared.batch is not None:
                 raise
@@ -130,7 +132,7 @@ class Structured:
         if vectors:
             raise ValueError("`Structured` returns no eigenvectors: use `GolubKahan(...)`, or ask for `vectors=0`.")
         structure = self.require(operator)
-        if self.blocks is None:
+        if self.blocks is None or not structure.blocks:
             return self.decompose(structure, operator, show)
         factor = operator if isinstance(operator, LinearMap) else operator.factor
         maps = structure.maps(factor.prepare())  # type: ignore[union-attr]  # without a factor it was declined
@@ -153,7 +155,7 @@ class Structured:
         self, structure: Structure, operator: LinearMap | SymmetricOperator, show: Progress = silent
     ) -> Spectrum:
         """The spectrum of a structure that was found in the operator."""
-        parts, total = [], structure.different
+        parts, total = [], structure.pieces
         for part in structure.parts(jnp.dtype(operator.dtype) == jnp.float64):
             parts.append(part)
             show(len(parts), total, operator.label)

@@ -9,6 +9,7 @@ from scipy import sparse
 from scipy.linalg import blas
 
 from localhessian.linalg._inputs import CHUNK, Inputs
+from localhessian.linalg._lapack import SMALL, eigenvalues
 
 
 class Part(NamedTuple):
@@ -83,8 +84,8 @@ class Unit:
         return gram_of_rows(self.rows, m, p)
 
     def _dual(self, of_inputs: np.ndarray) -> np.ndarray:
-        out = of_inputs[np.ix_(self.place, self.place)]
-        out *= self.own
+        everywhere = len(self.place) == len(of_inputs) and bool(np.all(np.diff(self.place) == 1))
+        out = of_inputs * self.own if everywhere else of_inputs[np.ix_(self.place, self.place)] * self.own
         out *= self.own[:, None]
         if len(self.weights):
             through = of_inputs @ self.weights.T  # A A^T rho
@@ -99,6 +100,9 @@ def singular_values(units: list[Unit], of_inputs: np.ndarray | None, is_double: 
     sigma = np.zeros((len(units), columns))
     if is_double and order:
         sigma[:, columns - order :] = np.linalg.svd(np.stack([u.rows() for u in units]), compute_uv=False)[:, ::-1]
+    elif order >= SMALL:
+        for row, unit in zip(sigma, units, strict=True):
+            row[columns - order :] = roots(unit.gram(of_inputs))
     elif order:
         sigma[:, columns - order :] = roots(np.stack([unit.gram(of_inputs) for unit in units]))
     return sigma
@@ -118,8 +122,8 @@ def gram_of_rows(rows, count: int, order: int) -> np.ndarray:
 
 
 def roots(gram: np.ndarray) -> np.ndarray:
-    """The square roots of the eigenvalues of Gram matrices (*, n, n), from their upper triangles."""
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram, UPLO="U"), 0))
+    """The square roots of the eigenvalues of Gram matrices (*, n, n), from their upper triangles; overwrites them."""
+    return np.sqrt(np.maximum(eigenvalues(gram), 0))
 
 
 def squares_of(gram: np.ndarray) -> tuple[float, float]:

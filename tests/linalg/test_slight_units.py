@@ -1,23 +1,30 @@
-"""Layers without parameters: hundreds of thousands of units of one row or one column, which are no objects."""
+"""Layers without parameters: hundreds of thousands of small units, which are no objects."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from scipy import sparse
+from scipy.sparse import csgraph
 
 import localhessian as lh
-from localhessian.linalg import _block_diagonal
+from localhessian.linalg import _block_diagonal, _small_units
 
 LAYERS = {
     "max pooling": lambda z: nn.max_pool(z, (2, 2), (2, 2)),
     "overlapping": lambda z: nn.max_pool(z, (3, 3), (2, 2)),
     "padded": lambda z: nn.max_pool(z, (2, 2), (2, 2), "SAME"),
+    "average pooling": lambda z: nn.pool(z, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4,
+    "averages that overlap": lambda z: nn.avg_pool(z, (3, 2), (2, 1), "SAME", count_include_pad=False),
+    "means": lambda z: z.reshape(-1, 3, 2, 6, 2).mean((2, 4)),
     "relu": jax.nn.relu,
     "tanh": lambda z: jnp.tanh(5 * z),
+    "softmax": jax.nn.softmax,
     "neighbors": lambda z: z[:, 1:] + 2 * z[:, :-1],
     "pairs": lambda z: z[:, ::2] - 3 * z[:, 1::2],
     "twice": lambda z: jnp.concatenate([z, z + z], 3),
+    "dead": lambda z: 0 * z,
 }
 
 
@@ -48,6 +55,8 @@ def test_every_eigenvalue_of_a_layer_without_parameters(name):
             # The products' own rounding.
             scale = np.reshape(truth, (*lead, -1))[i].max()
             np.testing.assert_allclose(expanded, np.reshape(truth, (*lead, -1))[i], atol=1e-5 * scale)
+        kappa = lh.condition_number(found)
+        assert np.all((kappa.status == int(lh.Status.ZERO)) == (truth.max(-1) == 0))
         total = lh.trace(operator, method="structured").value
         np.testing.assert_allclose(total, truth.sum(-1), rtol=1e-5)
         ends = lh.spectrum(operator, lh.Structured(blocks=lh.GolubKahan(which="largest", k=1)))
@@ -55,12 +64,57 @@ def test_every_eigenvalue_of_a_layer_without_parameters(name):
 
 
 @pytest.mark.once
-def test_no_object_is_made_for_a_unit_of_one_row_or_one_column(monkeypatch):
+def test_no_object_is_made_for_a_small_unit(monkeypatch):
     made = []
     unit = _block_diagonal.Unit
     monkeypatch.setattr(_block_diagonal, "Unit", lambda *args: made.append(args) or unit(*args))
-    for name in ("max pooling", "relu", "tanh", "pairs"):
-        lh.spectrum(lh.local_hessian(_matching(LAYERS[name]), "layer", "input"), lh.Structured())
+    operators = {name: lh.local_hessian(_matching(LAYERS[name]), "layer", "input") for name in ("relu", "neighbors")}
+    blocks = lh.GolubKahan(which="largest", k=1)
+    for operator in operators.values():
+        for method in (lh.Structured(), lh.Structured(blocks=blocks)):
+            assert bool(lh.spectrum(operator, method).complete)
     assert not made
-    lh.spectrum(lh.local_hessian(_matching(LAYERS["neighbors"]), "layer", "input"), lh.Structured())
-    assert made  # chains of variables, as they were
+    # The same units as objects.
+    stacked = lh.spectrum(operators["neighbors"], lh.Structured())
+    monkeypatch.setattr(_small_units, "MOST", 1)
+    single = lh.spectrum(operators["neighbors"], lh.Structured())
+    assert made
+    np.testing.assert_array_equal(single.multiplicities, stacked.multiplicities)
+    np.testing.assert_allclose(single.eigenvalues, stacked.eigenvalues, atol=1e-6 * float(stacked.lambda_max))
+
+
+def _components(seed):
+    """Sparse random matrices, some with zero rows and columns, as the components of one; with the matrices."""
+    rng = np.random.default_rng(seed)
+    rows, columns, maps = rng.integers(1, 30), rng.integers(1, 40), int(rng.integers(1, 4))
+    shape = maps, rows, columns
+    matrices = rng.integers(-2, 3, shape) * (rng.random(shape) < rng.choice([0.01, 0.1]))
+    whole = sparse.coo_matrix(sparse.block_diag(list(matrices.astype(float))))
+    both = whole.row, whole.col + whole.shape[0]
+    size = sum(whole.shape)
+    graph = sparse.coo_matrix((np.ones(len(both[0])), both), shape=(size, size))
+    labels = csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
+    labels[~np.isin(np.arange(size), both)] = -1
+    of_row, of_column = np.split(labels, [whole.shape[0]])
+    return _small_units.Components(whole, of_row, of_column, maps), matrices
+
+
+@pytest.mark.once
+def test_small_units_of_random_matrices(monkeypatch):
+    for seed in range(60):
+        components, matrices = _components(seed)
+        monkeypatch.setattr(_small_units, "MOST", [4, 50, 10_000][seed % 3])
+        stacks, variables, taken = components.stacks()
+        of_column = components.unit_of_column.reshape(len(matrices), -1)
+        for b, matrix in enumerate(matrices):
+            mine = [stack for stack in stacks if stack.batch == b]
+            there = (of_column[b] >= 0) & taken[of_column[b]] if len(taken) else np.zeros(matrix.shape[1], bool)
+            assert variables[b] == there.sum()
+            full = np.pad(matrix[:, there].astype(float), ((0, 0), (0, 1)))  # LAPACK wants a column
+            truth = np.sort(np.linalg.svd(full, compute_uv=False))
+            for is_double, atol in ((True, 1e-12), (False, 1e-6)):  # Gram matrices square: sqrt(eps)
+                parts = [stack.part(is_double) for stack in mine]
+                found = np.concatenate([[], *(np.repeat(part.singular_values, part.copies) for part in parts)])
+                np.testing.assert_allclose(np.sort(found[found > atol]), truth[truth > atol], rtol=1e-9)
+            squares = sum((stack.squares() for stack in mine), np.zeros(2))
+            np.testing.assert_allclose(squares, [np.sum(np.power(truth, 2)), np.sum(np.power(truth, 4))], atol=1e-9)

@@ -1,0 +1,50 @@
+"""Eigenvalues by LAPACK's own routines."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from localhessian.linalg import _lapack
+
+pytestmark = pytest.mark.once
+
+
+def _matrices(n):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    graded = np.logspace(-30, 0, n)
+    low = np.zeros(n)
+    low[: n // 8] = 1.0
+    for values in (np.sort(rng.standard_normal(n)), graded, low, np.ones(n), np.zeros(n), 1e70 * graded, 1e-80 * low):
+        yield np.sort(values), (basis * values) @ basis.T
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 130])
+def test_prescribed_spectra_from_either_order_of_memory(n):
+    for values, matrix in _matrices(n):
+        for order in "CF":
+            upper = np.array(np.triu(matrix), order=order) + np.tril(np.full((n, n), np.nan), -1)
+            upper = np.array(upper, order=order)
+            found = _lapack.eigenvalues(upper)
+            # Backward stable: some n eps of the largest.
+            np.testing.assert_allclose(found, values, rtol=0, atol=n * 4e-16 * np.abs(values).max())
+    stack = np.stack([matrix for _, matrix in _matrices(n)])
+    truth = np.stack([values for values, _ in _matrices(n)])
+    scale = np.abs(truth).max(-1, keepdims=True)
+    assert np.all(np.abs(_lapack.eigenvalues(stack.copy()) - truth) <= n * 4e-16 * scale)
+
+
+def test_another_signature_leaves_it_to_numpy(monkeypatch):
+    assert _lapack._routine("dsterf", _lapack._ITERATE) is not None
+    assert _lapack._routine("dsterf", ("long *", *_lapack._ITERATE[1:])) is None
+    matrix = np.diag(np.arange(70.0))
+    monkeypatch.setattr(_lapack, "_routine", lambda *_: None)
+    np.testing.assert_allclose(_lapack.eigenvalues(matrix), np.arange(70.0), atol=1e-13)
+
+
+def test_what_is_not_finite_is_an_error_or_told():
+    found = np.full(70, np.nan)
+    with contextlib.suppress(np.linalg.LinAlgError):
+        found = _lapack.eigenvalues(np.full((70, 70), np.nan))
+    assert np.all(np.isnan(found))
