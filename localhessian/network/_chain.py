@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 
@@ -43,7 +44,7 @@ class Block:
         object.__setattr__(self, "takes_context", _takes_context(self.apply))
         object.__setattr__(self, "apply", as_key(self.apply, f"block `{self.name}`: `apply`"))
 
-    @property
+    @functools.cached_property
     def anonymous(self) -> "Block":
         """The block without its name: equal for blocks that share `apply`, so they share compiled programs."""
         return dataclasses.replace(self, name="")
