@@ -23,7 +23,7 @@ from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples, gradients_leak, linearized_loss
 from localhessian.network._finite import validate_derivatives
 from localhessian.network._jacobian import Place, Variables, jacobian_of, linearized
-from localhessian.network._traced import kinds
+from localhessian.network._traced import trace, trace_loss
 from localhessian.network._validate import admit, run_chain, same, validate_values
 
 
@@ -73,7 +73,7 @@ class BackMatching:
     @property
     def kinds(self) -> tuple[Block, ...]:
         """For each block the first of the chain that computes the same, without its name: a key of programs."""
-        return kinds(self.chain, self.params, self.activations[0], self.context)
+        return trace(self.chain, self.params, self.activations[0], self.context).run_as(self.chain)
 
     @property
     def samples(self) -> int:
@@ -149,7 +149,8 @@ def back_match_partly(
     at_loss = linearized_loss(loss, activations[-1], y)
     cotangent, is_known = at_loss.cotangent, is_concrete(params, x, y, context, activations, at_loss)
     residuals, gradients, coupled, unlike = [_embed(at_loss.gradient, activations[-1])], {}, {}, []
-    for b, kind in reversed(list(enumerate(kinds(chain, params, x, context), start=1))):
+    traced = trace(chain, params, x, context)
+    for b, kind in reversed(list(enumerate(traced.run_as(chain), start=1))):
         name, before, after = chain.names[b - 1], activations[b - 1], activations[b]
         place = Place(params[name], before, context)
         again, jvp = linearized(kind, place)
@@ -157,12 +158,13 @@ def back_match_partly(
             unlike.append(name)
         gradients[name] = _gradient(jvp, kind, place, cotangent)
         by_input = jacobian_of(jvp, Variables(kind, "input"), 1.0, place) if floating(before)[0] else None
-        coupled[name] = couples_samples(by_input, before, after)
+        coupled[name] = np.False_ if traced.apart[b - 1] else couples_samples(by_input, before, after)
         if by_input is not None and b > 1:
             cotangent = by_input.rmv(cotangent)
             residuals.insert(0, _as_tree(before, cotangent))
-    last = chain.names[-1]
-    coupled[last] = _either(coupled[last], gradients_leak(at_loss.moved, activations[-1]))
+    if not trace_loss(loss, activations[-1], y, len(at_loss.losses)):
+        coupled[chain.names[-1]] |= gradients_leak(at_loss.moved, activations[-1])
+    residuals, gradients, coupled = _on_device((residuals, gradients, coupled))
     matching = BackMatching(
         activations, (None, *residuals), gradients, at_loss.objective, coupled, params, y, context, chain, loss
     )
@@ -189,7 +191,7 @@ def _as_tree(like: Any, vector: Array, factor: float = 1.0) -> Any:
     for leaf in floating(like)[0]:
         parts.append(numbers[: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
         numbers = numbers[leaf.size :]
-    return _embed(jax.device_put(parts), like)
+    return _embed(parts, like)
 
 
 @compiled
@@ -273,11 +275,18 @@ def _mapped(function: Callable, tree: Any, *rest: Any) -> Any:
 
 def _embed(values: list[Array], like: Any) -> Any:
     """Floating-point leaves in their places; zero for the others."""
-    return floating(jax.tree.map(lambda leaf: leaf if is_floating(leaf) else jnp.zeros_like(leaf), like))[1](values)
+    leaves, treedef = jax.tree.flatten(like)
+    rest = iter(values)
+    return jax.tree.unflatten(treedef, [next(rest) if is_floating(leaf) else jnp.zeros_like(leaf) for leaf in leaves])
 
 
-def _either(one: Array, two: Array) -> Array:
-    return jax.device_put(bool(one) or bool(two)) if is_concrete(one, two) else one | two
+def _on_device(tree: Any) -> Any:
+    """With arrays of the host handed over, all at once: no program for each shape."""
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if not isinstance(leaf, jax.Array)]
+    for i, leaf in zip(places, jax.device_put([leaves[i] for i in places]), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(treedef, leaves)
 
 
 @compiled

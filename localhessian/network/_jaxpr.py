@@ -14,7 +14,7 @@ from jax.extend.core import primitives
 from localhessian._programs import bind
 from localhessian.network import _mark
 
-_CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
+CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
 _CUSTOM = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 _LIBRARIES = re.compile(r"[/\\](jax|jaxlib|flax|equinox|localhessian)[/\\]")
 
@@ -112,7 +112,7 @@ def _must_open(eqn: core.JaxprEqn, values: Sequence[Any]) -> bool:
     if eqn.primitive is primitives.scan_p:
         fixed, carried = _counts(eqn)
         return bool(kinds) and any(isinstance(value, Stack) for value in values[fixed + carried :])
-    return bool(kinds) and eqn.primitive in _CALLS
+    return bool(kinds) and eqn.primitive in CALLS
 
 
 def _mark_kinds(eqn: core.JaxprEqn) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
 def _open(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     if eqn.primitive is primitives.scan_p:
         return _unroll(eqn, values)
-    if eqn.primitive in _CALLS:
+    if eqn.primitive in CALLS:
         jaxpr, consts = next(sub_jaxprs(eqn))
         return evaluate(jaxpr, consts, values)
     names = sorted(set(mark_names(eqn)))
@@ -216,7 +216,7 @@ def fingerprint(closed: core.ClosedJaxpr, labels: Any) -> str:
 
 def text_of_rules(closed: core.ClosedJaxpr) -> tuple[str, ...]:
     """The text of the derivative of a program with rules of its own; nothing of any other. It may have none: raises."""
-    return (text_of(_derivative(closed)),) if _has_custom_rule(closed.jaxpr) else ()
+    return (text_of(_derivative(closed)),) if has_custom_rule(closed.jaxpr) else ()
 
 
 def program_text(function: Callable, *arguments: Any) -> str:
@@ -265,9 +265,10 @@ def _digest(const: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(const).tobytes()).hexdigest()
 
 
-def _has_custom_rule(jaxpr: core.Jaxpr) -> bool:
+def has_custom_rule(jaxpr: core.Jaxpr) -> bool:
+    """Whether a program holds rules of differentiation that are Python functions, at any depth."""
     return any(
-        eqn.primitive in _CUSTOM or any(_has_custom_rule(inner) for inner, _ in sub_jaxprs(eqn)) for eqn in jaxpr.eqns
+        eqn.primitive in _CUSTOM or any(has_custom_rule(inner) for inner, _ in sub_jaxprs(eqn)) for eqn in jaxpr.eqns
     )
 
 

@@ -15,8 +15,9 @@ from jax.extend import core
 from localhessian._memory import remembered
 from localhessian._tree import abstracted, floating, is_floating, of_shapes, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
+from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
-from localhessian.network._jaxpr import text_of, text_of_rules
+from localhessian.network._jaxpr import has_custom_rule, text_of, text_of_rules
 from localhessian.network._leaves import check_real
 
 _NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
@@ -31,6 +32,12 @@ class Traced(NamedTuple):
     """For each block the first that computes the same."""
     steady: tuple[bool, ...]
     """For each block, whether it traces to the same program again: randomness of the host is baked into it."""
+    apart: tuple[bool, ...]
+    """For each block, whether its program proves that it keeps the samples apart."""
+
+    def run_as(self, chain: Chain) -> tuple[Block, ...]:
+        """For each block the first that computes the same, without its name: a key of programs."""
+        return tuple(chain.blocks[first].anonymous for first in self.kinds)
 
 
 class Inapplicable(ValueError):
@@ -54,14 +61,6 @@ def trace(chain: Chain, params: dict[str, Params], x: Activations, context: Cont
     return _traced(chain, *abstracted((_of_all(chain, params), x, context)))
 
 
-def kinds(chain: Chain, params: dict[str, Params], x: Activations, context: Context) -> tuple[Block, ...]:
-    """For each block the first that computes the same for these shapes, without its name: a key of programs."""
-    if len({block.apply for block in chain.blocks}) == 1:
-        return (chain.blocks[0].anonymous,) * len(chain)
-    found = trace(chain, params, x, context).kinds
-    return tuple(chain.blocks[first].anonymous for first in found)
-
-
 def _of_all(chain: Chain, params: dict[str, Params]) -> dict[str, Params]:
     return {name: params.get(name, ()) for name in chain.names}
 
@@ -80,9 +79,11 @@ def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
             seen.append(one)
             _check_derivatives(block, *given)
             one.is_steady = _same(program, _applied(block, *given)[0])
+            one.is_apart = _is_apart(block, program, *given)
         firsts.append(first)
         _check_output(block.name, z, n)
-    return Traced(z, tuple(first.number for first in firsts), tuple(first.is_steady for first in firsts))
+    kinds = tuple(first.number for first in firsts)
+    return Traced(z, kinds, tuple(first.is_steady for first in firsts), tuple(first.is_apart for first in firsts))
 
 
 @dataclass
@@ -94,6 +95,7 @@ class _Seen:
     program: core.ClosedJaxpr
     shapes: Any
     is_steady: bool = True
+    is_apart: bool = False
 
     def computes(self, other: "_Seen") -> bool:
         """What another does, for the same shapes."""
@@ -121,6 +123,22 @@ def _same(one: core.ClosedJaxpr, two: core.ClosedJaxpr) -> bool:
     return str(one) == str(two) and all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
 
 
+def _is_apart(block: Block, program: core.ClosedJaxpr, params: Any, z: Any, context: Any) -> bool:
+    """Whether block and derivative keep the samples apart."""
+    axes = (
+        [None] * len(jax.tree.leaves(params)) + [0] * len(jax.tree.leaves(z)) + [None] * len(jax.tree.leaves(context))
+    )
+    if not has_custom_rule(program.jaxpr):
+        return keeps_apart(program, axes)
+
+    def moved(params: Any, z: Any, context: Any, tangents: list) -> Any:
+        inputs, rebuild = floating(z)
+        return jax.jvp(lambda leaves: floating(block(params, rebuild(leaves), context))[0], (inputs,), (tangents,))
+
+    tangents = list(filter(is_floating, jax.tree.leaves(z)))
+    return keeps_apart(jax.make_jaxpr(moved)(params, z, context, tangents), axes + [0] * len(tangents))
+
+
 def batch_size(name: str, tree: Any) -> int:
     """The number of samples.
 
@@ -144,7 +162,7 @@ def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[core.Clos
     """The program of a block, and the shapes of what it returns."""
     try:
         # A new function object each time: jax would remember the trace of the old one.
-        return jax.make_jaxpr(lambda p, z, c: block(p, z, c), return_shape=True)(params, z, context)  # noqa: PLW0108
+        return jax.make_jaxpr(lambda *given: block(*given), return_shape=True)(params, z, context)  # noqa: PLW0108
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise Inapplicable(block.name, z, params, error) from error
 
@@ -171,8 +189,13 @@ def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
 
     def products(params, z, context):
         inputs, rebuild = floating((params, z))
-        outputs, jvp = jax.linearize(lambda leaves: floating(block(*rebuild(leaves), context))[0], inputs)
-        return _forward_and_reverse(jvp, inputs, outputs)
+
+        def outputs(leaves: list) -> list:
+            params, z = rebuild(leaves)
+            return floating(block(params, z, context))[0]
+
+        values, jvp = jax.linearize(outputs, inputs)
+        return _forward_and_reverse(jvp, inputs, values)
 
     try:
         jax.eval_shape(products, params, z, context)
@@ -204,20 +227,23 @@ def _no_derivative(what: str, error: Exception) -> str:
 # ---- the loss
 
 
-def trace_loss(loss: Loss, z: Any, y: Any, n: int) -> None:
+def trace_loss(loss: Loss, z: Any, y: Any, n: int) -> bool:
     """Trace the loss and its Hessian for these shapes; remembered for as long as the loss lives.
+
+    Returns:
+        Whether its program proves that it keeps the samples apart.
 
     Raises:
         ValueError: It cannot be applied, returns no loss for each sample, or has no derivative.
     """
-    _traced_loss(loss, n, *abstracted((z, y)))
+    return _traced_loss(loss, n, *abstracted((z, y)))
 
 
 @remembered
-def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> None:
+def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
     z, y = of_shapes(treedef, leaves)
     try:
-        out = jax.eval_shape(loss, z, y)
+        program, out = jax.make_jaxpr(lambda *given: loss(*given), return_shape=True)(z, y)  # noqa: PLW0108
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
             f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and y of {shapes(y)}: make the "
@@ -238,6 +264,8 @@ def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> None:
         jax.eval_shape(hessian, z, y)
     except _NO_DERIVATIVE as error:
         raise ValueError(_no_derivative("`loss`", error)) from error
+    axes = [0] * len(jax.tree.leaves(z)) + [None] * len(jax.tree.leaves(y))
+    return not has_custom_rule(program.jaxpr) and keeps_apart(program, axes)
 
 
 def first_line(error: Exception) -> str:

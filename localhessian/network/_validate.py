@@ -15,7 +15,7 @@ from localhessian.network._chain import Chain
 from localhessian.network._finite import all_finite, check_finite
 from localhessian.network._jacobian import Place, linearized
 from localhessian.network._leaves import check_leaves
-from localhessian.network._traced import Inapplicable, batch_size, first_line, kinds, trace, trace_loss
+from localhessian.network._traced import Inapplicable, batch_size, first_line, trace, trace_loss
 
 
 def admit(
@@ -63,7 +63,7 @@ def validate_shapes(
 def run_chain(chain: Chain, params: dict[str, Params], x: Activations, context: Context) -> tuple[Activations, ...]:
     """The forward pass, by the program that linearizes: one for each kind of block."""
     activations = [x]
-    for name, kind in zip(chain.names, kinds(chain, params, x, context), strict=True):
+    for name, kind in zip(chain.names, trace(chain, params, x, context).run_as(chain), strict=True):
         activations.append(linearized(kind, Place(params[name], activations[-1], context))[0])
     return tuple(activations)
 
