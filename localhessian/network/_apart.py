@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.extend import core
 
-from localhessian.network._jaxpr import CALLS, sub_jaxprs
+from localhessian.network._jaxpr import CALLS, CUSTOM, sub_jaxprs
 
 Axis = int | None
 """Of the samples; None: the same for all of them."""
@@ -24,7 +24,8 @@ def keeps_apart(program: core.ClosedJaxpr, axes: Sequence[Axis]) -> bool:
     """Whether each entry of the outputs along their leading axis depends on that sample alone.
 
     Args:
-        program: Of a block or a loss, without rules of differentiation of its own: those might mix what it does not.
+        program: Of a block or a loss; with rules of differentiation of its own, which may mix what it does not, that of
+            its derivative.
         axes: For each input, on which axis it holds the samples.
 
     Returns:
@@ -51,7 +52,7 @@ def _run(jaxpr: core.Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
 def _results(eqn: core.JaxprEqn, given: list[Axis]) -> list[Axis]:
     if all(axis is None for axis in given):
         return [None] * len(eqn.outvars)
-    if eqn.primitive in CALLS:
+    if eqn.primitive in (*CALLS, *CUSTOM):
         inner, _ = next(sub_jaxprs(eqn))
         return _run(inner, given)
     rule = _RULES.get(eqn.primitive.name)
@@ -90,8 +91,31 @@ def _reduced(eqn: Any, given: list[Axis]) -> Axis:
     return axis - sum(gone < axis for gone in eqn.params["axes"])
 
 
-def _cumulated(eqn: Any, given: list[Axis]) -> Axis:
-    return _untouched(_only_first(given), [eqn.params["axis"]])
+def _along(name: str) -> Callable[[Any, list[Axis]], Axis]:
+    """Something is done along one axis, or some."""
+
+    def rule(eqn: Any, given: list[Axis]) -> Axis:
+        moved = eqn.params[name]
+        return _untouched(_one(given), moved if isinstance(moved, tuple) else [moved])
+
+    return rule
+
+
+def _stacked(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _one(given)
+    return axis + (eqn.params["axis"] <= axis)
+
+
+def _unstacked(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _untouched(_only_first(given), [eqn.params["axis"]])
+    return axis - (eqn.params["axis"] < axis)
+
+
+def _tiled(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _only_first(given)
+    if eqn.params["reps"][axis] != 1:
+        raise _Unknown
+    return axis
 
 
 def _broadcast(eqn: Any, given: list[Axis]) -> Axis:
@@ -124,10 +148,6 @@ def _squeezed(eqn: Any, given: list[Axis]) -> Axis:
 
 def _transposed(eqn: Any, given: list[Axis]) -> Axis:
     return list(eqn.params["permutation"]).index(_only_first(given))
-
-
-def _concatenated(eqn: Any, given: list[Axis]) -> Axis:
-    return _untouched(_one(given), [eqn.params["dimension"]])
 
 
 def _sliced(eqn: Any, given: list[Axis]) -> Axis:
@@ -196,21 +216,27 @@ def _gathered(eqn: Any, given: list[Axis]) -> Axis:
     return of_windows[[i for i in range(len(sizes)) if i not in gone].index(operand)]
 
 
-_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy
-cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt
-max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square
-stop_gradient sub tan tanh xor"""
+_ELEMENTWISE = """
+abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh
+digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic
+lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt
+square stop_gradient sub tan tanh xor
+"""
 _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"), _reduced),
     **dict.fromkeys(("argmax", "argmin"), _reduced),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _cumulated),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split"), _along("axis")),
+    **dict.fromkeys(("concatenate", "sort"), _along("dimension")),
+    "rev": _along("dimensions"),
+    "stack": _stacked,
+    "unstack": _unstacked,
+    "tile": _tiled,
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _windowed),
     "broadcast_in_dim": _broadcast,
     "reshape": _reshaped,
     "squeeze": _squeezed,
     "transpose": _transposed,
-    "concatenate": _concatenated,
     "slice": _sliced,
     "pad": _padded,
     "dot_general": _multiplied,

@@ -7,7 +7,7 @@ Targets are never stored: z^{k+1/2} = z^k + delta, and z^k swamps delta in round
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from localhessian.network._coupling import couples_samples, gradients_leak, line
 from localhessian.network._finite import validate_derivatives
 from localhessian.network._jacobian import Place, Variables, jacobian_of, linearized
 from localhessian.network._traced import trace, trace_loss
-from localhessian.network._validate import admit, run_chain, same, validate_values
+from localhessian.network._validate import admit, same, validate_values
 
 
 @pytree
@@ -43,7 +43,7 @@ class BackMatching:
     objective: Scalar
     """J, the mean of the losses of the samples."""
     coupled: dict[str, Array]
-    """Boolean: whether the block (of the last block: or the loss) couples its samples, found by a probe."""
+    """Boolean: whether the block (of the last block: or the loss) couples its samples, by its program or a probe."""
     params: dict[str, Params]
     y: Any
     context: Context
@@ -107,9 +107,10 @@ def back_match(
         TypeError: `loss` has no hash (a dataclass that is not frozen).
         KeyError: `params` names a block that is not in the chain.
 
-    Cost: four forward passes (two of them linearize, for W and for z; one checks the values), one backward pass, and
-    about log_2 n + 3 jvps for the detection of coupling; memory for the linearization of one block at a time. The
-    local Hessians multiply by the same compiled maps.
+    Cost: two forward passes that linearize (their values must agree), one backward pass, and about log_2 n + 3 jvps for
+    the detection of coupling in each block whose program does not prove that there is none; memory for the
+    linearization of one block at a time. Shapes are checked once for each set of them, values each time. The local
+    Hessians multiply by the same compiled maps; blocks that compute the same share them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -144,13 +145,18 @@ def back_match_partly(
     """As `back_match`, for whoever tells what is not finite: a block without a derivative costs no other."""
     loss, context = admit(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
-    # One program for each kind of block: equal blocks share it, and none is as large as the network.
-    activations = run_chain(chain, params, x, context)
+    traced = trace(chain, params, x, context)
+    kinds = traced.run_as(chain)
+    # The forward pass is by the program that linearizes: equal blocks share it, and none is as large as the network.
+    z = [x]
+    for name, kind in zip(chain.names, kinds, strict=True):
+        z.append(linearized(kind, Place(params[name], z[-1], context))[0])
+    activations = tuple(z)
     at_loss = linearized_loss(loss, activations[-1], y)
     cotangent, is_known = at_loss.cotangent, is_concrete(params, x, y, context, activations, at_loss)
-    residuals, gradients, coupled, unlike = [_embed(at_loss.gradient, activations[-1])], {}, {}, []
-    traced = trace(chain, params, x, context)
-    for b, kind in reversed(list(enumerate(traced.run_as(chain), start=1))):
+    coupled: dict[str, Any] = {}
+    residuals, gradients, unlike = [_embed(at_loss.gradient, activations[-1])], {}, []
+    for b, kind in reversed(list(enumerate(kinds, start=1))):
         name, before, after = chain.names[b - 1], activations[b - 1], activations[b]
         place = Place(params[name], before, context)
         again, jvp = linearized(kind, place)
@@ -164,7 +170,8 @@ def back_match_partly(
             residuals.insert(0, _as_tree(before, cotangent))
     if not trace_loss(loss, activations[-1], y, len(at_loss.losses)):
         coupled[chain.names[-1]] |= gradients_leak(at_loss.moved, activations[-1])
-    residuals, gradients, coupled = _on_device((residuals, gradients, coupled))
+    if is_known:
+        residuals, gradients, coupled = _on_device((residuals, gradients, coupled))
     matching = BackMatching(
         activations, (None, *residuals), gradients, at_loss.objective, coupled, params, y, context, chain, loss
     )
@@ -273,7 +280,7 @@ def _mapped(function: Callable, tree: Any, *rest: Any) -> Any:
     return rebuild([function(*them) for them in zip(leaves, *(floating(other)[0] for other in rest), strict=True)])
 
 
-def _embed(values: list[Array], like: Any) -> Any:
+def _embed(values: Iterable[Any], like: Any) -> Any:
     """Floating-point leaves in their places; zero for the others."""
     leaves, treedef = jax.tree.flatten(like)
     rest = iter(values)

@@ -16,8 +16,8 @@ from localhessian.network._describe import table
 class Block:
     """One differentiable map z_b = F_b(W_b, z_{b-1}) of a chain.
 
-    A skip connection inside a block is fine: `apply` may return `z + phi(params, z)`. Two blocks that share one
-    `apply` function and their shapes share their compiled programs.
+    A skip connection inside a block is fine: `apply` may return `z + phi(params, z)`. Blocks of one chain that compute
+    the same from the same shapes share their compiled programs, whether or not they share one `apply`.
 
     Args:
         name: Unique in its chain; the key of the block's parameters.

@@ -15,7 +15,7 @@ from localhessian._programs import bind
 from localhessian.network import _mark
 
 CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
-_CUSTOM = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
+CUSTOM = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 _LIBRARIES = re.compile(r"[/\\](jax|jaxlib|flax|equinox|localhessian)[/\\]")
 
 
@@ -235,7 +235,7 @@ def _unseen(jaxpr: core.Jaxpr) -> Iterator[str]:
     """What printing leaves out: the last digits of numbers, and which functions of the host are called."""
     for eqn in jaxpr.eqns:
         yield from _bits(eqn.invars)
-        if eqn.primitive not in (*_CUSTOM, primitives.remat_p):
+        if eqn.primitive not in (*CUSTOM, primitives.remat_p):
             yield from (f"id:{id(value)}" for value in _params(eqn) if _is_function(value))
         for inner, _ in sub_jaxprs(eqn):
             yield from _unseen(inner)
@@ -268,7 +268,7 @@ def _digest(const: Any) -> str:
 def has_custom_rule(jaxpr: core.Jaxpr) -> bool:
     """Whether a program holds rules of differentiation that are Python functions, at any depth."""
     return any(
-        eqn.primitive in _CUSTOM or any(has_custom_rule(inner) for inner, _ in sub_jaxprs(eqn)) for eqn in jaxpr.eqns
+        eqn.primitive in CUSTOM or any(has_custom_rule(inner) for inner, _ in sub_jaxprs(eqn)) for eqn in jaxpr.eqns
     )
 
 

@@ -125,9 +125,7 @@ def _same(one: core.ClosedJaxpr, two: core.ClosedJaxpr) -> bool:
 
 def _is_apart(block: Block, program: core.ClosedJaxpr, params: Any, z: Any, context: Any) -> bool:
     """Whether block and derivative keep the samples apart."""
-    axes = (
-        [None] * len(jax.tree.leaves(params)) + [0] * len(jax.tree.leaves(z)) + [None] * len(jax.tree.leaves(context))
-    )
+    axes = [axis for axis, tree in ((None, params), (0, z), (None, context)) for _ in jax.tree.leaves(tree)]
     if not has_custom_rule(program.jaxpr):
         return keeps_apart(program, axes)
 

@@ -8,12 +8,12 @@ import jax
 
 from localhessian._arguments import expect, short
 from localhessian._memory import as_key
+from localhessian._programs import compiled
 from localhessian._tree import raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
-from localhessian.network._chain import Chain
+from localhessian.network._chain import Block, Chain
 from localhessian.network._finite import all_finite, check_finite
-from localhessian.network._jacobian import Place, linearized
 from localhessian.network._leaves import check_leaves
 from localhessian.network._traced import Inapplicable, batch_size, first_line, trace, trace_loss
 
@@ -61,11 +61,16 @@ def validate_shapes(
 
 
 def run_chain(chain: Chain, params: dict[str, Params], x: Activations, context: Context) -> tuple[Activations, ...]:
-    """The forward pass, by the program that linearizes: one for each kind of block."""
+    """The forward pass, one compiled program for each kind of block."""
     activations = [x]
     for name, kind in zip(chain.names, trace(chain, params, x, context).run_as(chain), strict=True):
-        activations.append(linearized(kind, Place(params[name], activations[-1], context))[0])
+        activations.append(_run(kind, params[name], activations[-1], context))
     return tuple(activations)
+
+
+@compiled(static_argnums=0)
+def _run(block: Block, params: Params, z: Activations, context: Context) -> Activations:
+    return block(params, z, context)
 
 
 def validate_values(
