@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+import jax
+
 T = TypeVar("T")
 
 MAX_ENTRIES = 64
@@ -16,7 +18,8 @@ MAX_ENTRIES = 64
 def remembered(compute: Callable[..., T]) -> Callable[..., T]:
     """A function (owner, *arguments) -> answer that asks once, and forgets with the owner.
 
-    The answer must not refer to the owner, or it would keep it alive.
+    Under other settings of JAX it asks anew, and after an error too. The answer must not refer to the owner, or it
+    would keep it alive.
     """
     known: weakref.WeakKeyDictionary[Any, dict[Hashable, T]] = weakref.WeakKeyDictionary()
 
@@ -26,15 +29,28 @@ def remembered(compute: Callable[..., T]) -> Callable[..., T]:
             answers = known.setdefault(owner, {})
         except TypeError:  # no weak reference to it
             return compute(owner, *arguments)
-        if arguments in answers:
-            return answers[arguments]
+        key = (_settings(), arguments)
+        if key in answers:
+            return answers[key]
         answer = compute(owner, *arguments)
         if len(answers) >= MAX_ENTRIES:
             answers.pop(next(iter(answers)), None)
-        answers[arguments] = answer
+        answers[key] = answer
         return answer
 
     return look
+
+
+def _settings() -> tuple[Hashable, ...]:
+    """Those of JAX that change what a function is traced to, as they are in force here."""
+    config: Any = jax.config
+    return (
+        config.jax_enable_x64,
+        config.jax_default_matmul_precision,
+        config.jax_numpy_dtype_promotion,
+        config.jax_numpy_rank_promotion,
+        config.jax_default_prng_impl,
+    )
 
 
 def as_key(function: Any, what: str) -> Any:

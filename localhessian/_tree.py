@@ -1,6 +1,7 @@
 """Pytrees at the door: immutable data classes, flat vectors, and the batch axis."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from types import ModuleType
@@ -76,7 +77,33 @@ def on_the_host(tree: T) -> tuple[ModuleType, T]:
 
 def is_differentiable(tree: PyTree) -> bool:
     """Whether every leaf is a floating-point array (an integer leaf has no derivative)."""
-    return all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree))
+    return all(map(is_floating, jax.tree.leaves(tree)))
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether an array (or a number) is of a floating-point type."""
+    return _is_floating(leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else jnp.result_type(leaf))
+
+
+@functools.lru_cache(1024)
+def _is_floating(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def abstracted(tree: PyTree) -> tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]:
+    """The structure of a pytree, and shape and type of every leaf: hashable, and quick to compare."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple(
+        (leaf.shape, leaf.dtype)
+        if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+        else (jnp.shape(leaf), jnp.result_type(leaf))
+        for leaf in leaves
+    )
+
+
+def of_shapes(treedef: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> Any:
+    """And back, to a pytree of shapes."""
+    return jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves])
 
 
 def floating(tree: PyTree, keep: tuple[bool, ...] | None = None) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
@@ -87,7 +114,7 @@ def floating(tree: PyTree, keep: tuple[bool, ...] | None = None) -> tuple[list[A
         keep: For each floating-point leaf, whether it is a variable; None keeps all.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    places = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
     if keep is not None:
         places = [place for place, kept in zip(places, keep, strict=True) if kept]
 
@@ -97,7 +124,8 @@ def floating(tree: PyTree, keep: tuple[bool, ...] | None = None) -> tuple[list[A
             filled[place] = value
         return jax.tree.unflatten(treedef, filled)
 
-    return [jnp.asarray(leaves[place]) for place in places], rebuild
+    found = [leaves[place] for place in places]
+    return [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in found], rebuild
 
 
 def raw_bytes(leaf: Any) -> bytes:

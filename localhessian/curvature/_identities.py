@@ -199,7 +199,7 @@ def _random_pair(key: Key, size: int, dtype: Any) -> Array:
 
 def _from_scratch(matching: BackMatching, name: str, b: int, wrt: str, v: Array) -> ArrayLike:
     """scale J^T S J v by a plain jvp and vjp, with S by differentiating the loss."""
-    block, z = matching.chain.blocks[b - 1].anonymous, matching.activations[b - 1]
+    block, z = matching.kinds[b - 1], matching.activations[b - 1]
     loss = matching.loss if b == len(matching.chain) else None
     product = _assemble(block, loss, wrt, matching.params[name], z, matching.context, matching.y, v)
     return np.asarray(product) / matching.samples if wrt == "params" else product

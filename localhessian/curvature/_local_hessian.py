@@ -95,7 +95,7 @@ def local_hessian(
             index, is_one = sample_indices(samples, matching.samples)
             axes = "one" if is_one else "many"
     scale = 1 / matching.samples if wrt == "params" else 1.0
-    variables = Variables(matching.chain.blocks[b - 1].anonymous, wrt, keep, axes)
+    variables = Variables(matching.kinds[b - 1], wrt, keep, axes)
     recipe = Recipe(variables, matching.loss if b == len(matching.chain) else None, part, scale)
     symbol = "H_W" if wrt == "params" else "H_z"
     label = f"{symbol} of block `{block}` ({part.replace('_', '-')})"

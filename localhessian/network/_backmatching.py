@@ -6,22 +6,25 @@ Targets are never stored: z^{k+1/2} = z^k + delta, and z^k swamps delta in round
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect
 from localhessian._programs import compiled
-from localhessian._tree import floating, is_concrete, pytree, ravel, static
+from localhessian._tree import floating, is_concrete, is_floating, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
-from localhessian.network._coupling import couples_samples, loss_couples_samples
+from localhessian.network._coupling import couples_samples, gradients_leak, linearized_loss
 from localhessian.network._finite import validate_derivatives
-from localhessian.network._jacobian import Place, Variables, jacobian
-from localhessian.network._validate import admit, run_chain, validate_values
+from localhessian.network._jacobian import Place, Variables, jacobian_of, linearized
+from localhessian.network._traced import trace, trace_loss
+from localhessian.network._validate import admit, same, validate_values
 
 
 @pytree
@@ -40,7 +43,7 @@ class BackMatching:
     objective: Scalar
     """J, the mean of the losses of the samples."""
     coupled: dict[str, Array]
-    """Boolean: whether the block (of the last block: or the loss) couples its samples, found by a probe."""
+    """Boolean: whether the block (of the last block: or the loss) couples its samples, by its program or a probe."""
     params: dict[str, Params]
     y: Any
     context: Context
@@ -66,6 +69,11 @@ class BackMatching:
             None if delta is None else _mapped(jnp.add, z, delta)
             for z, delta in zip(self.activations, self.displacements, strict=True)
         )
+
+    @property
+    def kinds(self) -> tuple[Block, ...]:
+        """For each block the first of the chain that computes the same, without its name: a key of programs."""
+        return trace(self.chain, self.params, self.activations[0], self.context).run_as(self.chain)
 
     @property
     def samples(self) -> int:
@@ -99,9 +107,10 @@ def back_match(
         TypeError: `loss` has no hash (a dataclass that is not frozen).
         KeyError: `params` names a block that is not in the chain.
 
-    Cost: four forward passes (two of them linearize, for W and for z; one checks the values), one backward pass, and
-    about log_2 n + 3 jvps for the detection of coupling; memory for the linearization of one block at a time. The
-    local Hessians multiply by the same compiled maps.
+    Cost: two forward passes that linearize (their values must agree), one backward pass, and about log_2 n + 3 jvps for
+    the detection of coupling in each block whose program does not prove that there is none; memory for the
+    linearization of one block at a time. Shapes are checked once for each set of them, values each time. The local
+    Hessians multiply by the same compiled maps; blocks that compute the same share them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -136,57 +145,60 @@ def back_match_partly(
     """As `back_match`, for whoever tells what is not finite: a block without a derivative costs no other."""
     loss, context = admit(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
-    # One program for each kind of block: equal blocks share it, and none is as large as the network.
-    activations = run_chain(chain, params, x, context)
-    losses, residual, cotangent = _loss_and_residual(loss, activations[-1], y)
-    residuals, gradients, coupled = [residual], {}, {}
-    by_loss = loss_couples_samples(loss, activations[-1], y)
-    for b in range(len(chain), 0, -1):
-        block, before, after = chain.blocks[b - 1], activations[b - 1], activations[b]
-        place = Place(params[block.name], before, context)
-        gradients[block.name] = _gradient(block.anonymous, place, cotangent)
-        by_input = jacobian(Variables(block.anonymous, "input"), 1.0, place).prepare() if floating(before)[0] else None
-        found = couples_samples(by_input, before, after)
-        coupled[block.name] = found | by_loss if b == len(chain) else found
+    traced = trace(chain, params, x, context)
+    kinds = traced.run_as(chain)
+    # The forward pass is by the program that linearizes: equal blocks share it, and none is as large as the network.
+    z = [x]
+    for name, kind in zip(chain.names, kinds, strict=True):
+        z.append(linearized(kind, Place(params[name], z[-1], context))[0])
+    activations = tuple(z)
+    at_loss = linearized_loss(loss, activations[-1], y)
+    cotangent, is_known = at_loss.cotangent, is_concrete(params, x, y, context, activations, at_loss)
+    coupled: dict[str, Any] = {}
+    residuals, gradients, unlike = [_embed(at_loss.gradient, activations[-1])], {}, []
+    for b, kind in reversed(list(enumerate(kinds, start=1))):
+        name, before, after = chain.names[b - 1], activations[b - 1], activations[b]
+        place = Place(params[name], before, context)
+        again, jvp = linearized(kind, place)
+        if is_known and not same(after, again):
+            unlike.append(name)
+        gradients[name] = _gradient(jvp, kind, place, cotangent)
+        by_input = jacobian_of(jvp, Variables(kind, "input"), 1.0, place) if floating(before)[0] else None
+        coupled[name] = np.False_ if traced.apart[b - 1] else couples_samples(by_input, before, after)
         if by_input is not None and b > 1:
             cotangent = by_input.rmv(cotangent)
             residuals.insert(0, _as_tree(before, cotangent))
+    if not trace_loss(loss, activations[-1], y, len(at_loss.losses)):
+        coupled[chain.names[-1]] |= gradients_leak(at_loss.moved, activations[-1])
+    if is_known:
+        residuals, gradients, coupled = _on_device((residuals, gradients, coupled))
     matching = BackMatching(
-        activations, (None, *residuals), gradients, jnp.mean(losses), coupled, params, y, context, chain, loss
+        activations, (None, *residuals), gradients, at_loss.objective, coupled, params, y, context, chain, loss
     )
-    if is_concrete(params, x, y, context, activations, losses):
-        validate_values(matching.chain, params, y, context, activations, losses, loss)
+    if is_known:
+        validate_values(chain, params, y, context, activations, at_loss.losses, loss, unlike)
     return matching
 
 
-@compiled(static_argnums=0)
-def _loss_and_residual(loss: Loss, z: Activations, y: Any) -> tuple[Array, Activations, Array]:
-    """Per-sample losses, and r_B = n dJ/dz_B as a tree and as a vector."""
-    outputs, rebuild = floating(z)
-
-    def total(leaves):
-        losses = loss(rebuild(leaves), y)
-        return losses.sum(), losses
-
-    gradient, losses = jax.grad(total, has_aux=True)(outputs)
-    return losses, _embed(gradient, z), ravel(gradient)[0]
-
-
-def _gradient(block: Block, place: Place, cotangent: Array) -> Params:
+def _gradient(jvp: Partial, kind: Block, place: Place, cotangent: Array) -> Params:
     """dl_b/dW_b, by the map whose Gram matrix is H_W."""
     if not floating(place.params)[0]:
         return jax.tree.map(jnp.zeros_like, place.params)
-    scale = 1 / jax.tree.leaves(place.z)[0].shape[0]
-    by_params = jacobian(Variables(block, "params"), scale, place).prepare()
-    return _as_tree(place.params, by_params.rmv(cotangent), scale**0.5)
+    factor = math.sqrt(1 / jax.tree.leaves(place.z)[0].shape[0])
+    by_params = jacobian_of(jvp, Variables(kind, "params"), factor, place)
+    return _as_tree(place.params, by_params.rmv(cotangent), factor)
 
 
-def _as_tree(like: Any, vector: Array, factor: float | None = None) -> Any:
+def _as_tree(like: Any, vector: Array, factor: float = 1.0) -> Any:
     """A vector of floating-point leaves, times a number, as a tree of this shape; zero for integer leaves."""
-    leaves = jax.tree.leaves(like)
-    if len(leaves) == 1 and factor is None:  # nothing to compile but a change of shape
-        return jax.tree.unflatten(jax.tree.structure(like), [vector.reshape(leaves[0].shape)])
-    return _scaled_tree(like, vector, 1.0 if factor is None else factor)
+    if not is_concrete(like, vector) or vector.committed or jax.default_backend() != "cpu":
+        return _scaled_tree(like, vector, factor)
+    # In shared memory there is no need of a program for each structure.
+    numbers, parts = factor * np.asarray(vector), []
+    for leaf in floating(like)[0]:
+        parts.append(numbers[: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        numbers = numbers[leaf.size :]
+    return _embed(parts, like)
 
 
 @compiled
@@ -268,9 +280,20 @@ def _mapped(function: Callable, tree: Any, *rest: Any) -> Any:
     return rebuild([function(*them) for them in zip(leaves, *(floating(other)[0] for other in rest), strict=True)])
 
 
-def _embed(values: list[Array], like: Any) -> Any:
-    zeros = jax.tree.map(jnp.zeros_like, like)
-    return floating(zeros)[1](values)
+def _embed(values: Iterable[Any], like: Any) -> Any:
+    """Floating-point leaves in their places; zero for the others."""
+    leaves, treedef = jax.tree.flatten(like)
+    rest = iter(values)
+    return jax.tree.unflatten(treedef, [next(rest) if is_floating(leaf) else jnp.zeros_like(leaf) for leaf in leaves])
+
+
+def _on_device(tree: Any) -> Any:
+    """With arrays of the host handed over, all at once: no program for each shape."""
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if not isinstance(leaf, jax.Array)]
+    for i, leaf in zip(places, jax.device_put([leaves[i] for i in places]), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(treedef, leaves)
 
 
 @compiled

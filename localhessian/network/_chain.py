@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 
@@ -15,8 +16,8 @@ from localhessian.network._describe import table
 class Block:
     """One differentiable map z_b = F_b(W_b, z_{b-1}) of a chain.
 
-    A skip connection inside a block is fine: `apply` may return `z + phi(params, z)`. Two blocks that share one
-    `apply` function and their shapes share their compiled programs.
+    A skip connection inside a block is fine: `apply` may return `z + phi(params, z)`. Blocks of one chain that compute
+    the same from the same shapes share their compiled programs, whether or not they share one `apply`.
 
     Args:
         name: Unique in its chain; the key of the block's parameters.
@@ -43,7 +44,7 @@ class Block:
         object.__setattr__(self, "takes_context", _takes_context(self.apply))
         object.__setattr__(self, "apply", as_key(self.apply, f"block `{self.name}`: `apply`"))
 
-    @property
+    @functools.cached_property
     def anonymous(self) -> "Block":
         """The block without its name: equal for blocks that share `apply`, so they share compiled programs."""
         return dataclasses.replace(self, name="")

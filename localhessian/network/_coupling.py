@@ -1,9 +1,10 @@
 """Does a block mix the samples of a batch? A probe that covers every ordered pair of samples."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from localhessian._types import Activations, Array, Loss
 from localhessian.linalg import LinearMap, call
 
 
-def couples_samples(by_input: LinearMap | None, before: Activations, after: Activations) -> Array:
+def couples_samples(by_input: LinearMap | None, before: Activations, after: Activations) -> Array | np.bool_:
     """Whether any sample's output of a block depends on another sample's input.
 
     Tangents that are zero for some samples: without coupling the outputs of these stay zero, exactly and in every
@@ -30,33 +31,54 @@ def couples_samples(by_input: LinearMap | None, before: Activations, after: Acti
         after: z_b.
 
     Returns:
-        A boolean scalar. Cost: about log_2 n + 3 jvps (8 for 64 samples, 12 for 900); fewer where coupling is found.
+        A boolean scalar, on the host where there are numbers. Cost: about log_2 n + 3 jvps (8 for 64 samples, 12 for
+        900); fewer where coupling is found.
     """
     if by_input is None:
-        return jnp.zeros((), bool)
+        return np.False_
     like = floating(after)[0]
     concrete = is_concrete(by_input, before)
     return _leaks(lambda v: _rows(by_input.mv(v), like), floating(before)[0], by_input.dtype, concrete)
 
 
-def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array:
+def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array | np.bool_:
     """Whether any sample's loss, or the gradient of all by its output, depends on another's output; as above."""
+    return gradients_leak(linearized_loss(loss, z, y).moved, z)
+
+
+def gradients_leak(moved: Partial, z: Activations) -> Array | np.bool_:
+    """The same, of a linearized loss."""
     outputs = floating(z)[0]
-    moved = _linearized(loss, z, y)
     push = lambda v: call(Partial(_push_by_loss), moved, outputs, v)
     return _leaks(push, outputs, jnp.result_type(*outputs), is_concrete(moved, outputs))
 
 
+class LinearizedLoss(NamedTuple):
+    """A loss at the outputs of a network."""
+
+    losses: Array
+    """Of each sample."""
+    objective: Array
+    """Their mean."""
+    gradient: list[Array]
+    """Of their sum, by the floating-point outputs."""
+    cotangent: Array
+    """The same as a vector."""
+    moved: Partial
+    """Losses and gradient to first order in the outputs."""
+
+
 @compiled(static_argnums=0)
-def _linearized(loss: Loss, z: Activations, y: Any) -> Partial:
-    """The losses and the gradient of their sum, to first order in the outputs."""
+def linearized_loss(loss: Loss, z: Activations, y: Any) -> LinearizedLoss:
+    """All of it in one program."""
     outputs, rebuild = floating(z)
 
     def losses_and_gradient(leaves: list[Array]) -> list[Array]:
         losses, pull = jax.vjp(lambda leaves: loss(rebuild(leaves), y), leaves)
         return [losses, *pull(jnp.ones_like(losses))[0]]
 
-    return cast(Partial, jax.linearize(losses_and_gradient, outputs)[1])
+    (losses, *gradient), moved = jax.linearize(losses_and_gradient, outputs)
+    return LinearizedLoss(losses, jnp.mean(losses), gradient, ravel(gradient)[0], cast(Partial, moved))
 
 
 def _push_by_loss(moved: Partial, outputs: list[Array], v: Array) -> Array:
@@ -64,23 +86,38 @@ def _push_by_loss(moved: Partial, outputs: list[Array], v: Array) -> Array:
     return ravel_samples([jnp.sign(leaf).astype(jnp.float32) for leaf in moved(ravel(outputs)[1](v))])[0]
 
 
-def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, concrete: bool) -> Array:
+def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, concrete: bool) -> Array | np.bool_:
     """Whether rows of the result move whose samples did not; `push`: a vector of all inputs -> a row a sample."""
     n = len(inputs[0])
     if n == 1:
-        return jnp.zeros((), bool)
+        return np.False_
     xp: Any = np if concrete else jnp  # on the host no shape needs a program
     noise = [_noise(leaf.shape, dtype, xp) for leaf in inputs]
 
-    def leaks(moves: Any) -> Any:
-        moved = push(xp.concatenate([xp.ravel(leaf * _beside(moves, leaf, dtype)) for leaf in noise]))
-        return ((xp.asarray(moved) != 0) & ~xp.isnan(moved) & ~moves[:, None]).any()
+    def moved_by(moves: Any) -> Any:
+        return push(_joined([leaf * _beside(moves, leaf, dtype) for leaf in noise], xp))
 
     if concrete:
-        return jnp.asarray(any(bool(leaks(moves)) for moves in _patterns(n)))
+        return np.bool_(any(_is_moved(np.asarray(moved_by(moves))[~moves]) for moves in _patterns(n)))
+
+    def leaks(moves: Array) -> Array:
+        moved = moved_by(moves)
+        return ((moved != 0) & ~jnp.isnan(moved) & ~moves[:, None]).any()
+
     return jnp.any(jax.lax.map(leaks, jnp.asarray(_patterns(n))))
 
 
+def _is_moved(rows: np.ndarray) -> bool:
+    """Whether a number is not zero; NaN tells nothing."""
+    nonzero = rows != 0
+    return bool(nonzero.any()) and bool((nonzero & ~np.isnan(rows)).any())
+
+
+def _joined(leaves: list[Any], xp: Any) -> Any:
+    return leaves[0].ravel() if len(leaves) == 1 else xp.concatenate([leaf.ravel() for leaf in leaves])
+
+
+@functools.lru_cache(64)
 def _patterns(n: int) -> np.ndarray:
     """Which samples move, (m, n): of two samples none moves in every pattern that the other does (Sperner, 1928)."""
     m = next(m for m in itertools.count(2) if math.comb(m, m // 2) >= n)
@@ -98,8 +135,11 @@ def _beside(moves: Any, leaf: Any, dtype: Any) -> Any:
 def _rows(vector: Any, like: list[Array]) -> Any:
     """A vector of leaves (n, ...) as one row for each sample."""
     xp: Any = np if is_concrete(vector) else jnp
+    vector = xp.asarray(vector)
+    if len(like) == 1:
+        return vector.reshape(len(like[0]), -1)
     ends = np.cumsum([leaf.size for leaf in like])[:-1].tolist()
-    return xp.concatenate([part.reshape(len(like[0]), -1) for part in xp.split(xp.asarray(vector), ends)], axis=1)
+    return xp.concatenate([part.reshape(len(like[0]), -1) for part in xp.split(vector, ends)], axis=1)
 
 
 def _noise(shape: tuple[int, ...], dtype: Any, xp: Any) -> Any:

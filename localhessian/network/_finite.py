@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._tree import floating
+from localhessian._programs import compiled
+from localhessian._tree import floating, is_floating
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
 from localhessian.network._chain import Chain
@@ -29,6 +30,8 @@ def validate_derivatives(
     Raises:
         ValueError: the message names the block where it does not, and the operation.
     """
+    if all_finite((residuals, gradients)):
+        return
     why = functools.partial(birth, _derivative_of_loss(loss), activations[-1], y)
     what = "the derivative of the loss by the network's output"
     check_finite(what, residuals[-1], "the loss is finite, its derivative is ", why)
@@ -74,13 +77,21 @@ def check_finite(
         ValueError: with all of that.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not _is_finite(leaf):
+        if not all_finite(leaf):
             place = f" at `{jax.tree_util.keystr(path)}`" if path else ""
             verb = "are" if what.startswith("the parameters") else "is"
             raise ValueError(f"{what} {verb} not finite{place}: {hint}{why()}.")
 
 
-def _is_finite(leaf: Any) -> bool:
+def all_finite(tree: Any) -> bool:
+    """Whether every floating-point number is."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
     if jax.default_backend() == "cpu":  # shared memory, and no program for each shape
-        return bool(np.all(np.isfinite(np.asarray(leaf))))
-    return bool(jnp.all(jnp.isfinite(leaf)))
+        return all(bool(np.all(np.isfinite(np.asarray(leaf)))) for leaf in leaves)
+    return bool(_all_finite(leaves))
+
+
+@compiled
+def _all_finite(leaves: list[Any]) -> Any:
+    """One program, whatever there is to look at."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else True

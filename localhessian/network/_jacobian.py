@@ -5,7 +5,6 @@ What is static here (`Variables`) is hashable and holds no block name, so equal 
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -15,8 +14,9 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.tree_util import Partial
 
-from localhessian._programs import assemble, compiled
-from localhessian._tree import floating, pytree, ravel, ravel_samples
+from localhessian._memory import remembered
+from localhessian._programs import assemble
+from localhessian._tree import abstracted, floating, of_shapes, pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.linalg import LinearMap, call, lazy_map
 from localhessian.network._chain import Block
@@ -90,8 +90,7 @@ class Variables:
 
     def sizes(self, place: Place) -> tuple[int, int, Any, int | None]:
         """Columns d and rows m of the Jacobian, the narrower dtype of its ends, and batch; nothing is computed."""
-        start, out = jax.eval_shape(functools.partial(_ends, self), place)
-        return start.shape[-1], out.shape[-1], _narrower(start.dtype, out.dtype), batch_of(start)
+        return _sizes(self.block.apply, self.wrt, self.keep, self.samples, *abstracted(place))
 
 
 def meant(z: Activations, index: Array | None) -> list[Array]:
@@ -113,10 +112,23 @@ def batch_of(start: Any) -> int | None:
     return start.shape[0] if start.ndim == 2 else None
 
 
-@compiled(static_argnums=0)
-def _ends(variables: Variables, place: Place) -> tuple[Array, Array]:
-    view = variables.view(place)
-    return view.start, view.meant(view.run(view.start))
+@remembered
+def _sizes(
+    apply: Callable, wrt: str, keep: Any, samples: str | None, treedef: Any, leaves: Any
+) -> tuple[int, int, Any, int | None]:
+    variables = Variables(Block("", apply), wrt, keep, samples)
+
+    def ends(place: Place) -> tuple[Array, Array]:
+        view = variables.view(place)
+        return view.start, view.meant(view.run(view.start))
+
+    start, out = jax.eval_shape(ends, of_shapes(treedef, leaves))
+    return start.shape[-1], out.shape[-1], _narrower(start.dtype, out.dtype), batch_of(start)
+
+
+def linearized(block: Block, place: Place) -> tuple[Activations, Partial]:
+    """z_b, and the block to first order in all of its parameters and inputs: one program, whatever the variables."""
+    return call(Partial(_Linearized(block)), dataclasses.replace(place, index=None))
 
 
 def jacobian(variables: Variables, scale: float, place: Place, label: str = "") -> LinearMap:
@@ -132,28 +144,32 @@ class _Prepared:
     factor: float
 
     def __call__(self, place: Place) -> LinearMap:
-        jvp = call(Partial(_Linearized(self.variables.block)), dataclasses.replace(place, index=None))
-        d, m, dtype, batch = self.variables.sizes(place)
-        point = dataclasses.replace(place, context=None)  # in the linearization
-        forward = Partial(_Times(self.variables, self.factor), jvp, point)
-        backward = Partial(_TransposeTimes(self.variables, self.factor), jvp, point)
-        return LinearMap(forward, backward, None, d, m, dtype, batch)
+        return jacobian_of(linearized(self.variables.block, place)[1], self.variables, self.factor, place)
+
+
+def jacobian_of(jvp: Partial, variables: Variables, factor: float, place: Place) -> LinearMap:
+    """R = factor J, of the block's linearization at the place."""
+    d, m, dtype, batch = variables.sizes(place)
+    point = dataclasses.replace(place, context=None)  # in the linearization
+    forward = Partial(_Times(variables, factor), jvp, point)
+    backward = Partial(_TransposeTimes(variables, factor), jvp, point)
+    return LinearMap(forward, backward, None, d, m, dtype, batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Linearized:
-    """A block to first order in all of its parameters and inputs: one program, whatever the variables."""
-
     block: Block
 
-    def __call__(self, place: Place) -> Partial:
+    def __call__(self, place: Place) -> tuple[Activations, Partial]:
         weights, rebuild_params = floating(place.params)
         inputs, rebuild_input = floating(place.z)
 
-        def outputs(weights: list[Array], inputs: list[Array]) -> list[Array]:
-            return floating(self.block(rebuild_params(weights), rebuild_input(inputs), place.context))[0]
+        def outputs(weights: list[Array], inputs: list[Array]) -> tuple[list[Array], Activations]:
+            z = self.block(rebuild_params(weights), rebuild_input(inputs), place.context)
+            return floating(z)[0], z
 
-        return cast(Partial, jax.linearize(outputs, weights, inputs)[1])
+        _, jvp, z = jax.linearize(outputs, weights, inputs, has_aux=True)
+        return z, cast(Partial, jvp)
 
 
 @dataclasses.dataclass(frozen=True)

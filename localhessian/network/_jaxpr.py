@@ -14,7 +14,8 @@ from jax.extend.core import primitives
 from localhessian._programs import bind
 from localhessian.network import _mark
 
-_CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
+CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
+CUSTOM = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 _LIBRARIES = re.compile(r"[/\\](jax|jaxlib|flax|equinox|localhessian)[/\\]")
 
 
@@ -82,12 +83,17 @@ def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> l
 
 def sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[tuple[core.Jaxpr, Sequence[Any]]]:
     """The programs inside an equation, with their constants."""
+    for item in _params(eqn):
+        if isinstance(item, core.ClosedJaxpr):
+            yield item.jaxpr, item.consts
+        elif isinstance(item, core.Jaxpr):
+            yield item, ()
+
+
+def _params(eqn: core.JaxprEqn) -> Iterator[Any]:
+    """The settings of an equation, and the entries of those that are lists."""
     for value in eqn.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr, item.consts
-            elif isinstance(item, core.Jaxpr):
-                yield item, ()
+        yield from value if isinstance(value, (tuple, list)) else (value,)
 
 
 def tag_of(eqn: core.JaxprEqn) -> _mark.Tag | None:
@@ -106,7 +112,7 @@ def _must_open(eqn: core.JaxprEqn, values: Sequence[Any]) -> bool:
     if eqn.primitive is primitives.scan_p:
         fixed, carried = _counts(eqn)
         return bool(kinds) and any(isinstance(value, Stack) for value in values[fixed + carried :])
-    return bool(kinds) and eqn.primitive in _CALLS
+    return bool(kinds) and eqn.primitive in CALLS
 
 
 def _mark_kinds(eqn: core.JaxprEqn) -> Iterator[str]:
@@ -150,7 +156,7 @@ def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
 def _open(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     if eqn.primitive is primitives.scan_p:
         return _unroll(eqn, values)
-    if eqn.primitive in _CALLS:
+    if eqn.primitive in CALLS:
         jaxpr, consts = next(sub_jaxprs(eqn))
         return evaluate(jaxpr, consts, values)
     names = sorted(set(mark_names(eqn)))
@@ -205,10 +211,12 @@ def fingerprint(closed: core.ClosedJaxpr, labels: Any) -> str:
     Rules of differentiation that are Python functions (custom_jvp, custom_vjp) do not show in it, so for a program
     that has some the text of its derivative is added.
     """
-    texts = [str(labels), _text(closed)]
-    if _has_custom_rule(closed.jaxpr):
-        texts.append(_text(_derivative(closed)))
-    return "\n".join(texts)
+    return "\n".join([str(labels), text_of(closed), *text_of_rules(closed)])
+
+
+def text_of_rules(closed: core.ClosedJaxpr) -> tuple[str, ...]:
+    """The text of the derivative of a program with rules of its own; nothing of any other. It may have none: raises."""
+    return (text_of(_derivative(closed)),) if has_custom_rule(closed.jaxpr) else ()
 
 
 def program_text(function: Callable, *arguments: Any) -> str:
@@ -216,9 +224,32 @@ def program_text(function: Callable, *arguments: Any) -> str:
     return fingerprint(jax.make_jaxpr(lambda *given: function(*given))(*arguments), ())  # noqa: PLW0108 (traced anew)
 
 
-def _text(closed: core.ClosedJaxpr) -> str:
+def text_of(closed: core.ClosedJaxpr) -> str:
+    """A text that programs share whose equations and constants are equal, to the bit; alive at the same time."""
     digests = [_digest(const) for const in _all_consts(closed.jaxpr, closed.consts)]
-    return re.sub(rf" at 0x[0-9a-f]+|name={_mark.PREFIX}[^\]]*", "", str(closed.jaxpr)) + " ".join(digests)
+    text = re.sub(rf" at 0x[0-9a-f]+|name={_mark.PREFIX}[^\]]*", "", str(closed.jaxpr))
+    return " ".join([text, *digests, *_unseen(closed.jaxpr)])
+
+
+def _unseen(jaxpr: core.Jaxpr) -> Iterator[str]:
+    """What printing leaves out: the last digits of numbers, and which functions of the host are called."""
+    for eqn in jaxpr.eqns:
+        yield from _bits(eqn.invars)
+        if eqn.primitive not in (*CUSTOM, primitives.remat_p):
+            yield from (f"id:{id(value)}" for value in _params(eqn) if _is_function(value))
+        for inner, _ in sub_jaxprs(eqn):
+            yield from _unseen(inner)
+    yield from _bits(jaxpr.outvars)
+
+
+def _bits(atoms: Sequence[Any]) -> Iterator[str]:
+    for atom in atoms:
+        if isinstance(atom, core.Literal) and jnp.issubdtype(jnp.result_type(atom.val), jnp.inexact):
+            yield np.asarray(atom.val).tobytes().hex()
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type | core.Jaxpr | core.ClosedJaxpr)
 
 
 def _all_consts(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> Iterator[Any]:
@@ -234,10 +265,10 @@ def _digest(const: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(const).tobytes()).hexdigest()
 
 
-def _has_custom_rule(jaxpr: core.Jaxpr) -> bool:
-    customs = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
+def has_custom_rule(jaxpr: core.Jaxpr) -> bool:
+    """Whether a program holds rules of differentiation that are Python functions, at any depth."""
     return any(
-        eqn.primitive in customs or any(_has_custom_rule(inner) for inner, _ in sub_jaxprs(eqn)) for eqn in jaxpr.eqns
+        eqn.primitive in CUSTOM or any(has_custom_rule(inner) for inner, _ in sub_jaxprs(eqn)) for eqn in jaxpr.eqns
     )
 
 

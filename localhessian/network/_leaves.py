@@ -1,5 +1,6 @@
 """What may stand in parameters, inputs and context: arrays, real where they are differentiated."""
 
+import functools
 from typing import Any
 
 import jax
@@ -20,13 +21,32 @@ def check_leaves(params: dict[str, Params], x: Activations, y: Any, context: Con
     Raises:
         ValueError: The message says what holds it, and where.
     """
+    if all(map(_is_plain, jax.tree.leaves((list(params.values()), x, y, context)))):
+        return
     parts = {f"the parameters of block `{name}`": value for name, value in params.items()}
     for what, tree in {**parts, "`x`": x, "`y`": y, "`context`": context}.items():
         check_arrays(what, tree)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            _check_mesh(what, path, leaf)
+            _check_type(what, path, jax.typeof(leaf))
     for what, tree in {**parts, "`x`": x}.items():
         check_real(what, tree)
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether it is an array that may stand anywhere: nothing to look at more closely."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind in "biu" or (leaf.dtype.kind == "f" and 8 * leaf.dtype.itemsize >= NARROWEST)
+    return isinstance(leaf, jax.Array) and _is_plain_type(jax.typeof(leaf))
+
+
+@functools.lru_cache(1024)
+def _is_plain_type(aval: Any) -> bool:
+    try:
+        _check_type("", (), aval)
+        check_real("", aval)
+    except ValueError:
+        return False
+    return True
 
 
 def check_arrays(what: str, tree: Any) -> None:
@@ -68,9 +88,8 @@ def _is_narrow_float(leaf: Any) -> bool:
     return jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
 
 
-def _check_mesh(what: str, path: Any, leaf: Any) -> None:
+def _check_type(what: str, path: Any, aval: Any) -> None:
     """Products with random and unit vectors have no sharding in their type, so they would not fit such arrays."""
-    aval = jax.typeof(leaf)
     mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
     if AxisType.Explicit in getattr(mesh, "axis_types", ()):
         raise ValueError(

@@ -1,6 +1,6 @@
 """A function cut for one set of shapes, and the key by which it is found again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from localhessian._programs import compiled
 from localhessian._tree import pytree, static
 from localhessian._types import Array, Context
 from localhessian.network import _graph, _layout
@@ -79,6 +80,12 @@ class Program:
     def trees(self) -> tuple[dict[str, Any], ...]:
         """The slots of each block in the layout of its parameters."""
         return tuple(_layout.nested([self.slots[i] for i in piece.params]) for piece in self.pieces)
+
+    @cached_property
+    def derive(self) -> Callable[..., Sequence[Array]]:
+        """What later blocks take, of the leaves of x and of the context: one program, if there is any to run."""
+        run = core.jaxpr_as_fun(self.hoist)
+        return compiled(run) if self.hoist.jaxpr.eqns else run
 
     @property
     def layout(self) -> Any:

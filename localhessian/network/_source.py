@@ -50,13 +50,16 @@ class Source:
         self.paths = self.params = jax.tree.map(shape_of, self.params)
         self.template = tuple(shapes(jax.tree.leaves(tree)) for tree in (self.params, self.x, self.context))
         self.params = self.x = self.context = None
-        self.program = self._cut(Key(Settings.now(), *map(leaf_types, self.template)))
+        self.key = Key(Settings.now(), *map(leaf_types, self.template))
+        self.program = self._cut(self.key)
         self.program_for = lru_cache(MAX_PROGRAMS)(self._cut_alike)
 
     # ---- cutting
 
     def _cut_alike(self, key: Key) -> Program:
         """The function cut for other shapes: into the same blocks, with the same parameters, or not at all."""
+        if key == self.key:
+            return self.program
         with key.settings.again():
             program = self._cut(key)
         if program.layout != self.program.layout:
@@ -124,8 +127,7 @@ class Source:
         inputs, leaves = self._leaves(1, x, "x"), self._leaves(2, given, "context")
         of_params = _cast(self.template[0], self.template[1], inputs) if params is None else self._types_of(params)
         key = Key(Settings.now(), leaf_types(of_params), leaf_types(shapes(inputs)), leaf_types(shapes(leaves)))
-        hoist = self.program_for(key).hoist
-        return CutContext(given, tuple(core.jaxpr_as_fun(hoist)(*inputs, *leaves)), key)
+        return CutContext(given, tuple(self.program_for(key).derive(*inputs, *leaves)), key)
 
     def _types_of(self, params: dict[str, Params]) -> Shapes:
         """The parameters of the model in the types that the blocks have them in; of a tied array, the first's."""

@@ -152,9 +152,18 @@ def test_the_whole_way_lowers_for_accelerators(platform):
     assert exported.platforms == (platform,)
 
 
-def test_back_matching_has_compiled_the_products(count_compilations):
-    """H_W and H_z multiply by the maps that back-matching multiplied by; only W -> J W is new."""
-    case = networks.mlp(widths=(4, 5, 5, 3))
+def centered(params, z):
+    out = networks.linear(params, z)
+    return jnp.tanh(out - out.mean(0, keepdims=True))
+
+
+@pytest.mark.parametrize(("apply", "new"), [(centered, 1), (networks.tanh_dense, 2)])
+def test_back_matching_has_compiled_the_products(apply, new, count_compilations):
+    """H_W and H_z multiply by the maps that back-matching multiplied by.
+
+    Only W -> J W is new, and z -> J z where the program proved that there is no coupling to probe for.
+    """
+    case = networks.mlp(apply, widths=(4, 5, 5, 3))
     name = case.chain.names[1]
     matching = lh.back_match(case.chain, case.params, case.x, case.y, case.loss)
     vectors = {wrt: jnp.ones(lh.local_hessian(matching, name, wrt).size) for wrt in ("params", "input")}
@@ -162,7 +171,7 @@ def test_back_matching_has_compiled_the_products(count_compilations):
         for wrt, v in vectors.items():
             lh.local_hessian(matching, name, wrt).prepare().mv(v)
             lh.spectrum(lh.local_hessian(matching, name, wrt), lh.GolubKahan(max_matvecs=4, which="largest"))
-    assert [name for name in seen.names if "call" in name] == ["jit(call)"]
+    assert [name for name in seen.names if "call" in name] == ["jit(call)"] * new
 
 
 def rounded_network(weights, activations):

@@ -1,0 +1,245 @@
+"""Proof from a program alone that it keeps samples apart: their axis is followed from its inputs to its outputs.
+
+Every rule says on which axis of its result the samples of an operation's operands lie, each entry made of that sample
+alone; what has no rule proves nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.extend import core
+
+from localhessian.network._jaxpr import CALLS, CUSTOM, sub_jaxprs
+
+Axis = int | None
+"""Of the samples; None: the same for all of them."""
+
+
+class _Unknown(Exception):
+    """No rule says where the samples go."""
+
+
+def keeps_apart(program: core.ClosedJaxpr, axes: Sequence[Axis]) -> bool:
+    """Whether each entry of the outputs along their leading axis depends on that sample alone.
+
+    Args:
+        program: Of a block or a loss; with rules of differentiation of its own, which may mix what it does not, that of
+            its derivative.
+        axes: For each input, on which axis it holds the samples.
+
+    Returns:
+        True is proof; False says nothing.
+    """
+    try:
+        return all(axis in (0, None) for axis in _run(program.jaxpr, axes))
+    except _Unknown:
+        return False
+
+
+def _run(jaxpr: core.Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
+    env: dict[Any, Axis] = dict(zip(jaxpr.invars, axes, strict=True))
+
+    def read(atom: Any) -> Axis:
+        return None if isinstance(atom, core.Literal) else env.get(atom)  # constants are the same for all
+
+    for eqn in jaxpr.eqns:
+        given = [read(atom) for atom in eqn.invars]
+        env.update(zip(eqn.outvars, _results(eqn, given), strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _results(eqn: core.JaxprEqn, given: list[Axis]) -> list[Axis]:
+    if all(axis is None for axis in given):
+        return [None] * len(eqn.outvars)
+    if eqn.primitive in (*CALLS, *CUSTOM):
+        inner, _ = next(sub_jaxprs(eqn))
+        return _run(inner, given)
+    rule = _RULES.get(eqn.primitive.name)
+    if rule is None:
+        raise _Unknown
+    return [rule(eqn, given)] * len(eqn.outvars)
+
+
+def _one(given: list[Axis]) -> int:
+    """The axis of all operands that have one."""
+    found = {axis for axis in given if axis is not None}
+    if len(found) != 1:
+        raise _Unknown
+    return found.pop()
+
+
+def _only_first(given: list[Axis]) -> int:
+    """The axis of the first operand, where it is the only one that has one."""
+    if given[0] is None or any(axis is not None for axis in given[1:]):
+        raise _Unknown
+    return given[0]
+
+
+def _untouched(axis: int, moved: Sequence[int]) -> int:
+    if axis in moved:
+        raise _Unknown
+    return axis
+
+
+def _elementwise(_: Any, given: list[Axis]) -> Axis:
+    return _one(given)
+
+
+def _reduced(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _untouched(_only_first(given), eqn.params["axes"])
+    return axis - sum(gone < axis for gone in eqn.params["axes"])
+
+
+def _along(name: str) -> Callable[[Any, list[Axis]], Axis]:
+    """Something is done along one axis, or some."""
+
+    def rule(eqn: Any, given: list[Axis]) -> Axis:
+        moved = eqn.params[name]
+        return _untouched(_one(given), moved if isinstance(moved, tuple) else [moved])
+
+    return rule
+
+
+def _stacked(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _one(given)
+    return axis + (eqn.params["axis"] <= axis)
+
+
+def _unstacked(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _untouched(_only_first(given), [eqn.params["axis"]])
+    return axis - (eqn.params["axis"] < axis)
+
+
+def _tiled(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _only_first(given)
+    if eqn.params["reps"][axis] != 1:
+        raise _Unknown
+    return axis
+
+
+def _broadcast(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _only_first(given)
+    to = eqn.params["broadcast_dimensions"][axis]
+    return _of_length(eqn, axis, to)
+
+
+def _of_length(eqn: Any, axis: int, to: int) -> int:
+    """The new place of the axis, as long as it was."""
+    if eqn.invars[0].aval.shape[axis] != eqn.outvars[0].aval.shape[to]:
+        raise _Unknown
+    return to
+
+
+def _reshaped(eqn: Any, given: list[Axis]) -> Axis:
+    """The axis whose length and number of entries before it stay."""
+    axis, old, new = _only_first(given), eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    places = [i for i in range(len(new)) if new[i] == old[axis] and math.prod(new[:i]) == math.prod(old[:axis])]
+    if eqn.params.get("dimensions") is not None or not places or old[axis] == 1:
+        raise _Unknown
+    return places[0]
+
+
+def _squeezed(eqn: Any, given: list[Axis]) -> Axis:
+    gone = eqn.params["dimensions"]
+    axis = _untouched(_only_first(given), gone)
+    return axis - sum(other < axis for other in gone)
+
+
+def _transposed(eqn: Any, given: list[Axis]) -> Axis:
+    return list(eqn.params["permutation"]).index(_only_first(given))
+
+
+def _sliced(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _only_first(given)
+    return _of_length(eqn, axis, axis)  # all of it
+
+
+def _padded(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _only_first(given)
+    if eqn.params["padding_config"][axis] != (0, 0, 0):
+        raise _Unknown
+    return axis
+
+
+def _multiplied(eqn: Any, given: list[Axis]) -> Axis:
+    """Batch axes first, then those of the left and of the right operand that stay."""
+    contracted, batched = eqn.params["dimension_numbers"]
+    left, right = given
+    sides = [side for side, axis in enumerate(given) if axis is not None]
+    places = {tuple(batched[side]).index(given[side]) for side in sides if given[side] in batched[side]}
+    if len(sides) == 2 or places:
+        if len(places) != 1 or any(given[side] not in batched[side] for side in sides):
+            raise _Unknown
+        return places.pop()
+    side, axis = sides[0], left if right is None else right
+    kept = [[i for i in range(len(eqn.invars[s].aval.shape)) if i not in (*contracted[s], *batched[s])] for s in (0, 1)]
+    if axis not in kept[side]:
+        raise _Unknown
+    return len(batched[0]) + side * len(kept[0]) + kept[side].index(axis)
+
+
+def _convolved(eqn: Any, given: list[Axis]) -> Axis:
+    numbers = eqn.params["dimension_numbers"]
+    if _only_first(given) != numbers.lhs_spec[0] or eqn.params["batch_group_count"] != 1:
+        raise _Unknown
+    return numbers.out_spec[0]
+
+
+def _windowed(eqn: Any, given: list[Axis]) -> Axis:
+    axis = _only_first(given)
+    widths = {eqn.params[name][axis] for name in ("window_dimensions", "window_strides", "base_dilation")}
+    if widths != {1} or tuple(eqn.params["padding"][axis]) != (0, 0):
+        raise _Unknown
+    return axis
+
+
+def _gathered(eqn: Any, given: list[Axis]) -> Axis:
+    """Windows of the first operand at the indices of the second, whose axes but the last are axes of the result."""
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    of_windows = numbers.offset_dims
+    of_indices = [i for i in range(len(eqn.outvars[0].aval.shape)) if i not in of_windows]
+    operand, indices = given
+    if operand is None:
+        if indices is None or indices >= len(of_indices):
+            raise _Unknown
+        return of_indices[indices]
+    if operand in numbers.operand_batching_dims:
+        pair = numbers.start_indices_batching_dims[tuple(numbers.operand_batching_dims).index(operand)]
+        if indices not in (None, pair):
+            raise _Unknown
+        return of_indices[pair]
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    is_whole = sizes[operand] == eqn.invars[0].aval.shape[operand] and operand not in (*gone, *numbers.start_index_map)
+    if indices is not None or not is_whole:
+        raise _Unknown
+    return of_windows[[i for i in range(len(sizes)) if i not in gone].index(operand)]
+
+
+_ELEMENTWISE = """
+abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh
+digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic
+lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt
+square stop_gradient sub tan tanh xor
+"""
+_RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"), _reduced),
+    **dict.fromkeys(("argmax", "argmin"), _reduced),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split"), _along("axis")),
+    **dict.fromkeys(("concatenate", "sort"), _along("dimension")),
+    "rev": _along("dimensions"),
+    "stack": _stacked,
+    "unstack": _unstacked,
+    "tile": _tiled,
+    **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _windowed),
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshaped,
+    "squeeze": _squeezed,
+    "transpose": _transposed,
+    "slice": _sliced,
+    "pad": _padded,
+    "dot_general": _multiplied,
+    "conv_general_dilated": _convolved,
+    "gather": _gathered,
+}

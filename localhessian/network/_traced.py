@@ -1,0 +1,271 @@
+"""What is known of a chain from shapes alone: traced once for each set of them, and refused in one sentence.
+
+Blocks that trace to one program share what is compiled: each is run as the first of its kind.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from localhessian._memory import remembered
+from localhessian._tree import abstracted, floating, is_floating, of_shapes, raw_bytes, shapes
+from localhessian._types import Activations, Context, Loss, Params
+from localhessian.network._apart import keeps_apart
+from localhessian.network._chain import Block, Chain
+from localhessian.network._jaxpr import has_custom_rule, text_of, text_of_rules
+from localhessian.network._leaves import check_real
+
+_NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
+
+
+class Traced(NamedTuple):
+    """Of a chain, for some shapes."""
+
+    output: Any
+    """The shapes of z_B."""
+    kinds: tuple[int, ...]
+    """For each block the first that computes the same."""
+    steady: tuple[bool, ...]
+    """For each block, whether it traces to the same program again: randomness of the host is baked into it."""
+    apart: tuple[bool, ...]
+    """For each block, whether its program proves that it keeps the samples apart."""
+
+    def run_as(self, chain: Chain) -> tuple[Block, ...]:
+        """For each block the first that computes the same, without its name: a key of programs."""
+        return tuple(chain.blocks[first].anonymous for first in self.kinds)
+
+
+class Inapplicable(ValueError):
+    """A block cannot be applied to what it is given."""
+
+    def __init__(self, name: str, z: Any, params: Any, error: Exception) -> None:
+        """Word the sentence."""
+        self.name, self.error = name, error
+        super().__init__(
+            f"block `{name}` cannot be applied to an input of {shapes(z)} with parameters {shapes(params)}: "
+            f"make the shapes fit. ({first_line(error)})"
+        )
+
+
+def trace(chain: Chain, params: dict[str, Params], x: Activations, context: Context) -> Traced:
+    """Trace every block once, and check what can be known without numbers; remembered for as long as the chain lives.
+
+    Raises:
+        ValueError: The message names the block.
+    """
+    return _traced(chain, *abstracted((_of_all(chain, params), x, context)))
+
+
+def _of_all(chain: Chain, params: dict[str, Params]) -> dict[str, Params]:
+    return {name: params.get(name, ()) for name in chain.names}
+
+
+@remembered
+def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
+    params, z, context = of_shapes(treedef, leaves)
+    n, seen, firsts = batch_size("x", z), list[_Seen](), list[_Seen]()
+    for b, block in enumerate(chain.blocks):
+        given = (params[block.name], z, context)
+        program, z = _applied(block, *given)
+        check_real(f"the output of block `{block.name}`", z)
+        one = _Seen(b, block.apply, program, abstracted((given, z)))
+        first = next((other for other in seen if other.computes(one)), one)
+        if first is one:
+            seen.append(one)
+            _check_derivatives(block, *given)
+            one.is_steady = _same(program, _applied(block, *given)[0])
+            one.is_apart = _is_apart(block, program, *given)
+        firsts.append(first)
+        _check_output(block.name, z, n)
+    kinds = tuple(first.number for first in firsts)
+    return Traced(z, kinds, tuple(first.is_steady for first in firsts), tuple(first.is_apart for first in firsts))
+
+
+@dataclass
+class _Seen:
+    """A block with its program."""
+
+    number: int
+    apply: Callable
+    program: core.ClosedJaxpr
+    shapes: Any
+    is_steady: bool = True
+    is_apart: bool = False
+
+    def computes(self, other: "_Seen") -> bool:
+        """What another does, for the same shapes."""
+        if self.shapes != other.shapes:
+            return False
+        return self.apply == other.apply or (self.text == other.text and self.rules == other.rules)
+
+    @functools.cached_property
+    def text(self) -> Any:
+        """What equal programs share."""
+        return text_of(self.program), [var.aval.weak_type for var in self.program.jaxpr.outvars]
+
+    @functools.cached_property
+    def rules(self) -> Any:
+        """And equal rules of differentiation; where there is no derivative, that is told later."""
+        try:
+            return text_of_rules(self.program)
+        except _NO_DERIVATIVE:
+            return None
+
+
+def _same(one: core.ClosedJaxpr, two: core.ClosedJaxpr) -> bool:
+    """Whether two traces of one function are equal; functions of the host that it calls are new ones in each."""
+    pairs = zip(one.consts, two.consts, strict=True)
+    return str(one) == str(two) and all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
+
+
+def _is_apart(block: Block, program: core.ClosedJaxpr, params: Any, z: Any, context: Any) -> bool:
+    """Whether block and derivative keep the samples apart."""
+    axes = [axis for axis, tree in ((None, params), (0, z), (None, context)) for _ in jax.tree.leaves(tree)]
+    if not has_custom_rule(program.jaxpr):
+        return keeps_apart(program, axes)
+
+    def moved(params: Any, z: Any, context: Any, tangents: list) -> Any:
+        inputs, rebuild = floating(z)
+        return jax.jvp(lambda leaves: floating(block(params, rebuild(leaves), context))[0], (inputs,), (tangents,))
+
+    tangents = list(filter(is_floating, jax.tree.leaves(z)))
+    return keeps_apart(jax.make_jaxpr(moved)(params, z, context, tangents), axes + [0] * len(tangents))
+
+
+def batch_size(name: str, tree: Any) -> int:
+    """The number of samples.
+
+    Raises:
+        ValueError: There are none, or leaves differ.
+    """
+    leaves = jax.tree.leaves(tree)
+    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
+    n = next(iter(sizes), None)
+    if len(sizes) != 1 or n is None:
+        raise ValueError(
+            f"`{name}` must hold arrays that share a leading axis of samples, got {shapes(tree)}: add the axis, or put "
+            "what is not per sample into `context`."
+        )
+    if n == 0:
+        raise ValueError(f"`{name}` is an empty batch, got {shapes(tree)}: pass at least one sample.")
+    return n
+
+
+def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[core.ClosedJaxpr, Any]:
+    """The program of a block, and the shapes of what it returns."""
+    try:
+        # A new function object each time: jax would remember the trace of the old one.
+        return jax.make_jaxpr(lambda *given: block(*given), return_shape=True)(params, z, context)  # noqa: PLW0108
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise Inapplicable(block.name, z, params, error) from error
+
+
+def _check_output(name: str, out: Any, n: int) -> None:
+    leading = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(out)}
+    if leading != {n}:
+        raise ValueError(
+            f"block `{name}` must keep the {n} samples on the leading axis of everything it returns, got "
+            f"{shapes(out)}: reshape its output, or move what is not per sample into `context`."
+        )
+    if not any(map(is_floating, jax.tree.leaves(out))):
+        raise ValueError(
+            f"block `{name}` returns no floating-point array, got {shapes(out)}, so nothing can be "
+            "differentiated through it: join it with the block that makes floating-point activations."
+        )
+
+
+# ---- derivatives
+
+
+def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
+    """Trace both."""
+
+    def products(params, z, context):
+        inputs, rebuild = floating((params, z))
+
+        def outputs(leaves: list) -> list:
+            params, z = rebuild(leaves)
+            return floating(block(params, z, context))[0]
+
+        values, jvp = jax.linearize(outputs, inputs)
+        return _forward_and_reverse(jvp, inputs, values)
+
+    try:
+        jax.eval_shape(products, params, z, context)
+    except _NO_DERIVATIVE as error:
+        raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
+
+
+def _forward_and_reverse(jvp, inputs: list, outputs: list):
+    # A custom_vjp shows only when its linearization is transformed again.
+    forward = jax.vmap(jvp)([leaf[None] for leaf in inputs])
+    return forward, jax.linear_transpose(jvp, inputs)(outputs)
+
+
+def _no_derivative(what: str, error: Exception) -> str:
+    """Which of the two derivatives that curvature needs there is not."""
+    text = str(error)
+    if "custom_vjp" in text:
+        return (
+            f"{what} has no forward derivative (`jax.custom_vjp` allows none), which curvature needs: define its "
+            f"derivative by `jax.custom_jvp`, or leave it to jax. ({first_line(error)})"
+        )
+    return (
+        f"{what} cannot be differentiated forward and in reverse, which curvature needs both: write a "
+        "`lax.while_loop` as a `lax.scan` of fixed length, and a callback in JAX, or give it a `jax.custom_jvp`. "
+        f"({first_line(error)})"
+    )
+
+
+# ---- the loss
+
+
+def trace_loss(loss: Loss, z: Any, y: Any, n: int) -> bool:
+    """Trace the loss and its Hessian for these shapes; remembered for as long as the loss lives.
+
+    Returns:
+        Whether its program proves that it keeps the samples apart.
+
+    Raises:
+        ValueError: It cannot be applied, returns no loss for each sample, or has no derivative.
+    """
+    return _traced_loss(loss, n, *abstracted((z, y)))
+
+
+@remembered
+def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
+    z, y = of_shapes(treedef, leaves)
+    try:
+        program, out = jax.make_jaxpr(lambda *given: loss(*given), return_shape=True)(z, y)  # noqa: PLW0108
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and y of {shapes(y)}: make the "
+            f"shapes fit. ({first_line(error)})"
+        ) from error
+    if getattr(out, "shape", None) != (n,):
+        raise ValueError(
+            f"`loss` must return one loss for each of the {n} samples, shape ({n},), got {shapes(out)}: return "
+            "per-sample losses and leave the mean to localhessian."
+        )
+
+    def hessian(z, y):
+        outputs, rebuild = floating(z)
+        gradient, jvp = jax.linearize(jax.grad(lambda leaves: loss(rebuild(leaves), y).sum()), outputs)
+        return gradient, jax.vmap(jvp)([leaf[None] for leaf in outputs])
+
+    try:
+        jax.eval_shape(hessian, z, y)
+    except _NO_DERIVATIVE as error:
+        raise ValueError(_no_derivative("`loss`", error)) from error
+    axes = [0] * len(jax.tree.leaves(z)) + [None] * len(jax.tree.leaves(y))
+    return not has_custom_rule(program.jaxpr) and keeps_apart(program, axes)
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
