@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localhessian._arguments import expect, short
+from localhessian._arguments import expect, expect_function
 from localhessian._memory import as_key, remembered
 from localhessian._programs import compiled
 from localhessian._tree import floating, raw_bytes, shapes
@@ -15,7 +15,7 @@ from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
 from localhessian.network._chain import Block, Chain
 from localhessian.network._finite import check_finite
-from localhessian.network._leaves import check_leaves, check_real
+from localhessian.network._leaves import check_leaves, check_real, check_samples
 
 
 def admit(
@@ -30,8 +30,7 @@ def admit(
     """
     expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
     expect("params", params, Mapping, "a dictionary with the parameters of each block by its name")
-    if not callable(loss):
-        raise TypeError(f"`loss` must be a function of (z_B, y), got {short(loss)}.")
+    expect_function("loss", loss, "a function of (z_B, y)", takes=2)
     loss = as_key(loss, "`loss`")
     check_leaves(params, x, y, context)
     context = chain.context_for(x, context, params)
@@ -87,14 +86,7 @@ def validate_values(
 
 
 def _batch_size(name: str, tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
-    n = next(iter(sizes), None)
-    if len(sizes) != 1 or n is None:
-        raise ValueError(
-            f"`{name}` must hold arrays that share a leading axis of samples, got {shapes(tree)}: add the axis, or put "
-            "what is not per sample into `context`."
-        )
+    n = check_samples(name, tree)
     if n == 0:
         raise ValueError(f"`{name}` is an empty batch, got {shapes(tree)}: pass at least one sample.")
     return n
@@ -112,7 +104,7 @@ def _block_output(block, params, z, context, n: int, given: bool) -> Any:
             ) from error
         raise ValueError(
             f"block `{block.name}` cannot be applied to an input of {shapes(z)} with parameters {shapes(params)}: "
-            f"make the shapes fit. ({_first_line(error)})"
+            f"make the shapes of `x` and `params` fit. ({_first_line(error)})"
         ) from error
     check_real(f"the output of block `{block.name}`", out)
     _check_derivatives(block, params, z, context)
@@ -181,7 +173,7 @@ def _check_loss(loss: Loss, z: Any, y: Any, n: int) -> None:
         out = jax.eval_shape(loss, z, y)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
-            f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and y of {shapes(y)}: make the "
+            f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and `y` of {shapes(y)}: make the "
             f"shapes fit. ({_first_line(error)})"
         ) from error
     if getattr(out, "shape", None) != (n,):
