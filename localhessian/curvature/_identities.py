@@ -113,9 +113,9 @@ def check_identities(
     key = jax.random.key(0) if key is None else key
     reference = _back_propagation(chain, matching.loss, matching.params, x, y, matching.context)
     errors: dict[tuple[str, str], float] = {}
-    chosen = chain.names if blocks is None else (blocks,) if isinstance(blocks, str) else blocks
+    chosen: Any = chain.names if blocks is None else (blocks,) if isinstance(blocks, str) else blocks
     expect("blocks", chosen, Iterable, "a name or names of blocks")
-    if not chosen:
+    if isinstance(chosen, Sequence) and not chosen:
         raise ValueError("`blocks` names no block, so nothing would be checked: leave it out for all of them.")
     for name in chosen:
         expect("blocks", name, str, "a name or names of blocks, and each")

@@ -348,12 +348,18 @@ def _partial(function: Callable) -> Partial:
 
 
 def _dtype(dtype: Any) -> jnp.dtype:
+    config: Any = jax.config
     try:
-        found = jnp.dtype(jnp.zeros(()).dtype if dtype is None else dtype)
+        is_array = isinstance(dtype, jax.Array | np.ndarray)
+        found = None if is_array else jnp.dtype(jnp.zeros(()).dtype if dtype is None else dtype)
     except TypeError:
         found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating) or hasattr(dtype, "shape"):
+    if found is None or not jnp.issubdtype(found, jnp.floating):
         raise TypeError(f"`dtype` must be a type of real floats, as `jnp.float32`, got {short(dtype)}.")
+    if jnp.finfo(found).bits > 32 and not config.jax_enable_x64:
+        raise ValueError(
+            f"`dtype` is {found}, and JAX has 64 bits disabled: set `jax_enable_x64`, or leave `dtype` out."
+        )
     return found
 
 

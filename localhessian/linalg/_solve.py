@@ -146,7 +146,8 @@ def _check_start(start: Array, operator: LinearMap | SymmetricOperator, size: in
 
 
 def _is_real(array: Any) -> bool:
-    return hasattr(array, "shape") and hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating)
+    kinds = (jnp.floating, jnp.integer)
+    return hasattr(array, "shape") and hasattr(array, "dtype") and any(jnp.issubdtype(array.dtype, k) for k in kinds)
 
 
 def _run(operator, method: Method | None, key: Key, vectors: int, start: Array | None, show: Progress) -> Spectrum:

@@ -107,8 +107,9 @@ class Chain:
         Raises:
             UnknownBlock: No block has that name (a KeyError); the message suggests the nearest.
         """
-        if isinstance(name, str) and name in self.names:
-            return self.names.index(name)
+        asked: Any = name
+        if isinstance(asked, str) and asked in self.names:
+            return self.names.index(asked)
         raise UnknownBlock(name, self.names)
 
     def context_for(self, x: Activations, context: Context = None, params: dict[str, Params] | None = None) -> Context:
@@ -126,9 +127,9 @@ class Chain:
     def check_tied(self, params: dict[str, Params]) -> None:
         """Refuse parameters in which the uses of one array of the model hold different values; needs numbers."""
 
-    def _check_names(self, params: Any) -> None:
-        check_params("params", params)
-        for name in params:
+    def _check_names(self, what: str, by_block: Any) -> None:
+        check_params(what, by_block)
+        for name in by_block:
             self.index(name)
 
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
@@ -142,7 +143,7 @@ class Chain:
         Returns:
             B + 1 pytrees. Cost: one forward pass.
         """
-        self._check_names(params)
+        self._check_names("params", params)
         check_arrays("`x`", x)
         activations = [x]
         for block in self.blocks:
@@ -160,7 +161,7 @@ class Chain:
         Returns:
             Text for `print`. Nothing is computed.
         """
-        self._check_names(params)
+        self._check_names("params", params)
         return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
 
 
@@ -180,7 +181,7 @@ class UnknownBlock(KeyError):
         """Word the sentence from the name asked for and the names there are."""
         near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
         hint = f" Did you mean `{near[0]}`?" if near else ""
-        name = name if isinstance(name, str) else short(name)
+        name = name if isinstance(name, str) else short(name).replace("`", "")
         super().__init__(f"there is no block `{name}` in this chain.{hint} Its blocks are {_list(names)}.")
 
     def __str__(self) -> str:

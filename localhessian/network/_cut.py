@@ -7,7 +7,7 @@ from typing import NamedTuple
 from localhessian._arguments import expect_choice, expect_flag, expect_function
 from localhessian._types import Activations, Context, Params
 from localhessian.network import _layout
-from localhessian.network._chain import Block, Chain, _takes_context, check_params
+from localhessian.network._chain import Block, Chain, _takes_context
 from localhessian.network._describe import table
 from localhessian.network._source import Source
 from localhessian.network._submodules import Path, Wish, check_called
@@ -53,12 +53,12 @@ class TracedChain(Chain):
                 precision if x is.
         """
         if params is not None:
-            check_params("params", params)
+            self._check_names("params", params)
         return self.source.context_for(x, context, params)
 
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B), as `Chain.forward`; what blocks need of x is computed from this x."""
-        check_params("params", params)
+        self._check_names("params", params)
         return super().forward(params, x, self.context_for(x, context, params))
 
     def describe(self, params: dict[str, Params] | None = None, x: Activations = None, context: Context = None) -> str:
@@ -67,7 +67,7 @@ class TracedChain(Chain):
         params, x, context = (
             shown if asked is None else asked for asked, shown in zip((params, x, context), given, strict=True)
         )
-        self._check_names(params)
+        self._check_names("params", params)
         return table(self, params, x, context, self.source.uses())
 
     def split(self, model_params: Params) -> dict[str, Params]:
@@ -87,7 +87,7 @@ class TracedChain(Chain):
             ValueError: An array is in no block, and `like` is missing.
         """
         expect_choice("tied", tied, ("owner", "sum"))
-        check_params("block_params", block_params)
+        self._check_names("block_params", block_params)
         return self.source.merge(block_params, tied, like)
 
     def has_layout_of_model(self, tree: Params) -> bool:
@@ -99,7 +99,7 @@ class TracedChain(Chain):
 
         The uses of a tied array then move alike, and `merge` loses nothing.
         """
-        check_params("of_blocks", of_blocks)
+        self._check_names("of_blocks", of_blocks)
         return {**of_blocks, **_layout.sum_tied(self.source.trees(), of_blocks)}
 
     def check_tied(self, params: dict[str, Params]) -> None:
@@ -108,7 +108,7 @@ class TracedChain(Chain):
         Raises:
             ValueError: They differ; the message names the array and the blocks.
         """
-        check_params("params", params)
+        self._check_names("params", params)
         _layout.check_tied(self.source.trees(), params)
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context = None) -> Context:
@@ -116,7 +116,7 @@ class TracedChain(Chain):
 
         It is of the same form as `context_for` returns; its `.given` is in the form that the user gave.
         """
-        check_params("params", params)
+        self._check_names("params", params)
         return self.source.next_context(params, x, context)
 
 

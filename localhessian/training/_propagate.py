@@ -208,7 +208,13 @@ class _Side(NamedTuple):
         before = problem.objective(zero) if zero else problem.objective([])
         if not zero:
             return [], (), jnp.zeros((), jnp.int32), (before, before)
-        state = self.solver.init(problem) if state is None else state
+        first = self.solver.init(problem)
+        if state is not None and not _alike(state, first):
+            raise ValueError(
+                f"`state` holds for block `{problem.block.name}` what another solver left: pass the `info.state` of "
+                "the step before, by the same solvers, or None to begin."
+            )
+        state = first if state is None else state
         step, next_state, status = self.solver.solve(problem, state, key)
         after = problem.objective(step)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
@@ -219,6 +225,11 @@ class _Side(NamedTuple):
         next_state = where(finite, next_state, state)
         status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)
         return step, next_state, status, (before, jnp.where(kept, after, before))
+
+
+def _alike(one: Any, two: Any) -> bool:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, two)]
+    return bool(structures[0] == structures[1])
 
 
 def _unit_gradient(problem: Problem, trusted: bool) -> Step:
