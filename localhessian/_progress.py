@@ -20,7 +20,7 @@ def silent(done: int, total: int, what: str) -> None:
 def follow(progress: Progress | bool | None, unit: str) -> Iterator[Progress]:
     """A function to call with (done, total, what): the one given, or one that moves a bar, or one that is silent."""
     if not (progress is None or isinstance(progress, bool)):
-        expect_function("progress", progress, "True, False or a function of (done, total, what)", takes=3)
+        expect_function("progress", progress, "True, False or a function of (done, total, what)")
     if not progress:
         yield silent
     elif callable(progress):

@@ -106,6 +106,8 @@ EXCUSED = {
     **dict.fromkeys(("chain_from_function.x", "chain_from_equinox.x"), "array ndarray"),
     **dict.fromkeys(("chain_from_linen.x", "chain_from_nnx.x"), "array ndarray"),
     "chain_from_function.params": "None empty fraction NaN inf array ndarray",
+    # A function of other arguments is called by some routes only, and Python says what it lacks.
+    **dict.fromkeys(("spectrum.progress", "analyze.progress"), "function"),
     # The sentence names the class, or the file itself.
     "Chain.blocks": "empty",
     "Report.html.path": "folder",
@@ -314,3 +316,37 @@ def test_sentences_tell_what_to_pass():
 def test_checks_hold_under_transformations():
     spectrum = jax.jit(lambda op: lh.spectrum(op, lh.Dense()))(GIVEN["operator"])
     np.testing.assert_allclose(spectrum.eigenvalues, GIVEN["spectrum"].eigenvalues, atol=1e-5)
+
+
+@pytest.mark.relaxed
+def test_the_optax_update_looks_at_its_numbers_where_there_are_some():
+    given = {name: GIVEN[name] for name in ("updates", "params", "x", "y")}
+    state, update = GIVEN["state"], GIVEN["transform"].update
+    step = lambda updates, params, x, y: update(updates, state, params, x=x, y=y)[0]
+    for name in ("updates", "params", "x"):
+        spoiled = given | {name: jax.tree.map(lambda leaf: leaf.at[0, 0].set(jnp.nan), given[name])}
+        with pytest.raises(ValueError, match=f"`{name}` is not finite"):
+            step(**spoiled)
+        jax.eval_shape(step, **spoiled)  # traced, only shapes can be looked at
+    fresh = lh.scale_by_local_hessian(GIVEN["chain"], GIVEN["loss"])
+    with pytest.raises(ValueError, match="the loss is not finite"):
+        fresh.update(given["updates"], state, given["params"], x=given["x"], y=given["y"] + 9)
+
+
+@pytest.mark.relaxed
+def test_states_of_another_solver_and_types_that_jax_does_not_have_are_refused():
+    network = [GIVEN[name] for name in ("chain", "params", "x", "y", "loss")]
+    with pytest.raises(ValueError, match="`state` holds for block `b` what another solver left"):
+        lh.propagate(*network, lh.ScaledGradient(), state={"a": ((), ()), "b": ((), ())})
+    with pytest.raises(ValueError, match=r"`state` must be .*with a pair for each block \(a, b\)"):
+        lh.propagate(*network, state={"a": ((), ())})
+    with jax.enable_x64(False), pytest.raises(ValueError, match="`dtype` is float64, and JAX has 64 bits disabled"):
+        lh.symmetric_operator(lambda v: v, 3, dtype=jnp.float64)
+
+
+def test_keys_of_one_generator_are_keys_typed_or_legacy():
+    for key in (jax.random.key(1), jax.random.PRNGKey(1), np.asarray(jax.random.PRNGKey(1))):
+        assert lh.trace(GIVEN["operator"], key=key, probes=2).status == 0
+    for wrong in (jax.random.split(jax.random.key(1)), np.zeros(3, np.uint32), np.zeros(2, np.int32)):
+        with pytest.raises(TypeError, match="`key` must be a random key"):
+            lh.trace(GIVEN["operator"], key=wrong, probes=2)
