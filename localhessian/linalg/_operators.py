@@ -209,7 +209,7 @@ def symmetric_operator(
         >>> print(lh.spectrum(H).eigenvalues)
         [1. 2. 5.]
     """
-    expect_function("mv", mv, takes=1)
+    expect_function("mv", mv)
     _check_size("size", size)
     product = Partial(_Checked("mv", size, size), _partial(mv))
     operator = SymmetricOperator(product, factor, None, size, _dtype(dtype))
@@ -265,9 +265,9 @@ def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, 
         >>> print(lh.spectrum(lh.linear_map(lambda v: A @ v, lambda u: A.T @ u, 2, 3)).singular_values)
         [2. 3.]
     """
-    expect_function("mv", mv, takes=1)
+    expect_function("mv", mv)
     if rmv is not None:
-        expect_function("rmv", rmv, takes=1)
+        expect_function("rmv", rmv)
     _check_size("in_size", in_size)
     _check_size("out_size", out_size)
     dtype = _dtype(dtype)
