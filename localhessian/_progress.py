@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 from tqdm.auto import tqdm
 
+from localhessian._arguments import expect_function
+
 Progress: TypeAlias = Callable[[int, int, str], None]
 """progress(done, total, what)."""
 
@@ -15,8 +17,10 @@ def silent(done: int, total: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def follow(progress: Progress | bool, unit: str) -> Iterator[Progress]:
+def follow(progress: Progress | bool | None, unit: str) -> Iterator[Progress]:
     """A function to call with (done, total, what): the one given, or one that moves a bar, or one that is silent."""
+    if not (progress is None or isinstance(progress, bool)):
+        expect_function("progress", progress, "True, False or a function of (done, total, what)")
     if not progress:
         yield silent
     elif callable(progress):

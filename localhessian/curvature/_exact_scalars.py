@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect, expect_key
+from localhessian._arguments import expect, expect_count, expect_key
 from localhessian._tree import floating
 from localhessian._types import Array, Float, Key
 from localhessian.curvature._local_hessian import Wrt, local_hessian
@@ -80,6 +80,7 @@ def local_scalars(
     expect("matching", matching, BackMatching, "what `lh.back_match` returns")
     expect_key(key)
     check_scalar(scalar)
+    expect_count("probes", probes, 3 if scalar == "range_mean" else 2)
     key = jax.random.key(0) if key is None else key
     values: dict[str, list[Any]] = {"params": [], "input": []}
     exact: dict[str, list[bool]] = {"params": [], "input": []}

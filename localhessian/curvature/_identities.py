@@ -1,7 +1,7 @@
 """The identities of the theory, checked on a user's own model by products with random vectors."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from localhessian._arguments import expect, expect_flag, expect_key, expect_number
 from localhessian._programs import compiled, floating_types
 from localhessian._tree import floating, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
@@ -104,12 +105,20 @@ def check_identities(
 
     Source: docs/theory.md, 2 and 3.
     """
+    expect_key(key)
+    expect_flag("throw", throw)
+    if tolerance is not None:
+        expect_number("tolerance", tolerance)
     matching = back_match(chain, params, x, y, loss, context)
     key = jax.random.key(0) if key is None else key
     reference = _back_propagation(chain, matching.loss, matching.params, x, y, matching.context)
     errors: dict[tuple[str, str], float] = {}
-    chosen = chain.names if blocks is None else (blocks,) if isinstance(blocks, str) else blocks
+    chosen: Any = chain.names if blocks is None else (blocks,) if isinstance(blocks, str) else blocks
+    expect("blocks", chosen, Iterable, "a name or names of blocks")
+    if isinstance(chosen, Sequence) and not chosen:
+        raise ValueError("`blocks` names no block, so nothing would be checked: leave it out for all of them.")
     for name in chosen:
+        expect("blocks", name, str, "a name or names of blocks, and each")
         b = chain.index(name) + 1
         errors |= {(name, identity): error for identity, error in _first_order(matching, name, b, *reference)}
         for wrt in ("params", "input"):

@@ -7,14 +7,14 @@ With F the block, J its Jacobian, S = I (last block: the loss Hessian) and r the
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._arguments import expect
+from localhessian._arguments import expect, expect_choice, expect_function
 from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
@@ -78,9 +78,12 @@ def local_hessian(
     Source: Zhang, Chen & Liu (2018), section 3; the parts and the scaling as in docs/theory.md, 3.
     """
     expect("matching", matching, BackMatching, "what `lh.back_match` returns")
+    expect("block", block, str, "the name of a block")
     b = matching.chain.index(block) + 1
-    _check_choice("wrt", wrt, ("params", "input"))
-    _check_choice("part", part, ("gauss_newton", "full", "residual"))
+    for name, value, choices in (("wrt", wrt, get_args(Wrt)), ("part", part, get_args(Part))):
+        expect_choice(name, value, choices, f"one of {', '.join(map(repr, choices))}")
+    if select is not None:
+        expect_function("select", select, "a function of the path of a parameter", takes=1)
     keep, index, axes = None, None, None
     if wrt == "params":
         if samples is not None:
@@ -219,8 +222,3 @@ def _check_input(matching: BackMatching, block: str, b: int) -> None:
             f"the input of block `{block}` holds integers ({shapes(z)}), which have no derivative, so its H_z does "
             'not exist: ask for wrt="params", or for H_z of a later block.'
         )
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")

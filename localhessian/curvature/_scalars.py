@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect_choice
 from localhessian._tree import floating, ravel, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
 from localhessian.curvature._recognize import loss_hessian
@@ -24,8 +25,7 @@ def check_scalar(name: str) -> None:
     Raises:
         ValueError: There is none of that name.
     """
-    if name not in SCALARS:
-        raise ValueError(f"`scalar` must be one of {', '.join(SCALARS)}, got {name!r}.")
+    expect_choice("scalar", name, SCALARS, f"one of {', '.join(SCALARS)}")
 
 
 def random_words(key: Key, count: int, probes: int) -> Array:

@@ -80,7 +80,7 @@ def certify(
 def _moment(name: str, value: Any, least: Array, spectrum: Spectrum) -> Array:
     """The moment given, NaN where it is none of an operator that has at least the values found."""
     try:
-        given = jnp.asarray(value, least.dtype)
+        given = None if isinstance(value, bool) else jnp.asarray(value, least.dtype)
     except (TypeError, ValueError):
         given = None
     if given is None or given.shape not in ((), least.shape):

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from localhessian._arguments import expect
+from localhessian._arguments import expect, expect_share
 from localhessian._status import Status, quietly
 from localhessian._tree import on_the_host, pytree
 from localhessian._types import Array, Float, Int
-from localhessian.linalg._rank import GAP, check_share, counted, cutoff, doubtful, noise, rounding
+from localhessian.linalg._rank import GAP, counted, cutoff, doubtful, noise, rounding
 from localhessian.linalg._spectrum import Spectrum
 
 
@@ -76,7 +76,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
     """
     expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
     if rtol is not None:
-        check_share("rtol", rtol)
+        expect_share("rtol", rtol)
     xp, spectrum = on_the_host(spectrum)
     seen, finite = _seen(xp, spectrum)
     sigma, rho = _singular_scale(xp, spectrum, seen)
@@ -146,9 +146,9 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
         4.0
     """
     expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
-    check_share("q", q, closed=True)
+    expect_share("q", q, closed=True)
     if rtol is not None:
-        check_share("rtol", rtol)
+        expect_share("rtol", rtol)
     xp, spectrum = on_the_host(spectrum)
     seen, finite = _seen(xp, spectrum)
     sigma, _ = _singular_scale(xp, spectrum, seen)

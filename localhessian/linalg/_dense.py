@@ -16,12 +16,20 @@ import numpy as np
 from jax.tree_util import Partial
 from scipy.linalg import blas
 
+from localhessian._arguments import expect_limit
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_of_a_user, is_own_product, unit_products
-from localhessian.linalg._rank import check_limit, skewed
+from localhessian.linalg._operators import (
+    LinearMap,
+    SymmetricOperator,
+    check_operator,
+    is_of_a_user,
+    is_own_product,
+    unit_products,
+)
+from localhessian.linalg._rank import skewed
 from localhessian.linalg._spectrum import Spectrum, working_dtype
 from localhessian.linalg._unit import roots
 from localhessian.linalg._vectors import lengths
@@ -52,7 +60,7 @@ class Dense:
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
         for name in ("max_size", "max_bytes", "max_operations"):
-            check_limit(name, getattr(self, name))
+            expect_limit(name, getattr(self, name), whole=name == "max_size")
 
     def fits(self, operator: LinearMap | SymmetricOperator) -> bool:
         """Whether the operator is within the limits."""
@@ -103,6 +111,7 @@ class Dense:
 
 def _order(operator: LinearMap | SymmetricOperator) -> tuple[int, int]:
     """The order of the matrix that is decomposed, and how many numbers are stored."""
+    check_operator(operator)
     if isinstance(operator, LinearMap):
         sides = operator.in_size, operator.out_size
     elif operator.factor is not None:

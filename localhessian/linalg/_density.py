@@ -8,6 +8,7 @@ with tiny error bars. `benchmarks/densities.py` shows all of it.
 """
 
 import dataclasses
+import math
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect_key
+from localhessian._arguments import expect_choice, expect_count, expect_flag, expect_key, expect_share, number, short
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -25,7 +26,7 @@ from localhessian.linalg._jacobi import of_factor, of_symmetric
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
 from localhessian.linalg._probe import contradiction
 from localhessian.linalg._quadrature import bracket, ends
-from localhessian.linalg._rank import check_share, counted, rounding
+from localhessian.linalg._rank import counted, rounding
 from localhessian.linalg._spectrum import Spectrum, SpectrumError
 from localhessian.linalg._vectors import unbatched
 
@@ -102,6 +103,7 @@ def spectral_density(
     if not isinstance(operator, Spectrum):
         check_operator(operator)
     expect_key(key)
+    expect_flag("throw", throw)
     _check(axis, bins, limits, probes, steps, rtol)
     scale = _Axis(axis, bins, limits, rtol)
     if isinstance(operator, Spectrum):
@@ -119,11 +121,13 @@ def spectral_density(
 
 
 def _check(axis: str, bins: int, limits: tuple[float, float] | None, probes: int, steps: int, rtol: float | None):
-    if axis not in {"linear", "log"}:
-        raise ValueError(f"`axis` must be 'linear' or 'log', got {axis!r}.")
+    expect_choice("axis", axis, ("linear", "log"))
     for name, value, least in (("bins", bins, 1), ("probes", probes, 2), ("steps", steps, 1)):
+        expect_count(name, value, 0)
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if limits is not None and not _is_pair(limits):
+        raise TypeError(f"`limits` must be two finite numbers, got {short(limits)}.")
     if limits is not None and not limits[0] < limits[1]:
         raise ValueError(f"`limits` must ascend, got {limits}.")
     if limits is not None and axis == "log" and limits[0] <= 0:
@@ -131,7 +135,15 @@ def _check(axis: str, bins: int, limits: tuple[float, float] | None, probes: int
             f"`limits` must be positive on the log axis, got {limits}: zero eigenvalues are counted apart."
         )
     if rtol is not None:
-        check_share("rtol", rtol)
+        expect_share("rtol", rtol)
+
+
+def _is_pair(limits: Any) -> bool:
+    return (
+        isinstance(limits, tuple | list | np.ndarray)
+        and len(limits) == 2
+        and all(math.isfinite(math.nan if number(limit) is None else float(limit)) for limit in limits)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

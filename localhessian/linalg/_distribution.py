@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect_number, expect_share
 from localhessian._tree import on_the_host, pytree, static
 from localhessian._types import Array, Float, Int
 from localhessian.linalg._spectrum import missed
@@ -25,6 +26,7 @@ class QuadratureEstimate:
 
     def interval(self, sigmas: float = 3.0) -> tuple[Array, Array]:
         """Value -+ (`sigmas` times the probe error, plus the quadrature error)."""
+        expect_number("sigmas", sigmas)
         error = sigmas * self.probe_error + self.quadrature_error
         return self.value - error, self.value + error
 
@@ -97,7 +99,8 @@ class Density:
         Raises:
             ValueError: `q` is not between 0 and 1.
         """
-        _check_quantile(q)
+        expect_share("q", q, closed=True)
+        expect_number("sigmas", sigmas)
         xp, known = on_the_host(self)
         target = xp.full_like(known.largest, q)
         return _crossing(xp, known, (target, target, target), sigmas, _rounding(self))
@@ -116,7 +119,8 @@ class Density:
         Raises:
             ValueError: `q` is not between 0 and 1.
         """
-        _check_quantile(q)
+        expect_share("q", q, closed=True)
+        expect_number("sigmas", sigmas)
         xp, known = on_the_host(self)
         none = known.zero.value + known.negative.value
         error = sigmas * (known.zero.probe_error + known.negative.probe_error)
@@ -136,6 +140,7 @@ class Density:
 
         All of them must. 0 of an exact density. As `Spectrum.failure_probability`.
         """
+        expect_share("relative_error", relative_error, closed=True)
         return 0.0 if self.exact else float(missed(self.size, float(self.steps), relative_error)) ** self.probes
 
 
@@ -162,8 +167,3 @@ def _crossing(xp: ModuleType, known: Density, targets: tuple[Any, ...], sigmas: 
     lower = xp.max(xp.where(above < low[..., None], known.edges, -xp.inf), axis=-1)
     upper = xp.min(xp.where(below >= high[..., None], known.edges, xp.inf), axis=-1)
     return Interval(middle, xp.minimum(lower, middle), xp.maximum(upper, middle))
-
-
-def _check_quantile(q: float) -> None:
-    if not 0 <= q <= 1:
-        raise ValueError(f"`q` must lie between 0 and 1, got {q}.")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import blas
 
+from localhessian._arguments import expect
 from localhessian.linalg._dense import Dense
 from localhessian.linalg._dependence import Declined
 from localhessian.linalg._krylov import BASIS_BYTES, ROWS, Krylov
@@ -72,6 +73,8 @@ def explain(operator: LinearMap | SymmetricOperator, structured: Structured | No
         block diagonal: 4 blocks, all equal, decomposed at order 3 or less
     """
     check_operator(operator)
+    if structured is not None:
+        expect("structured", structured, Structured, "a `lh.Structured(...)` or None")
     size = operator.in_size if isinstance(operator, LinearMap) else operator.size
     try:
         structured = structured or Structured()

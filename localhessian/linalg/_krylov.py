@@ -6,7 +6,6 @@ products, and on traced arrays inside a compiled program. Vectors carry a leadin
 """
 
 import dataclasses
-import numbers
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -15,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect_choice, expect_count, expect_share
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
 from localhessian.linalg._cpu import contains_convolution
-from localhessian.linalg._rank import check_share, cutoff, skewed
+from localhessian.linalg._rank import cutoff, skewed
 from localhessian.linalg._spectrum import Spectrum
 from localhessian.linalg._vectors import lengths, pick
 
@@ -51,19 +51,15 @@ class Krylov:
         Raises:
             ValueError: with the setting and what it must be.
         """
-        if self.which not in {"both", "largest", "smallest"}:
-            raise ValueError(f"`which` must be 'both', 'largest' or 'smallest', got {self.which!r}.")
+        expect_choice("which", self.which, ("both", "largest", "smallest"))
         for name, least in (("max_matvecs", 1), ("k", 1), ("basis_size", 4), ("block_size", 1)):
-            value = getattr(self, name)
-            if value is None and name == "basis_size":
-                continue
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-                raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+            if name != "basis_size" or self.basis_size is not None:
+                expect_count(name, getattr(self, name), least)
         if self.block_size > self.max_matvecs:
             raise ValueError(
                 f"`block_size` must not exceed `max_matvecs`, got {self.block_size} and {self.max_matvecs}."
             )
-        check_share("rtol", self.rtol)
+        expect_share("rtol", self.rtol)
 
     def run(
         self, operator: Any, key: Key, vectors: int, start: Array | None = None, show: Progress = silent

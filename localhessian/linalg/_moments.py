@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._arguments import expect_key
+from localhessian._arguments import expect_choice, expect_key
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator, gram
 from localhessian.linalg._probes import (
@@ -115,8 +115,7 @@ def _of_moments(
     probes: int,
 ) -> TraceEstimate:
     """A function of tr(H) and tr(H^2), of degree one in H, with the jackknife's standard error."""
-    if method not in ("hutchinson", "structured"):
-        raise ValueError(f"`method` must be 'hutchinson' or 'structured', got {method!r}.")
+    expect_choice("method", method, ("hutchinson", "structured"))
     if method == "structured":
         return exact_moment(operator, figure)
     check_probes(probes, 3)

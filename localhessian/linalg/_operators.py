@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._arguments import expect, short
+from localhessian._arguments import expect, expect_function, short
 from localhessian._memory import as_key
 from localhessian._programs import compiled
 from localhessian._tree import is_concrete, pytree, static
@@ -48,10 +48,12 @@ class LinearMap:
 
     def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
         """A v, compiled."""
+        _check_vector("v", v, self.in_size, self.batch)
         return call(self.forward, v)
 
     def rmv(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
         """A^T u, compiled."""
+        _check_vector("u", u, self.out_size, self.batch)
         return call(self.backward, u)
 
     def prepare(self) -> "LinearMap":
@@ -96,6 +98,7 @@ class SymmetricOperator:
 
     def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
         """H v, compiled; R^T R v by R's own two programs, which all that multiplies by R shares."""
+        _check_vector("v", v, self.size, self.batch)
         if self.factor is not None and self.product.func is _gram_product:
             prepared = self.factor.prepare()
             return prepared.rmv(prepared.mv(v))
@@ -206,7 +209,7 @@ def symmetric_operator(
         >>> print(lh.spectrum(H).eigenvalues)
         [1. 2. 5.]
     """
-    check_function("mv", mv)
+    expect_function("mv", mv)
     _check_size("size", size)
     product = Partial(_Checked("mv", size, size), _partial(mv))
     operator = SymmetricOperator(product, factor, None, size, _dtype(dtype))
@@ -262,9 +265,9 @@ def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, 
         >>> print(lh.spectrum(lh.linear_map(lambda v: A @ v, lambda u: A.T @ u, 2, 3)).singular_values)
         [2. 3.]
     """
-    check_function("mv", mv)
+    expect_function("mv", mv)
     if rmv is not None:
-        check_function("rmv", rmv)
+        expect_function("rmv", rmv)
     _check_size("in_size", in_size)
     _check_size("out_size", out_size)
     dtype = _dtype(dtype)
@@ -345,7 +348,19 @@ def _partial(function: Callable) -> Partial:
 
 
 def _dtype(dtype: Any) -> jnp.dtype:
-    return jnp.dtype(jnp.zeros(()).dtype if dtype is None else dtype)
+    config: Any = jax.config
+    try:
+        is_array = isinstance(dtype, jax.Array | np.ndarray)
+        found = None if is_array else jnp.dtype(jnp.zeros(()).dtype if dtype is None else dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"`dtype` must be a type of real floats, as `jnp.float32`, got {short(dtype)}.")
+    if jnp.finfo(found).bits > 32 and not config.jax_enable_x64:
+        raise ValueError(
+            f"`dtype` is {found}, and JAX has 64 bits disabled: set `jax_enable_x64`, or leave `dtype` out."
+        )
+    return found
 
 
 def _check_size(name: str, value: Any) -> None:
@@ -355,11 +370,7 @@ def _check_size(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a positive integer, got {value}.")
 
 
-def check_function(name: str, value: Any) -> None:
-    """Refuse what is no function.
-
-    Raises:
-        TypeError: it cannot be called.
-    """
-    if isinstance(value, type) or not callable(value):
-        raise TypeError(f"`{name}` must be a function, got {short(value)}.")
+def _check_vector(name: str, value: Any, size: int, batch: int | None) -> None:
+    shape = (size,) if batch is None else (batch, size)
+    if getattr(value, "shape", None) != shape or not hasattr(value, "dtype"):
+        raise ValueError(f"`{name}` must be an array of shape {shape}, got {short(value)}.")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._arguments import expect_count
 from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
@@ -126,5 +127,7 @@ def result(
 
 
 def check_probes(probes: int, least: int, how: str = "") -> None:
+    """Refuse what is no number of random vectors, and too few for an error bar."""
+    expect_count("probes", probes, 0)
     if probes < least:
         raise ValueError(f"`probes` must be at least {least} for an error bar{how}, got {probes}.")

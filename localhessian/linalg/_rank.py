@@ -5,7 +5,6 @@ H = R^T R instead of R sees eigenvalues through their rounding, which hides sing
 largest: what lies between the two is neither zero nor known, so that no interval is closed over it. Docs/theory.md, 4.
 """
 
-import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,24 +50,3 @@ def counted(dtype: Any, has_factor: bool, rtol: float | None = None) -> float:
 def skewed(eps: float) -> float:
     """Relative: between rounding and a difference that matters, of products that ought to be equal."""
     return 100 * eps**0.75
-
-
-def check_share(name: str, value: Any, closed: bool = False) -> None:
-    """Refuse a relative cutoff, tolerance or share that is none; `closed`: 0 and 1 are.
-
-    Raises:
-        ValueError: it is no number between 0 and 1.
-    """
-    number = -1.0 if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
-    if not (0 < number < 1 or (closed and number in {0.0, 1.0})):
-        raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}.")
-
-
-def check_limit(name: str, value: Any) -> None:
-    """Refuse a limit on sizes, bytes or operations that is none; infinity is one.
-
-    Raises:
-        ValueError: it is no positive number.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) > 0:
-        raise ValueError(f"`{name}` must be a positive number, got {value!r}.")

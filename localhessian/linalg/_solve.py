@@ -4,8 +4,9 @@ import contextlib
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from localhessian._arguments import expect_key, short
+from localhessian._arguments import expect_flag, expect_key, number, short
 from localhessian._progress import Progress, follow, silent
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
@@ -21,6 +22,7 @@ from localhessian.linalg._structured import Structured
 
 MAX_OPERATIONS = 5e11
 """Multiplications of a dense decomposition that nobody asked for, as of `Structured`: one of order 4,096 is below."""
+_METHODS = (Structured, Dense, GolubKahan, Lanczos)
 _REFUSED = (
     Status.NON_FINITE,
     Status.NOT_LINEAR,
@@ -95,9 +97,10 @@ def spectrum(
     check_operator(operator)
     expect_key(key)
     check_method(method)
+    expect_flag("throw", throw)
     size = operator.in_size if isinstance(operator, LinearMap) else operator.size
-    if not 0 <= vectors <= size:
-        raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {vectors}.")
+    if number(vectors, "iu") is None or not 0 <= vectors <= size:
+        raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {short(vectors)}.")
     if start is not None:
         _check_start(start, operator, size)
     with quietly(), follow(progress, "product") as show:
@@ -120,7 +123,7 @@ def check_method(method: Any) -> None:
         TypeError: it is a name or a class, or has no `run`.
     """
     if method is not None and (isinstance(method, type) or not hasattr(method, "run")):
-        name = getattr(method, "__name__", "Lanczos")
+        name = next((kind.__name__ for kind in _METHODS if method is kind), "Lanczos")
         raise TypeError(f"`method` must be a method, as `lh.{name}()`, or None, got {short(method)}.")
 
 
@@ -136,10 +139,15 @@ def _sentence(operator: LinearMap | SymmetricOperator, status: Status) -> str:
 
 def _check_start(start: Array, operator: LinearMap | SymmetricOperator, size: int) -> None:
     lead = () if operator.batch is None else (operator.batch,)
-    if start.ndim != len(lead) + 2 or start.shape[:-1] != (*lead, size) or not start.shape[-1]:
-        raise ValueError(
-            f"`start` must hold vectors in columns, shape {(*lead, size)} and one more axis, got shape {start.shape}."
-        )
+    shape = start.shape if _is_real(start) else None
+    if shape is None or len(shape) != len(lead) + 2 or shape[:-1] != (*lead, size) or not shape[-1]:
+        got = short(start) if shape is None else f"shape {shape}"
+        raise ValueError(f"`start` must hold vectors in columns, shape {(*lead, size)} and one more axis, got {got}.")
+
+
+def _is_real(array: Any) -> bool:
+    kinds = (jnp.floating, jnp.integer)
+    return hasattr(array, "shape") and hasattr(array, "dtype") and any(jnp.issubdtype(array.dtype, k) for k in kinds)
 
 
 def _run(operator, method: Method | None, key: Key, vectors: int, start: Array | None, show: Progress) -> Spectrum:

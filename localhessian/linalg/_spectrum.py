@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect_share
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int
@@ -75,6 +76,7 @@ class Spectrum:
 
         Source: J. Kuczynski and H. Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (1992) 1094, theorem 4.2.
         """
+        expect_share("relative_error", relative_error, closed=True)
         unknown = jnp.ones_like(self.missing)
         if self.krylov_steps is not None and self.start_size:
             unknown = missed(self.start_size, self.krylov_steps.astype(unknown.dtype), relative_error) * unknown

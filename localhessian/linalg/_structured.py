@@ -6,7 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect
+from localhessian._arguments import expect, expect_limit
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -16,8 +16,7 @@ from localhessian.linalg._dependence import Declined, TooLarge
 from localhessian.linalg._discover import Found, walk
 from localhessian.linalg._golub_kahan import GolubKahan
 from localhessian.linalg._khatri_rao import KhatriRao
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
-from localhessian.linalg._rank import check_limit
+from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
 from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt
 
 Structure = BlockDiagonal | KhatriRao
@@ -62,11 +61,12 @@ class Structured:
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
         for name in ("max_size", "max_bytes", "max_operations"):
-            check_limit(name, getattr(self, name))
+            expect_limit(name, getattr(self, name), whole=name == "max_size")
         expect("blocks", self.blocks, (GolubKahan, type(None)), "None or a `GolubKahan(...)`")
 
     def find(self, operator: LinearMap | SymmetricOperator) -> Structure:
         """The structure, verified by a random vector and within the limits; `Declined` where there is none."""
+        check_operator(operator)
         factor = operator if isinstance(operator, LinearMap) else operator.factor
         if factor is None:
             raise Declined("it has no factor R with H = R^T R")

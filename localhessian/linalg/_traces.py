@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from localhessian._arguments import expect_key
+from localhessian._arguments import expect_choice, expect_key
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._moments import exact_moment
 from localhessian.linalg._operators import HIGHEST, LinearMap, SymmetricOperator, check_operator, gram
@@ -79,11 +79,10 @@ def trace(
     """
     check_operator(operator)
     expect_key(key)
+    least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4, "structured": 0}
+    expect_choice("method", method, tuple(least))
     if method == "structured":
         return exact_moment(operator, lambda first, _: first)
-    least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
-    if method not in least:
-        raise ValueError(f"`method` must be 'hutchinson', 'hutch++', 'xtrace' or 'structured', got {method!r}.")
     check_probes(probes, least[method], "" if method == "hutchinson" else f" by {method!r}")
     key = jax.random.key(0) if key is None else key
     factor = factor_of(operator)

@@ -11,6 +11,7 @@ from localhessian.network._cut import Cut as Cut
 from localhessian.network._cut import TracedChain as TracedChain
 from localhessian.network._cut import chain_from_function as chain_from_function
 from localhessian.network._equinox import chain_from_equinox as chain_from_equinox
+from localhessian.network._finite import check_finite as check_finite
 from localhessian.network._jacobian import Place as Place
 from localhessian.network._jacobian import Variables as Variables
 from localhessian.network._jacobian import View as View
@@ -19,6 +20,7 @@ from localhessian.network._jacobian import jacobian as jacobian
 from localhessian.network._jacobian import meant as meant
 from localhessian.network._jaxpr import CutError as CutError
 from localhessian.network._jaxpr import program_text as program_text
+from localhessian.network._leaves import check_arrays as check_arrays
 from localhessian.network._linen import chain_from_linen as chain_from_linen
 from localhessian.network._mark import mark as mark
 from localhessian.network._nnx import chain_from_nnx as chain_from_nnx

@@ -4,12 +4,14 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from localhessian._arguments import expect, short
 from localhessian._memory import as_key
 from localhessian._types import Activations, Context, Params
 from localhessian.network._describe import table
+from localhessian.network._leaves import check_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Block:
     def __post_init__(self) -> None:
         """Read from the signature whether `apply` takes a context."""
         expect("name", self.name, str, "the name of a block")
-        if not callable(self.apply):
+        if isinstance(self.apply, type) or not callable(self.apply):
             raise TypeError(f"block `{self.name}`: `apply` must be a function, got {short(self.apply)}.")
         object.__setattr__(self, "takes_context", _takes_context(self.apply))
         object.__setattr__(self, "apply", as_key(self.apply, f"block `{self.name}`: `apply`"))
@@ -106,8 +108,9 @@ class Chain:
         Raises:
             UnknownBlock: No block has that name (a KeyError); the message suggests the nearest.
         """
-        if name in self.names:
-            return self.names.index(name)
+        asked: Any = name
+        if isinstance(asked, str) and asked in self.names:
+            return self.names.index(asked)
         raise UnknownBlock(name, self.names)
 
     def context_for(self, x: Activations, context: Context = None, params: dict[str, Params] | None = None) -> Context:
@@ -125,6 +128,11 @@ class Chain:
     def check_tied(self, params: dict[str, Params]) -> None:
         """Refuse parameters in which the uses of one array of the model hold different values; needs numbers."""
 
+    def _check_names(self, what: str, by_block: Any) -> None:
+        check_params(what, by_block)
+        for name in by_block:
+            self.index(name)
+
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B) with z_0 = x.
 
@@ -136,6 +144,8 @@ class Chain:
         Returns:
             B + 1 pytrees. Cost: one forward pass.
         """
+        self._check_names("params", params)
+        check_arrays("`x`", x)
         activations = [x]
         for block in self.blocks:
             activations.append(block(params.get(block.name, ()), activations[-1], context))
@@ -152,16 +162,27 @@ class Chain:
         Returns:
             Text for `print`. Nothing is computed.
         """
+        self._check_names("params", params)
         return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
+
+
+def check_params(name: str, value: Any) -> None:
+    """Refuse what does not hold something for each block by its name.
+
+    Raises:
+        TypeError: it is no dictionary.
+    """
+    expect(name, value, Mapping, "a dictionary with the parameters of each block by its name")
 
 
 class UnknownBlock(KeyError):
     """A block name that is not in the chain; the message suggests the nearest."""
 
-    def __init__(self, name: str, names: tuple[str, ...]) -> None:
+    def __init__(self, name: Any, names: tuple[str, ...]) -> None:
         """Word the sentence from the name asked for and the names there are."""
         near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
         hint = f" Did you mean `{near[0]}`?" if near else ""
+        name = name if isinstance(name, str) else short(name).replace("`", "")
         super().__init__(f"there is no block `{name}` in this chain.{hint} Its blocks are {_list(names)}.")
 
     def __str__(self) -> str:

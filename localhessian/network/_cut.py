@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from localhessian._arguments import short
+from localhessian._arguments import expect_choice, expect_flag, expect_function
 from localhessian._types import Activations, Context, Params
 from localhessian.network import _layout
 from localhessian.network._chain import Block, Chain, _takes_context
@@ -52,16 +52,22 @@ class TracedChain(Chain):
             params: The parameters of the blocks, for their types. Default: those of the model that was cut, in another
                 precision if x is.
         """
+        if params is not None:
+            self._check_names("params", params)
         return self.source.context_for(x, context, params)
 
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B), as `Chain.forward`; what blocks need of x is computed from this x."""
+        self._check_names("params", params)
         return super().forward(params, x, self.context_for(x, context, params))
 
     def describe(self, params: dict[str, Params] | None = None, x: Activations = None, context: Context = None) -> str:
-        """A table of the blocks, as `Chain.describe`; without arguments for the shapes the model was cut for."""
-        if params is None:
-            params, x, context = self.source.example()
+        """A table of the blocks, as `Chain.describe`; what is left out is as the model was cut for."""
+        given = self.source.example()
+        params, x, context = (
+            shown if asked is None else asked for asked, shown in zip((params, x, context), given, strict=True)
+        )
+        self._check_names("params", params)
         return table(self, params, x, context, self.source.uses())
 
     def split(self, model_params: Params) -> dict[str, Params]:
@@ -80,8 +86,8 @@ class TracedChain(Chain):
         Raises:
             ValueError: An array is in no block, and `like` is missing.
         """
-        if tied not in ("owner", "sum"):
-            raise ValueError(f"`tied` must be 'owner' or 'sum', got {tied!r}.")
+        expect_choice("tied", tied, ("owner", "sum"))
+        self._check_names("block_params", block_params)
         return self.source.merge(block_params, tied, like)
 
     def has_layout_of_model(self, tree: Params) -> bool:
@@ -93,6 +99,7 @@ class TracedChain(Chain):
 
         The uses of a tied array then move alike, and `merge` loses nothing.
         """
+        self._check_names("of_blocks", of_blocks)
         return {**of_blocks, **_layout.sum_tied(self.source.trees(), of_blocks)}
 
     def check_tied(self, params: dict[str, Params]) -> None:
@@ -101,6 +108,7 @@ class TracedChain(Chain):
         Raises:
             ValueError: They differ; the message names the array and the blocks.
         """
+        self._check_names("params", params)
         _layout.check_tied(self.source.trees(), params)
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context = None) -> Context:
@@ -108,6 +116,7 @@ class TracedChain(Chain):
 
         It is of the same form as `context_for` returns; its `.given` is in the form that the user gave.
         """
+        self._check_names("params", params)
         return self.source.next_context(params, x, context)
 
 
@@ -155,9 +164,10 @@ def chain_from_function(
         >>> {name: sorted(p) for name, p in block_params.items()}
         {'hidden': ['kernel'], 'output': ['kernel']}
     """
-    if not callable(fn):
-        raise TypeError(f"`fn` must be a function of (params, x), got {short(fn)}.")
+    expect_function("fn", fn, "a function of (params, x)")
     three = _takes_context(fn)
+    expect_function("fn", fn, "a function of (params, x)", takes=3 if three else 2)
+    check_cut(carry=carry, has_aux=has_aux)
     if context is not None and not three:
         raise ValueError("`context` is given, but `fn` takes only (params, x): let it take (params, x, context).")
     source = Source(
@@ -168,6 +178,14 @@ def chain_from_function(
             '`fn` holds no marks, so there is nothing to cut at: write `h = lh.mark(h, "name")` where a block ends.'
         )
     return cut_of(source, params, x, context)
+
+
+def check_cut(call: Callable | None = None, takes: int = 2, **flags: bool) -> None:
+    """Refuse a way to call that is none, and flags that are neither True nor False."""
+    if call is not None:
+        expect_function("call", call, "a function that runs a model", takes)
+    for name, flag in flags.items():
+        expect_flag(name, flag)
 
 
 def cut_of(source: Source, params: Params, x: Activations, context: Context) -> Cut:

@@ -7,12 +7,15 @@ import jax
 
 from localhessian import _tree
 from localhessian._types import Activations, Context, Params
+from localhessian.network._leaves import check_arrays
 
 _HEADS = ("block", "input", "output", "parameters", "context")
 
 
 def table(chain: Any, params: Mapping[str, Params], x: Activations, context: Context, uses: Mapping[str, str]) -> str:
     """One row for each block: name, shapes of z_{b-1} and z_b, number of parameters, what it takes as context."""
+    check_arrays("`x`", x)
+    check_arrays("`context`", context)
     activations = jax.eval_shape(chain.forward, dict(params), x, context)
     sizes = [_tree.size(params.get(name, ())) for name in chain.names]
     rows = [

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
+from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
-from localhessian.network._cut import Cut, cut_model
+from localhessian.network._cut import Cut, check_cut, cut_model
+from localhessian.network._leaves import check_samples
 from localhessian.network._submodules import At, Path, Submodule, choose, marking_class
 
 
@@ -57,11 +59,15 @@ def chain_from_equinox(
     """
     import equinox as eqx  # noqa: PLC0415  optional, and only who brings such a model imports it
 
+    modules = [_submodule(eqx, path, module) for path, module in _walk(eqx, model)]
+    if not modules:
+        expect("model", model, eqx.Module, "an `eqx.Module`")
+    check_samples("x", x)
+    check_cut(call, 2 if context is None else 3, carry=carry, has_aux=has_aux)
     if context is not None and call is None:
         raise ValueError("`context` is given: say by `call(model, x, context)` how the model takes it.")
     run: Callable = call or (lambda model, x: jax.vmap(model)(x))
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    modules = [_submodule(eqx, path, module) for path, module in _walk(eqx, model)]
     asked = choose(modules, at)
 
     def fn(params: Params, x: Activations, context: Context) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
+from localhessian._tree import shapes
 from localhessian._types import Activations, Context, Params
 
 NARROWEST = 16
@@ -53,6 +54,23 @@ def check_arrays(what: str, tree: Any) -> None:
     """Refuse leaves that are no arrays of numbers."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         _check_array(what, path, leaf)
+
+
+def check_samples(name: str, tree: Any) -> int:
+    """The number of samples; refuse what holds no array, or arrays without a leading axis that they share.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    check_arrays(f"`{name}`", tree)
+    sizes = {leaf.shape[0] if getattr(leaf, "shape", ()) else None for leaf in jax.tree.leaves(tree)}
+    n = next(iter(sizes), None)
+    if len(sizes) != 1 or n is None:
+        raise ValueError(
+            f"`{name}` must hold arrays that share a leading axis of samples, got {shapes(tree)}: add the axis, or put "
+            "what is not per sample into `context`."
+        )
+    return n
 
 
 def check_real(what: str, tree: Any) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 
+from localhessian._arguments import expect, expect_key
 from localhessian._types import Activations, Context, Params
-from localhessian.network._cut import Cut, cut_model
+from localhessian.network._cut import Cut, check_cut, cut_model
+from localhessian.network._leaves import check_samples
 from localhessian.network._submodules import At, Submodule, call_marked, choose
 
 
@@ -56,6 +58,16 @@ def chain_from_linen(
     """
     from flax import linen as nn  # noqa: PLC0415  only who brings such a model imports it
 
+    expect("module", module, nn.Module, "an `nn.Module` of flax.linen")
+    wanted = "what `module.init` returns, a dictionary of collections"
+    expect("variables", variables, Mapping, wanted)
+    for collection in variables.values():
+        expect("variables", collection, Mapping, wanted + ", and a collection")
+    expect("rngs", rngs, (Mapping, type(None)), "a dictionary of random keys by name")
+    for key in (rngs or {}).values():
+        expect_key(key, "rngs")
+    check_samples("x", x)
+    check_cut(call, carry=carry)
     rest = {name: value for name, value in variables.items() if name != "params"}
     run = call or (lambda module, x: module(x))
 

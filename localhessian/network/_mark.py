@@ -6,6 +6,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from localhessian._types import Activations
+from localhessian.network._leaves import check_arrays
 
 PREFIX = "localhessian:"
 ALIGN = PREFIX + "align"
@@ -75,6 +76,7 @@ def tagged(z: Activations, name: str, kind: str) -> Activations:
     """The identity with a tag on every leaf."""
     if not isinstance(name, str):
         raise TypeError(f"`name` of a mark must be a string, got {type(name).__name__}.")
+    check_arrays("`z`", z)
     leaves, treedef = jax.tree.flatten(z)
     if not leaves:
         raise ValueError(f"`mark(z, {name!r})`: `z` holds no array.")

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 
+from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
-from localhessian.network._cut import Cut, cut_model
+from localhessian.network._cut import Cut, check_cut, cut_model
+from localhessian.network._leaves import check_samples
 from localhessian.network._submodules import At, Submodule, choose, marking_class
 
 
@@ -48,6 +50,9 @@ def chain_from_nnx(
     """
     from flax import nnx  # noqa: PLC0415  only who brings such a model imports it
 
+    expect("model", model, nnx.Module, "an `nnx.Module`")
+    check_samples("x", x)
+    check_cut(call, carry=carry)
     graph, params, state = nnx.split(model, nnx.Param, ...)
     asked = choose(_modules(nnx, model), at)
     run = call or (lambda model, x: model(x))

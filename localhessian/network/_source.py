@@ -12,7 +12,7 @@ from jax.extend import core
 from localhessian._types import Activations, Context, Params
 from localhessian.network import _graph, _layout
 from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate
-from localhessian.network._leaves import check_arrays, check_real
+from localhessian.network._leaves import check_arrays, check_real, check_samples
 from localhessian.network._program import (
     CutContext,
     Key,
@@ -46,6 +46,8 @@ class Source:
     def __post_init__(self) -> None:
         """Keep structures and shapes only, and cut the function for them."""
         _check_floating(self.params)
+        check_samples("x", self.x)
+        check_arrays("`context`", self.context)
         self.structures = tuple(jax.tree.structure(tree) for tree in (self.params, self.x, self.context))
         self.paths = self.params = jax.tree.map(shape_of, self.params)
         self.template = tuple(shapes(jax.tree.leaves(tree)) for tree in (self.params, self.x, self.context))
@@ -124,6 +126,8 @@ class Source:
     def context_for(self, x: Activations, context: Context, params: dict[str, Params] | None) -> CutContext:
         """The context given, with what the blocks need of x, for the shapes at hand."""
         given = context.given if isinstance(context, CutContext) else context
+        check_samples("x", x)
+        check_arrays("`context`", given)
         inputs, leaves = self._leaves(1, x, "x"), self._leaves(2, given, "context")
         of_params = _cast(self.template[0], self.template[1], inputs) if params is None else self._types_of(params)
         key = Key(Settings.now(), leaf_types(of_params), leaf_types(shapes(inputs)), leaf_types(shapes(leaves)))

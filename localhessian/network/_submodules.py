@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 
 import jax
 
+from localhessian._arguments import expect, expect_function
 from localhessian.network._mark import END, START, STOP, tagged
 
 Path: TypeAlias = tuple[str, ...]
 Kinds: TypeAlias = tuple[str, ...]
+AT = "the path of a submodule, several, or a function of (path, module)"
 At: TypeAlias = str | Iterable[str] | Callable[[str, Any], bool] | None
 
 
@@ -47,6 +49,7 @@ def choose(modules: Sequence[Submodule], at: At) -> dict[Path, Wish]:
         at: One or more patterns, a function of (path, module), or None for the outermost layers.
 
     Raises:
+        TypeError: It is none of these.
         ValueError: A pattern matches no submodule; the message suggests the nearest path.
     """
     if at is None:
@@ -55,13 +58,22 @@ def choose(modules: Sequence[Submodule], at: At) -> dict[Path, Wish]:
         return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _units(modules)}
     inner = [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
     if callable(at):
+        expect_function("at", at, AT, takes=2)
         chosen = [module for module in inner if at(module.name, module.module)]
         if not chosen:
             raise ValueError(f"`at` chooses none of the submodules {_some(inner)}.")
     else:
-        patterns = [at] if isinstance(at, str) else list(at)
-        chosen = [module for pattern in patterns for module in _matching(inner, pattern)]
+        chosen = [module for pattern in _patterns(at) for module in _matching(inner, pattern)]
     return {module.path: Wish(module.name, (END,)) for module in chosen}
+
+
+def _patterns(at: Any) -> list[str]:
+    patterns: list[Any] = (
+        [at] if isinstance(at, str) or not isinstance(at, Iterable) or hasattr(at, "shape") else list(at)
+    )
+    for pattern in patterns:
+        expect("at", pattern, str, AT)
+    return patterns
 
 
 def _matching(modules: Sequence[Submodule], pattern: str) -> list[Submodule]:

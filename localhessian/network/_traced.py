@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 
 from localhessian._memory import remembered
@@ -18,7 +17,7 @@ from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
 from localhessian.network._jaxpr import has_custom_rule, text_of, text_of_rules
-from localhessian.network._leaves import check_real
+from localhessian.network._leaves import check_real, check_samples
 
 _NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
 
@@ -48,7 +47,7 @@ class Inapplicable(ValueError):
         self.name, self.error = name, error
         super().__init__(
             f"block `{name}` cannot be applied to an input of {shapes(z)} with parameters {shapes(params)}: "
-            f"make the shapes fit. ({first_line(error)})"
+            f"make the shapes of `x` and `params` fit. ({first_line(error)})"
         )
 
 
@@ -141,16 +140,9 @@ def batch_size(name: str, tree: Any) -> int:
     """The number of samples.
 
     Raises:
-        ValueError: There are none, or leaves differ.
+        ValueError: There are none, or leaves differ or are no arrays.
     """
-    leaves = jax.tree.leaves(tree)
-    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
-    n = next(iter(sizes), None)
-    if len(sizes) != 1 or n is None:
-        raise ValueError(
-            f"`{name}` must hold arrays that share a leading axis of samples, got {shapes(tree)}: add the axis, or put "
-            "what is not per sample into `context`."
-        )
+    n = check_samples(name, tree)
     if n == 0:
         raise ValueError(f"`{name}` is an empty batch, got {shapes(tree)}: pass at least one sample.")
     return n
@@ -244,7 +236,7 @@ def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
         program, out = jax.make_jaxpr(lambda *given: loss(*given), return_shape=True)(z, y)  # noqa: PLW0108
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
-            f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and y of {shapes(y)}: make the "
+            f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and `y` of {shapes(y)}: make the "
             f"shapes fit. ({first_line(error)})"
         ) from error
     if getattr(out, "shape", None) != (n,):

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from localhessian._arguments import expect, short
+from localhessian._arguments import expect, expect_function
 from localhessian._memory import as_key
 from localhessian._programs import compiled
 from localhessian._tree import raw_bytes
@@ -32,8 +32,7 @@ def admit(
     """
     expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
     expect("params", params, Mapping, "a dictionary with the parameters of each block by its name")
-    if not callable(loss):
-        raise TypeError(f"`loss` must be a function of (z_B, y), got {short(loss)}.")
+    expect_function("loss", loss, "a function of (z_B, y)", takes=2)
     loss = as_key(loss, "`loss`")
     check_leaves(params, x, y, context)
     context = chain.context_for(x, context, params)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from localhessian._arguments import expect, expect_path
 from localhessian.study._figure import figure
 from localhessian.study._html import html
 from localhessian.study._optional import optional
@@ -30,7 +31,16 @@ class Report:
     """What was analyzed and with what: JSON types only, not to be changed; see `with_meta`."""
 
     def __post_init__(self) -> None:
-        """Close what is not to be changed."""
+        """Close what is not to be changed.
+
+        Raises:
+            TypeError: A part is of another kind.
+        """
+        expect("rows", self.rows, tuple, "a tuple of rows")
+        for row in self.rows:
+            expect("rows", row, Row, "a tuple of rows, and each")
+        expect("spectra", self.spectra, Mapping, "a dictionary of spectra")
+        expect("meta", self.meta, Mapping, "a dictionary")
         object.__setattr__(self, "spectra", MappingProxyType(dict(self.spectra)))
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
 
@@ -76,10 +86,13 @@ class Report:
 
         Needs matplotlib: `pip install 'localhessian[report]'`.
         """
+        if path is not None:
+            expect_path(path)
         return figure({"": self}, path)
 
     def html(self, path: str | Path) -> Path:
         """Write a page that opens without a network. Needs matplotlib and jinja2: `localhessian[report]`."""
+        expect_path(path)
         return html({"": self}, path)
 
     def to_dataframe(self) -> Any:
@@ -93,6 +106,7 @@ class Report:
         Returns:
             The path, with `.npz` added if it had no such ending.
         """
+        expect_path(path)
         return write(path, self.rows, self.spectra, self.meta)
 
     @classmethod
@@ -103,6 +117,7 @@ class Report:
             FileNotFoundError: There is no such file.
             ValueError: The file is not a report, is damaged, or claims to be larger than any report (1 GiB).
         """
+        expect_path(path)
         return cls(*read(path))
 
     def __str__(self) -> str:

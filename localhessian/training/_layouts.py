@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from localhessian._arguments import short
 from localhessian._tree import floating
 from localhessian._types import Array, Params
 from localhessian.network import Chain, TracedChain
@@ -18,7 +19,7 @@ def each_block(tree: dict[str, Params], function: Callable[[str, Params], Params
     return jax.tree.unflatten(outer, [function(path[0].key, of_block) for path, of_block in blocks])
 
 
-def in_blocks(chain: Chain, tree: Any) -> bool:
+def in_blocks(chain: Chain, tree: Any, name: str = "params") -> bool:
     """Whether a tree is in the layout of the blocks; False: in that of the model.
 
     Raises:
@@ -39,7 +40,10 @@ def in_blocks(chain: Chain, tree: Any) -> bool:
         if isinstance(chain, TracedChain)
         else (": only a chain that was cut from a model knows another layout")
     )
-    raise ValueError(f"gradients and parameters must be a dict of the blocks' names ({', '.join(chain.names)}){more}.")
+    raise ValueError(
+        f"gradients and parameters must be a dict of the blocks' names ({', '.join(chain.names)}){more}: got "
+        f"{short(tree)} as `{name}`."
+    )
 
 
 def _is_gap(node: Any) -> bool:
@@ -56,7 +60,7 @@ def scaled(chain: Chain, factors: Array, updates: Any, by_block: dict[str, Param
             of the scaled ones. In that of the model only their sum is there: it is multiplied by the mean factor.
         by_block: The parameters in the layout of the blocks.
     """
-    if in_blocks(chain, updates):
+    if in_blocks(chain, updates, "updates"):
         times = each_block(updates, lambda name, of_block: _times(factors[chain.index(name)], of_block))
         summed = chain.sum_tied(dict(times))
         return each_block(times, lambda name, _: summed[name])

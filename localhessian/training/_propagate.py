@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from localhessian._arguments import expect, expect_function, expect_key, short
 from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
@@ -121,9 +122,11 @@ def propagate(
 
     Source: Zhang, Chen & Liu (2018), Procedure 1.
     """
-    for solvers in (weight_solver, input_solver):
-        for name in solvers if isinstance(solvers, Mapping) else ():
-            chain.index(name)
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    expect_key(key)
+    of_weight_side = _picked("weight_solver", chain, weight_solver, 0.0)
+    of_input_side = _picked("input_solver", chain, input_solver, 1.0)
+    _check_state(chain, state)
     key = jax.random.key(0) if key is None else key
     loss, context = admit(chain, params, x, y, loss, context)
     of_blocks = {name: params.get(name, ()) for name in chain.names}
@@ -142,8 +145,8 @@ def propagate(
         keys = jax.random.split(jax.random.fold_in(key, b))
         of_weights = Problem(of_params, z, context, target, block=block, loss=of_block, wrt="params")
         of_inputs = Problem(of_params, z, context, target, block=block, loss=of_block, wrt="input")
-        weights = _Side(of_weights, _pick(weight_solver, block.name, 0.0))
-        inputs = _Side(of_inputs, _pick(input_solver, block.name, 1.0))
+        weights = _Side(of_weights, of_weight_side[block.name])
+        inputs = _Side(of_inputs, of_input_side[block.name])
         step, weight_state, weight_status, values = weights.solve(None if before is None else before[0], keys[0])
         steps[block.name] = floating(of_params)[1](step)
         delta: Step | None = None
@@ -172,13 +175,19 @@ def initial_state(
         weight_solver: As in `lh.propagate`.
         input_solver: As in `lh.propagate`; its state must not depend on the shape of the input (no solver's here does).
     """
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    expect("params", params, Mapping, "a dictionary with the parameters of each block by its name")
+    for name in params:
+        chain.index(name)
+    of_weight_side = _picked("weight_solver", chain, weight_solver, 0.0)
+    of_input_side = _picked("input_solver", chain, input_solver, 1.0)
     states = {}
     for b, block in enumerate(chain.blocks):
         of_block = params.get(block.name, ())
-        stand_in = jnp.zeros((), jnp.result_type(*floating(params)[0]))
+        stand_in = jnp.zeros((), jnp.result_type(*floating(params)[0] or [jnp.zeros(())]))
         of_weights = Problem(of_block, stand_in, None, None, block=block, loss=None, wrt="params")
         of_inputs = Problem(of_block, stand_in, None, None, block=block, loss=None, wrt="input")
-        weights, inputs = _pick(weight_solver, block.name, 0.0), _pick(input_solver, block.name, 1.0)
+        weights, inputs = of_weight_side[block.name], of_input_side[block.name]
         states[block.name] = (
             weights.init(of_weights) if of_weights.start else (),
             inputs.init(of_inputs) if b else (),
@@ -199,7 +208,13 @@ class _Side(NamedTuple):
         before = problem.objective(zero) if zero else problem.objective([])
         if not zero:
             return [], (), jnp.zeros((), jnp.int32), (before, before)
-        state = self.solver.init(problem) if state is None else state
+        first = self.solver.init(problem)
+        if state is not None and not _alike(state, first):
+            raise ValueError(
+                f"`state` holds for block `{problem.block.name}` what another solver left: pass the `info.state` of "
+                "the step before, by the same solvers, or None to begin."
+            )
+        state = first if state is None else state
         step, next_state, status = self.solver.solve(problem, state, key)
         after = problem.objective(step)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
@@ -210,6 +225,11 @@ class _Side(NamedTuple):
         next_state = where(finite, next_state, state)
         status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)
         return step, next_state, status, (before, jnp.where(kept, after, before))
+
+
+def _alike(one: Any, two: Any) -> bool:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, two)]
+    return bool(structures[0] == structures[1])
 
 
 def _unit_gradient(problem: Problem, trusted: bool) -> Step:
@@ -227,15 +247,36 @@ def _plus(leaf: Array, step: Array) -> Array:
     return leaf + step.astype(jnp.result_type(leaf)) if jnp.issubdtype(step.dtype, jnp.floating) else leaf
 
 
-def _pick(solvers: Solvers, name: str, rate: float) -> Solver:
-    found: Any = solvers
+def _picked(name: str, chain: Chain, solvers: Solvers, rate: float) -> dict[str, Solver]:
+    """The solver of each block.
+
+    Raises:
+        KeyError: One is for a block that is not in the chain.
+        TypeError: What is no solver.
+    """
     if isinstance(solvers, Mapping):
-        found = solvers.get(name, GradientStep(rate))
-    elif callable(solvers) and not isinstance(solvers, type):
-        found = solvers(name)
-    if isinstance(found, type) or not hasattr(found, "solve"):
-        raise TypeError(
-            f"what steps block `{name}` must be a solver, as `lh.GradientStep(0.1)`, or a mapping from block names to "
-            f"solvers, or a function of the name that returns one, got {found!r}."
-        )
-    return cast(Solver, found)
+        for block in solvers:
+            chain.index(block)
+        found = {block: solvers.get(block, GradientStep(rate)) for block in chain.names}
+    elif hasattr(solvers, "solve") or not callable(solvers):
+        found = dict.fromkeys(chain.names, cast(Solver, solvers))
+    else:
+        expect_function(name, solvers, "a solver, or a function of the name of a block that returns one", takes=1)
+        found = {block: solvers(block) for block in chain.names}
+    for block, solver in found.items():
+        if isinstance(solver, type) or not hasattr(solver, "solve"):
+            raise TypeError(
+                f"`{name}`: what steps block `{block}` must be a solver, as `lh.GradientStep(0.1)`, or a mapping from "
+                f"block names to solvers, or a function of the name that returns one, got {short(solver)}."
+            )
+    return found
+
+
+def _check_state(chain: Chain, state: Any) -> None:
+    wanted = "the `info.state` of the step before, or None to begin"
+    expect("state", state, (Mapping, type(None)), wanted)
+    if state is None:
+        return
+    pairs = all(isinstance(state.get(name), tuple | list) and len(state[name]) == 2 for name in chain.names)
+    if not pairs or set(state) != set(chain.names):
+        raise ValueError(f"`state` must be {wanted}, with a pair for each block ({', '.join(chain.names)}).")

@@ -9,14 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from localhessian._arguments import expect
+from localhessian._arguments import expect, expect_count, expect_flag, expect_function, expect_key, expect_number, short
 from localhessian._memory import as_key
-from localhessian._tree import floating, is_concrete, size
+from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
 from localhessian.curvature import LocalScalars, check_scalar, local_scalar, random_words
-from localhessian.network import Chain, TracedChain, admit, first_samples
+from localhessian.network import (
+    Chain,
+    TracedChain,
+    admit,
+    check_arrays,
+    check_finite,
+    first_samples,
+    run_chain,
+    validate_values,
+)
 from localhessian.training._layouts import in_blocks, scaled
-from localhessian.training._settings import check_callable, check_count, check_number
 
 TINY = 1e-30
 """Logarithms are taken of scalars above this."""
@@ -46,6 +54,7 @@ class ScaleByLocalHessianState(NamedTuple):
 
     def factors(self, chain: Chain) -> dict[str, Array]:
         """The factor of each block by its name, to log and to plot."""
+        expect("chain", chain, Chain, "the chain that was scaled")
         return dict(zip(chain.names, jnp.exp(self.log_factors), strict=True))
 
 
@@ -102,12 +111,14 @@ def scale_by_local_hessian(
     Raises:
         TypeError: `chain` is no chain.
         ValueError: Settings that mean nothing; parameters of another network or hidden by a mask; `update` without
-            parameters or data, or with data that `lh.back_match` refuses for their shapes.
+            parameters or data, or with data that `lh.back_match` refuses for their shapes; outside of `jax.jit` also
+            numbers that are not finite, and (at the first step with these shapes) what else it refuses for its values.
 
     Cost: every `refresh` steps one forward pass of the chain on `samples` samples, and for each side of each block
     `probes` jvps. `max` needs vjps too, which the CPU runs slowly in a branch if they are of convolutions: so it is
     estimated at every step, and read every `refresh`. In `optax.inject_hyperparams` name `chain`, `loss` and, where
-    they are given, `samples` and `probes` as `static_args`.
+    they are given, `samples`, `probes` and `per_sample` as `static_args`: optax takes any other function for a
+    schedule, and calls it with the count of steps ("missing a required argument") before this one is reached.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -125,17 +136,10 @@ def scale_by_local_hessian(
 
     Source: Zhang, Chen & Liu (2018), Algorithm 2; the scalars as defined in docs/theory.md, 5.
     """
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
-    check_callable("loss", loss, "a function of outputs and `y` (`optax.inject_hyperparams`: name it in `static_args`)")
-    check_scalar(scalar)
-    check_number("decay", decay, below=1.0)
-    check_number("damping", damping)
-    if refresh is not None and is_concrete(refresh):
-        check_count("refresh", refresh, 1)
     samples, probes = SAMPLES if samples is None else samples, PROBES if probes is None else probes
-    check_count("samples", samples, 1)
-    check_count("probes", probes, 2)
+    _check_settings(chain, loss, scalar, refresh, decay, damping, normalize, samples, probes, per_sample)
     loss, blocks = as_key(loss, "`loss`"), len(chain)
+    validated: set[Any] = set()
 
     def init(params: Any) -> ScaleByLocalHessianState:
         in_blocks(chain, params)
@@ -162,6 +166,10 @@ def scale_by_local_hessian(
                 "`scale_by_local_hessian` needs the parameters and the batch: call "
                 "`optimizer.update(grads, state, params, x=x, y=y)`."
             )
+        expect("state", state, ScaleByLocalHessianState, "what `init` or the last `update` returned")
+        expect("scalars", scalars, (LocalScalars, type(None)), "what `lh.local_scalars` returns")
+        expect_key(key)
+        _check_values(updates, params, x, None if y is _NONE else y)
         by_block = params if in_blocks(chain, params) else cast(TracedChain, chain).split(params)
         dtype = state.weight_scalars.dtype
         of_weights, of_inputs, due = state.weight_scalars, state.input_scalars, jnp.asarray(scalars is not None)
@@ -170,6 +178,9 @@ def scale_by_local_hessian(
         elif refresh is not None:
             admit(chain, by_block, x, y, loss, context)
             few = first_samples(chain, loss, by_block, x, y, context, samples, per_sample)
+            if is_concrete(params, few) and (seen := shapes((by_block, few))) not in validated:
+                _check_answers(chain, by_block, *few, loss)
+                validated.add(seen)
             key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
             due = state.steps % refresh == 0
             estimate = functools.partial(_scalars, chain, loss, scalar, by_block, *few, key, probes, dtype)
@@ -230,8 +241,11 @@ def scale_amended_sgd(
     Raises:
         ValueError: Settings that mean nothing.
     """
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate)
+    expect_flag("nesterov", nesterov)
+    if callable(learning_rate):
+        expect_function("learning_rate", learning_rate, "a finite number or a schedule", takes=1)
+    else:
+        expect_number("learning_rate", learning_rate)
     scale = scale_by_local_hessian(
         chain,
         loss,
@@ -246,7 +260,7 @@ def scale_amended_sgd(
     )
     parts = [scale]
     if momentum is not None:
-        check_number("momentum", momentum)
+        expect_number("momentum", momentum)
         parts.append(optax.trace(momentum, nesterov))
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
 
@@ -269,6 +283,46 @@ def _scalars(chain, loss, scalar, params, x, y, context, key, probes, dtype) -> 
             own = words[:, ends[i] - size(variables[i]) : ends[i]]
             found[i] = local_scalar(block, last, wrt, scalar, of_block, z, y, context, own, probes).astype(dtype)
     return jnp.stack(found[0::2]), jnp.stack(found[1::2])
+
+
+def _check_settings(chain, loss, scalar, refresh, decay, damping, normalize, samples, probes, per_sample) -> None:
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    _check_loss(loss)
+    check_scalar(scalar)
+    expect_number("decay", decay, below=1.0)
+    expect_number("damping", damping)
+    expect_flag("normalize", normalize)
+    if per_sample is not None:
+        expect_function("per_sample", per_sample, "a function of the path of a leaf", takes=1)
+    if refresh is not None and is_concrete(refresh):
+        expect_count("refresh", refresh, 1)
+    expect_count("samples", samples, 1)
+    expect_count("probes", probes, 2)
+
+
+def _check_loss(loss: Any) -> None:
+    if isinstance(loss, type) or not callable(loss):
+        raise ValueError(
+            "`loss` must be a function of outputs and `y` (`optax.inject_hyperparams`: name it in `static_args`), got "
+            f"{short(loss)}."
+        )
+    expect_function("loss", loss, "a function of outputs and `y`", takes=2)
+
+
+def _check_values(updates: Any, params: Any, x: Any, y: Any) -> None:
+    """Where there are numbers, none of them may be NaN or infinite: one sentence instead of a lost network."""
+    for name, tree in (("updates", updates), ("params", params), ("x", x), ("y", y)):
+        check_arrays(f"`{name}`", tree)
+        if is_concrete(tree):
+            check_finite(f"`{name}`", tree)
+
+
+def _check_answers(chain: Chain, params: Any, x: Activations, y: Any, context: Context, loss: Loss) -> None:
+    """What `lh.back_match` checks of numbers, of the samples that serve the estimate; raises ValueError."""
+    of_blocks = {name: params.get(name, ()) for name in chain.names}
+    context = chain.context_for(x, context, of_blocks)
+    activations = run_chain(chain, of_blocks, x, context)
+    validate_values(chain, of_blocks, y, context, activations, loss(activations[-1], y), loss)
 
 
 def _given(scalars: LocalScalars, blocks: int, dtype: Any) -> tuple[Array, Array]:

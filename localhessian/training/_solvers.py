@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from localhessian._arguments import expect_count, expect_number, short
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.curvature import check_scalar
 from localhessian.training._linear import damped_newton, least_squares
 from localhessian.training._problem import Problem, Step, inner, norm, plus, times, where
-from localhessian.training._settings import check_count, check_number
 
 
 class Solver(Protocol):
@@ -49,7 +49,7 @@ class GradientStep:
 
     def __post_init__(self) -> None:
         """Refuse a rate that is none."""
-        check_number("rate", self.rate)
+        expect_number("rate", self.rate)
 
     def init(self, problem: Problem) -> Any:
         """No state."""
@@ -86,10 +86,10 @@ class ScaledGradient:
         Raises:
             ValueError: An unknown scalar.
         """
-        check_number("rate", self.rate)
+        expect_number("rate", self.rate)
         check_scalar(self.scalar)
-        check_count("probes", self.probes, 2)
-        check_number("damping", self.damping)
+        expect_count("probes", self.probes, 2)
+        expect_number("damping", self.damping)
 
     def init(self, problem: Problem) -> Any:
         """The largest m seen."""
@@ -121,8 +121,8 @@ class OptaxSteps:
     def __post_init__(self) -> None:
         """Refuse what is no optimizer, and no steps."""
         if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise TypeError(f"`optimizer` must be one of optax, as `optax.adam(1e-3)`, got {self.optimizer!r}.")
-        check_count("n", self.n, 1)
+            raise TypeError(f"`optimizer` must be one of optax, as `optax.adam(1e-3)`, got {short(self.optimizer)}.")
+        expect_count("n", self.n, 1)
 
     def init(self, problem: Problem) -> Any:
         """The optimizer's state; none for the input."""
@@ -173,9 +173,9 @@ class GaussNewton:
 
 
 def _check_iteration(solver: Any) -> None:
-    check_number("damping", solver.damping)
-    check_count("iterations", solver.iterations, 1)
-    check_number("rtol", solver.rtol)
+    expect_number("damping", solver.damping)
+    expect_count("iterations", solver.iterations, 1)
+    expect_number("rtol", solver.rtol)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +207,8 @@ class LevenbergMarquardt:
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
         _check_iteration(self)
-        check_number("up", self.up, 1.0)
-        check_number("down", self.down, below=1.0)
+        expect_number("up", self.up, 1.0)
+        expect_number("down", self.down, below=1.0)
 
     def init(self, problem: Problem) -> Any:
         """The damping."""
@@ -252,8 +252,8 @@ class LeastSquares:
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
-        check_number("ridge", self.ridge)
-        check_count("max_numbers", self.max_numbers, 1)
+        expect_number("ridge", self.ridge)
+        expect_count("max_numbers", self.max_numbers, 1)
 
     def init(self, problem: Problem) -> Any:
         """No state."""
