@@ -47,10 +47,10 @@ def measure(name: str, seed: int) -> dict:
             explanation = lh.explain(operator, method)
             if explanation.structure is None:
                 continue
-            begin = time.perf_counter()
+            begin = time.process_time()
             found = lh.spectrum(operator, method)
             jax.block_until_ready(found.eigenvalues)
-            seconds = time.perf_counter() - begin
+            seconds = time.process_time() - begin
             rows.append(
                 {
                     "block": block,

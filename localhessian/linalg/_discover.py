@@ -8,6 +8,7 @@ does anything that the form does not hold, it declines and says what.
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -257,6 +258,22 @@ def _concatenate(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list
     return [concatenate(values, eqn.params["dimension"])]
 
 
+def _stack(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    if not all(isinstance(value, Dependent) for value in values):
+        raise Declined("it joins them with constants")
+    axis = eqn.params["axis"]
+    return [concatenate([value.rearranged(lambda field: np.expand_dims(field, axis)) for value in values], axis)]
+
+
+def _unstack(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    lead = (slice(None),) * eqn.params["axis"]
+    return [values[0].rearranged(operator.itemgetter((*lead, i))) for i in range(len(eqn.outvars))]
+
+
+def _tile(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+    return [values[0].rearranged(lambda field: np.tile(field, eqn.params["reps"]))]
+
+
 def _select(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
     which, *cases = values
     if isinstance(which, Dependent):
@@ -348,6 +365,9 @@ _RULES: dict[str, Callable[[_Walker, core.JaxprEqn, list[Any]], list[Any]]] = {
     "slice": _slice,
     "rev": _reverse,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
     "select_n": _select,
     "reduce_sum": _reduce_sum,
     "reduce_window_sum": _window_sum,

@@ -23,6 +23,7 @@ LAYERS = {
     "softmax": jax.nn.softmax,
     "neighbors": lambda z: z[:, 1:] + 2 * z[:, :-1],
     "pairs": lambda z: z[:, ::2] - 3 * z[:, 1::2],
+    "stacked": lambda z: jnp.stack([3 * z, jnp.tile(jnp.unstack(z, axis=1)[2][:, None], (1, 6, 1, 1))], 2),
     "twice": lambda z: jnp.concatenate([z, z + z], 3),
     "dead": lambda z: 0 * z,
 }
