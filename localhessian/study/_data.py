@@ -1,14 +1,16 @@
 """Images to train on: the digits that need no download, and arrays of one's own."""
 
 import importlib.resources
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian.study._archive import opened
+
+MAX_BYTES = 2**34
+"""Of a file of images, unpacked."""
 MAX_CLASSES = 2**20
 """A label beyond is no class, and would take the memory of as many outputs."""
 
@@ -112,21 +114,16 @@ def images_from_npz(path: str | Path) -> Images:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or an array is missing or does not fit.
+        ValueError: The file is damaged, claims to be larger than 16 GiB, or an array is missing or does not fit.
     """
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            missing = [name for name in Images._fields if name not in file.files]
-            if missing:
-                raise ValueError(
-                    f"it holds {', '.join(file.files) or 'nothing'}, but not {', '.join(missing)}: write it with "
-                    "`numpy.savez(path, train_x=..., train_y=..., test_x=..., test_y=...)`"
-                )
-            arrays = [file[name] for name in Images._fields]
-    except FileNotFoundError:
-        raise
-    except (ValueError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"`{path}` is no file of images. ({error})") from error
+    with opened(path, MAX_BYTES, "is no file of images.") as archive:
+        missing = [name for name in Images._fields if name not in archive.names]
+        if missing:
+            raise ValueError(
+                f"it holds {', '.join(archive.names) or 'nothing'}, but not {', '.join(missing)}: write it with "
+                "`numpy.savez(path, train_x=..., train_y=..., test_x=..., test_y=...)`"
+            )
+        arrays = [archive.array(name, "iufb") for name in Images._fields]
     return images_from_arrays(*arrays)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from localhessian._files import whole
 from localhessian.study._optional import optional
 from localhessian.study._row import Analyzed, Row
 
@@ -45,9 +46,16 @@ def figure(reports: Mapping[str, Analyzed], path: str | Path | None = None) -> A
         if any(labels):
             drawn.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), frameon=False)
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            drawn.savefig(path, dpi=150)
+            write_figure(drawn, path)
     return drawn
+
+
+def write_figure(drawn: Any, path: str | Path) -> None:
+    """Write it whole or not at all; the ending chooses the format, without one it is png."""
+    path = Path(path)
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    with whole(path) as part:
+        drawn.savefig(part, dpi=150, format=path.suffix.removeprefix("."))
 
 
 def _looks(reports: Mapping[str, Analyzed]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from localhessian import _arguments
 from localhessian.study._figure import SEPARATOR
 from localhessian.study._row import Analyzed, Row
 from localhessian.study._table import number
@@ -135,15 +136,16 @@ def _reservations(reports: Mapping[str, Analyzed]) -> str:
 
 
 def _limits(reports: Mapping[str, Analyzed]) -> str:
-    batch = max((int(report.meta["batch"]) for report in reports.values()), default=0)
+    # `meta` may hold what its reader likes, under these names too.
+    batch = max((_arguments.number(report.meta.get("batch"), "iu") or 0 for report in reports.values()), default=0)
     accuracies = {
-        label.partition(SEPARATOR)[0]: report.meta["accuracy"]
+        label.partition(SEPARATOR)[0]: accuracy
         for label, report in reports.items()
-        if "accuracy" in report.meta
+        if (accuracy := _arguments.number(report.meta.get("accuracy"))) is not None
     }
     trained = ", ".join(f"{model} {100 * accuracy:.1f} %" for model, accuracy in accuracies.items())
     trained = f" (test accuracy after training: {trained})" if trained else ""
     return (
-        f"This is one random seed and one batch of {batch} samples{trained}: an observation. Whether better "
+        f"This is one random seed and one batch of {batch:.0f} samples{trained}: an observation. Whether better "
         "conditioned blocks train faster takes many seeds and tuned learning rates, and is not shown here."
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from localhessian._files import whole
+from localhessian._files import write_text
 from localhessian.study._figure import SEPARATOR, figure
 from localhessian.study._optional import optional
 from localhessian.study._row import Analyzed
@@ -67,8 +67,7 @@ def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Loc
         notes=notes(reports),
     )
     path = Path(path)
-    with whole(path) as part:
-        part.write_text(page, "utf-8")
+    write_text(path, page)
     return path
 
 

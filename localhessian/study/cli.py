@@ -1,7 +1,8 @@
 """The command line: `localhessian --help` is the map."""
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import jax
 import optax
 from tqdm import tqdm
 
-from localhessian._files import check_folder
+from localhessian._files import check_folder, write_text
 from localhessian._version import __version__
 from localhessian.study._analyze import analyze
 from localhessian.study._augment import Augmentation
@@ -118,29 +119,29 @@ def train_command(
     ),
 ) -> None:
     """Compare training algorithms: each tuned on the same budget, several seeds, means with intervals."""
+    _check(out)
     try:
-        plan = Plan(
-            steps=steps,
-            batch=batch,
-            seeds=seeds,
-            first_seed=first_seed,
-            trials=trials,
-            tuning_seeds=tuning_seeds,
-            schedule=schedule,
-            validation=validation,
-            evaluations=evaluations,
-        )
-        contestants = [algorithm(name) for name in _listed(algorithms)]
-        for one in _listed(data):
-            loaded = load_images(one, folder).take(images, test_images)
-            chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
-            how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
-            place = out / Path(one).stem if len(_listed(data)) > 1 else out
-            with tqdm(unit="run") as bar:
-                result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
-            _write_comparison(result, place, one)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
+        with _in_words():
+            plan = Plan(
+                steps=steps,
+                batch=batch,
+                seeds=seeds,
+                first_seed=first_seed,
+                trials=trials,
+                tuning_seeds=tuning_seeds,
+                schedule=schedule,
+                validation=validation,
+                evaluations=evaluations,
+            )
+            contestants = [algorithm(name) for name in _listed(algorithms)]
+            for one in _listed(data):
+                loaded = load_images(one, folder).take(images, test_images)
+                chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
+                how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
+                place = out / Path(one).stem if len(_listed(data)) > 1 else out
+                with tqdm(unit="run") as bar:
+                    result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
+                _write_comparison(result, place, one)
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted; the same command goes on from what is in {out}/.")
         raise typer.Exit(130) from None
@@ -154,18 +155,13 @@ def report_command(
     """Render table, figure and page again from saved reports, or table and curves from a study."""
     _check(out)
     if len(files) == 1 and (files[0] / "study.json").exists():
-        try:
-            study = Comparison.load(files[0])
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        return _write_comparison(study, out, str(files[0]))
+        with _in_words():
+            return _write_comparison(Comparison.load(files[0]), out, str(files[0]))
     paths = [path for file in files for path in (sorted(file.glob("*.npz")) if file.is_dir() else [file])]
     if not paths:
         raise typer.BadParameter(f"there is no report (.npz) in {', '.join(map(str, files))}.")
-    try:
+    with _in_words():
         loaded = [(path.stem, Report.load(path)) for path in paths]
-    except (ValueError, FileNotFoundError) as error:
-        raise typer.BadParameter(str(error)) from error
     loaded.sort(key=lambda item: _place(item[1]))
     reports: dict[str, Report] = {}
     for stem, report in loaded:
@@ -202,9 +198,16 @@ def _listed(text: str) -> list[str]:
 
 def _check(out: Path) -> None:
     """Before the work, not after it."""
-    try:
+    with _in_words():
         check_folder(out)
-    except OSError as error:
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """A sentence instead of a traceback, for what a user or a disk refuses."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
 
 
@@ -235,19 +238,23 @@ def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
 def _write(reports: dict[str, Report], out: Path) -> None:
     text = findings(reports)
     typer.echo(table(reports))
-    out.mkdir(parents=True, exist_ok=True)
+    with _in_words():
+        page = _write_files(reports, out, text)
+    typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
+
+
+def _write_files(reports: dict[str, Report], out: Path, text: str) -> Path:
     for place, (label, report) in enumerate(reports.items()):
         # A label may be a stranger's: of it only what is no path goes into the name of a file.
         name = re.sub(r"[^\w-]+", "-", label.replace(SEPARATOR, "-")).strip("-") or "report"
         report.with_meta(label=label, place=place).save(out / f"{name}.npz")
     figure(reports, out / "figure.png")
-    page = html(reports, out / "report.html", text=text)
-    typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
+    return html(reports, out / "report.html", text=text)
 
 
 def _write_comparison(result: Comparison, out: Path, data: str) -> None:
-    (out / "table.txt").write_text(f"{result}\n", encoding="utf-8")
-    result.to_dataframe().to_csv(out / "outcomes.csv", index=False)
+    write_text(out / "table.txt", f"{result}\n")
+    write_text(out / "outcomes.csv", result.to_dataframe().to_csv(index=False))
     result.plot(out / "curves.png")
     typer.echo(f"{data}\n{result}\n\nWritten: table.txt, outcomes.csv, curves.png in {out}/")
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 import optax
@@ -40,6 +41,11 @@ def study(tmp_path_factory):
     """A finished study and its folder."""
     out = tmp_path_factory.mktemp("study")
     return compare([NETWORK], ALGORITHMS, DATA, PLAN, out=out), out
+
+
+def _focal(z, y):
+    nll = optax.softmax_cross_entropy_with_integer_labels(z, y)
+    return nll * (1 - jnp.exp(-nll)) ** 2
 
 
 def made_up(algorithm, seed, accuracy, *, role="final", rate=0.1, loss=0.5, seconds=2.0, diverged=False):
@@ -157,6 +163,14 @@ def test_a_folder_holds_one_study(study):
         compare([network("linear-1", DATA, width=3)], ALGORITHMS, DATA, PLAN, out=out)
     with pytest.raises(ValueError, match="algorithm sgd"):
         compare([NETWORK], [dataclasses.replace(ALGORITHMS[0], grid=(1e-4, 1e-1))], DATA, PLAN, out=out)
+    # The same names for another optimizer, another loss.
+    other = dataclasses.replace(
+        ALGORITHMS[0], make=lambda chain, loss, rate: optax.sgd(rate, nesterov=True, momentum=0.1)
+    )
+    with pytest.raises(ValueError, match=r"\(program of linear-1 by sgd\)"):
+        compare([NETWORK], [other], DATA, PLAN, out=out)
+    with pytest.raises(ValueError, match=r"\(program of linear-1 by sgd; program of linear-1 by momentum\)"):
+        compare([NETWORK], ALGORITHMS, DATA, PLAN, out=out, loss=_focal)
     with pytest.raises(ValueError, match="`algorithms` must have different names, got sgd, sgd"):
         compare([NETWORK], ALGORITHMS[:1] * 2, DATA, PLAN, out=out)
     with pytest.raises(ValueError, match=r"names become folders, .* got 'a/b'"):
@@ -166,13 +180,14 @@ def test_a_folder_holds_one_study(study):
 def test_a_damaged_run_is_named(study, tmp_path):
     result, _ = study
     run = made_up("a", 0, 0.3, diverged=True)
-    run.save(tmp_path / "run.json")
-    loaded = Run.load(tmp_path / "run.json")
+    path = tmp_path / run.place
+    run.save(path)
+    loaded = Run.load(path)
     np.testing.assert_equal(loaded.curve._asdict(), run.curve._asdict())
     assert (loaded.accuracy, loaded.loss, loaded.step_seconds) == (0.3, float("inf"), 0.5)
-    (tmp_path / "run.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(ValueError, match=r"run.json` is not a finished run, or it is damaged: remove it"):
-        Run.load(tmp_path / "run.json")
+    path.write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ValueError, match=r"seed=0.json` is not a finished run, or it is damaged: remove it"):
+        Run.load(path)
     assert result.runs[0].curve.at.dtype.kind == "i"
 
 

@@ -1,7 +1,10 @@
 """Files are input too: damaged and hostile ones, folders that cannot be written to, two processes at once."""
 
+import dataclasses
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -16,11 +19,13 @@ import localhessian as lh
 from localhessian._files import check_folder, folder_of_ones_own, whole
 from localhessian.study import digits
 from localhessian.study._cifar import _member
-from localhessian.study._data import images_from_arrays
+from localhessian.study._data import Images, images_from_arrays, images_from_npz
 from localhessian.study._row import Row, RowSpectrum
 from localhessian.study.cli import app
 from localhessian.study.comparison import Comparison, Plan, network
 from localhessian.study.comparison._checkpoint import Checkpoint
+from localhessian.study.comparison._run import Run
+from localhessian.study.comparison._trainer import Curve
 
 pytestmark = pytest.mark.once
 
@@ -202,6 +207,120 @@ def test_a_damaged_study_is_told(tmp_path, content):
     (tmp_path / "study.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"study\.json` is damaged: choose another folder"):
         Comparison.load(tmp_path)
+
+
+CURVE = Curve(np.array([2.0, 1.0, np.nan]), np.array([2, 3]), np.array([1.0, np.inf]), *np.array([[0.5, 0.6], [1, 2]]))
+RUN = Run("plain", "sgd", 0.1, 7, "final", CURVE)
+META = {
+    "settings": {"data": "ab", "steps": 3},
+    "networks": {"plain": "f32"},
+    "algorithms": {"sgd": [0.1, 1.0]},
+    "programs": {"plain by sgd": "cd"},
+    "plan": dataclasses.asdict(Plan(steps=3, seeds=2, tuning_seeds=np.int64(1))),
+    "jax": "0",
+}
+ABSURD = [None, True, -1, 1.5, 1e400, "x", [], {}, [[1]], 10**400, "\udcff", {"a": None}]
+
+
+def mutated(content, random, i):
+    """JSON with one entry made absurd, or bytes flipped, or cut off."""
+    if i % 4 == 0:
+        return content[: random.integers(len(content))]
+    if i % 4 == 1:
+        flipped = bytearray(content)
+        flipped[random.integers(len(content))] ^= 1 << random.integers(8)
+        return bytes(flipped)
+    whole = node = json.loads(content)
+    while True:
+        key = random.choice(list(node)) if isinstance(node, dict) else int(random.integers(len(node)))
+        if not (isinstance(node[key], dict | list) and node[key] and random.random() < 0.8):
+            break
+        node = node[key]
+    node[key] = ABSURD[random.integers(len(ABSURD))]
+    return json.dumps(whole).encode()
+
+
+def test_mutations_of_a_study_give_numbers_or_one_sentence(tmp_path):
+    random, refused = np.random.default_rng(0), []
+    for seed in (0, 1):
+        for role in ("tuning", "final"):
+            run = dataclasses.replace(RUN, seed=seed, role=role)
+            run.save(tmp_path / "runs" / run.place)
+    path, head = tmp_path / "runs" / run.place, tmp_path / "study.json"
+    head.write_text(json.dumps(META))
+    table = str(Comparison.load(tmp_path))
+    assert "plain" in table
+    for file in (path, head):
+        content = file.read_bytes()
+        for i in range(200):
+            file.write_bytes(mutated(content, random, i))
+            try:
+                found = Comparison.load(tmp_path)
+                assert str(found)
+                assert found.plot() is not None
+            except ValueError as error:
+                refused.append(str(error))
+        file.write_bytes(content)
+    assert len(refused) > 250
+    assert all("damaged: " in sentence for sentence in refused)
+    assert str(Comparison.load(tmp_path)) == table
+
+
+def test_mutations_of_images_give_the_images_or_one_sentence(tmp_path):
+    random, refused, path = np.random.default_rng(0), [], tmp_path / "i.npz"
+    x = random.random((5, 4), np.float32)
+    truth = Images(x, np.arange(5, dtype=np.int32), x[:2], np.arange(2))
+    np.savez_compressed(path, **truth._asdict())
+    content = path.read_bytes()
+    for i in range(200):
+        flipped = bytearray(content[: random.integers(len(content))] if i % 4 == 0 else content)
+        if flipped:
+            flipped[random.integers(len(flipped))] ^= 1 << random.integers(8)
+        path.write_bytes(flipped)
+        try:
+            found = images_from_npz(path)
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert all(np.array_equal(a, b) for a, b in zip(found, truth, strict=True))
+    assert len(refused) > 100
+    assert all(sentence.startswith(f"`{path}` is no file of images.") for sentence in refused)
+
+
+def test_a_run_is_read_from_its_own_place_only(tmp_path):
+    RUN.save(tmp_path / RUN.place)
+    assert Run.load(tmp_path / RUN.place).curve.at.tolist() == [2, 3]
+    other = tmp_path / dataclasses.replace(RUN, seed=8).place
+    (tmp_path / RUN.place).rename(other)
+    with pytest.raises(ValueError, match=r"another place, plain/sgd/final-rate=0.1-seed=7\.json"):
+        Run.load(other)
+
+
+def test_what_cannot_be_written_is_one_sentence_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "r.npz"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"r\.npz` cannot be written \(No space left on device\)"), whole(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [file.name for file in tmp_path.iterdir()] == ["r.npz"]
+    assert path.read_bytes() == b"old"
+    with pytest.raises(OSError, match="cannot be written"):
+        report().save(tmp_path / ("long" * 100))
+
+
+def test_a_checkpoint_is_not_thrown_away_for_an_error_that_passes(tmp_path, monkeypatch):
+    state = {"w": np.arange(6.0)}
+    checkpoint = Checkpoint(tmp_path / "c", every=1)
+    checkpoint.save(3, state)
+    with monkeypatch.context() as patch:
+        for error in (
+            PermissionError(errno.EACCES, "denied"),
+            MemoryError(),
+            ValueError("RESOURCE_EXHAUSTED: .zarray"),
+        ):
+            patch.setattr(checkpoint, "_manager", lambda error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(OSError, match="cannot be read now"):
+                checkpoint.restore(state)
+    np.testing.assert_array_equal(checkpoint.restore(state)["w"], state["w"])
 
 
 def test_a_damaged_checkpoint_is_thrown_away(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints of a run by orbax: whole or not at all, and the same bits when read."""
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,19 @@ class Checkpoint:
             manager.save(step, args=optional("orbax.checkpoint").args.StandardSave({"leaves": leaves}))
 
     def restore(self, template: Any) -> Any:
-        """The latest complete state in the structure of `template`, or None if there is none that can be read.
+        """The latest complete state in the structure of `template`, or None if there is none.
+
+        A damaged one is thrown away: the run begins anew.
 
         Raises:
+            OSError: It cannot be read now (permissions, memory, a failing disk).
             ValueError: It does not fit the template: it belongs to another run.
         """
         if not self.folder.is_dir():
             return None
         leaves, treedef = jax.tree.flatten(template)
-        with self._manager() as manager:
-            step = manager.latest_step()
-            if step is None:
-                return None
-            restored = _restored(manager, step)
-        if restored is None:  # the run begins anew, and writes another
+        restored = self._leaves()
+        if restored is None:
             self.remove()
             return None
         expected = [np.asarray(_numbers(leaf)) for leaf in leaves]
@@ -56,18 +56,42 @@ class Checkpoint:
         """Of a run that is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _leaves(self) -> list[np.ndarray] | None:
+        """As they were written; None where they are damaged, in whatever way their readers notice that."""
+        try:
+            with self._manager() as manager:
+                step = manager.latest_step()
+                if step is None:
+                    return None
+                return manager.restore(step, args=optional("orbax.checkpoint").args.StandardRestore())["leaves"]
+        except Exception as error:  # tensorstore, zarr, JSON, msgpack and files each have errors of their own
+            if _passes(error):
+                raise OSError(
+                    f"the checkpoint in `{self.folder}` cannot be read now: mend that, or remove the folder, and the "
+                    f"run begins anew. ({type(error).__name__}: {str(error)[:200]})"
+                ) from error
+            return None
+
     def _manager(self) -> Any:
         orbax = optional("orbax.checkpoint")
         options = orbax.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         return orbax.CheckpointManager(self.folder, options=options)
 
 
-def _restored(manager: Any, step: int) -> list[np.ndarray] | None:
-    """The leaves of a checkpoint; None where it is damaged, in whatever way its readers notice that."""
-    try:
-        return manager.restore(step, args=optional("orbax.checkpoint").args.StandardRestore())["leaves"]
-    except Exception:  # tensorstore, zarr, JSON, msgpack and files each have errors of their own
-        return None
+_PASSING = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS}
+_WORDS_OF_PASSING = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "Permission denied",
+    "Too many open files",
+)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether another try may succeed: a checkpoint is not thrown away for it."""
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, MemoryError) or number in _PASSING or any(word in str(error) for word in _WORDS_OF_PASSING)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from localhessian._files import folder_of_ones_own
+from localhessian._files import folder_of_ones_own, write_text
 from localhessian._progress import Progress, silent
 from localhessian._tree import shapes
 from localhessian._types import Loss
@@ -24,7 +24,7 @@ from localhessian.study.comparison._comparison import Comparison, read_head
 from localhessian.study.comparison._network import Network
 from localhessian.study.comparison._outcome import best
 from localhessian.study.comparison._plan import Plan
-from localhessian.study.comparison._run import Run, write_atomically
+from localhessian.study.comparison._run import Run
 from localhessian.study.comparison._trainer import PLAIN, Curve, Trainer
 
 
@@ -71,11 +71,13 @@ def compare(
     out = Path(out)
     tuning, final = data.validation(max(1, round(plan.validation * len(data.train_x))))
     meta = _meta(networks, algorithms, data, plan, augment)
+    trainers = [[Trainer(network, algorithm, loss, augment) for algorithm in algorithms] for network in networks]
+    meta["programs"] = {_pair(trainer): trainer.program(final, plan.batch) for row in trainers for trainer in row}
     with folder_of_ones_own(out):
         _check_folder(out, meta)
         study = _Study(plan, out, progress, total=len(networks) * len(algorithms) * plan.runs)
-        for network in networks:
-            contestants = [_Contestant(study, Trainer(network, algorithm, loss, augment)) for algorithm in algorithms]
+        for row in trainers:
+            contestants = [_Contestant(study, trainer) for trainer in row]
             rates = [contestant.tuned(tuning) for contestant in contestants]
             for seed in plan.final_seeds():
                 for contestant, rate in zip(contestants, rates, strict=True):
@@ -114,14 +116,19 @@ class _Contestant:
         study, names = self.study, (self.trainer.network.name, self.trainer.algorithm.name)
         what = f"{' / '.join(names)} / {role}, learning rate {rate:g}, seed {seed}"
         study.progress(len(study.runs), study.total, what)
-        place = Path(*names, f"{role}-rate={rate:g}-seed={seed}")
-        path = study.out / "runs" / place.with_name(f"{place.name}.json")
+        unfinished = Run(*names, rate, seed, role, Curve(*(np.zeros(0),) * 5))
+        path = study.out / "runs" / unfinished.place
         if not path.exists():
-            checkpoint = Checkpoint(study.out / "unfinished" / place, study.plan.checkpoint_every)
-            Run(*names, rate, seed, role, self._train(data, rate, seed, checkpoint)).save(path)
+            checkpoint = Checkpoint(
+                study.out / "unfinished" / unfinished.place.with_suffix(""), study.plan.checkpoint_every
+            )
+            dataclasses.replace(unfinished, curve=self._train(data, rate, seed, checkpoint)).save(path)
             checkpoint.remove()
-        study.runs.append(Run.load(path))
-        return study.runs[-1]
+        run = Run.load(path)
+        if len(run.curve.losses) != study.plan.steps:
+            raise ValueError(f"`{path}` is a run of {len(run.curve.losses)} steps: remove it, and it is made again.")
+        study.runs.append(run)
+        return run
 
     def _train(self, data: Images, rate: float, seed: int, checkpoint: Checkpoint) -> Curve:
         plan = self.study.plan
@@ -172,6 +179,10 @@ def _meta(
     }
 
 
+def _pair(trainer: Trainer) -> str:
+    return f"{trainer.network.name} by {trainer.algorithm.name}"
+
+
 def _shapes(network: Network) -> str:
     return shapes(jax.eval_shape(lambda: network.start(jax.random.key(0))[0]))
 
@@ -186,8 +197,12 @@ def _check_folder(out: Path, meta: dict[str, Any]) -> None:
         for kind in ("networks", "algorithms"):
             different += [f"{kind[:-1]} {k}" for k, v in meta[kind].items() if there[kind].get(k, v) != v]
             meta = meta | {kind: there[kind] | meta[kind]}
+        programs = there.get("programs", {})
+        if there.get("jax") == meta["jax"]:  # another version traces other programs
+            different += [f"program of {k}" for k, v in meta["programs"].items() if programs.get(k, v) != v]
+        meta = meta | {"programs": programs | meta["programs"]}
         if different:
             raise ValueError(
                 f"`{out}` holds a study with other settings ({'; '.join(different)}): choose another folder for `out`."
             )
-    write_atomically(head, json.dumps(meta, indent=2))
+    write_text(head, json.dumps(meta, indent=2))

@@ -76,7 +76,8 @@ def read_head(head: Path) -> dict[str, Any]:
     """
     try:
         meta = json.loads(head.read_text(encoding="utf-8"))
-        if not all(isinstance(meta[name], dict) for name in ("settings", "networks", "algorithms", "plan")):
+        of_dicts = [meta[name] for name in ("settings", "networks", "algorithms", "plan")] + [meta.get("programs", {})]
+        if not all(isinstance(entry, dict) for entry in of_dicts):
             raise ValueError("its entries are of other kinds")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(_damaged(head, error)) from error

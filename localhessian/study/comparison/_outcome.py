@@ -71,11 +71,15 @@ def final_runs(runs: Sequence[Run], network: str, algorithm: str) -> list[Run]:
 
 
 def outcomes(runs: Sequence[Run], seeds: int) -> list[Outcome]:
-    """By network, then by algorithm, in the order of the runs; algorithms with less final runs are left out."""
+    """By network, then by algorithm, in the order of the runs.
+
+    Algorithms with less final runs, or none of tuning, are left out.
+    """
     found = []
     for network in dict.fromkeys(run.network for run in runs):
         names = dict.fromkeys(run.algorithm for run in runs if run.network == network)
-        complete = [name for name in names if len(final_runs(runs, network, name)) >= seeds]
+        tuned = {run.algorithm for run in runs if run.network == network and run.role == "tuning"}
+        complete = [name for name in names if name in tuned and len(final_runs(runs, network, name)) >= seeds]
         found += [_outcome(runs, network, name, complete[0]) for name in complete]
     return found
 

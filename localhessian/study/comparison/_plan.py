@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 
+from localhessian._arguments import expect_choice, expect_count, expect_share
 from localhessian.study.comparison._trainer import SCHEDULES
 
 FIRST_TRIAL = 1_000_000
 """Seeds from here on are those of tuning runs."""
+_COUNTS = ("steps", "batch", "trials", "tuning_seeds", "evaluations", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Plan:
         checkpoint_every: Steps between checkpoints of a run.
 
     Raises:
-        ValueError: A value out of its range.
+        ValueError: A value of another kind, or out of its range.
     """
 
     steps: int = 400
@@ -45,18 +47,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("steps", "batch", "trials", "tuning_seeds", "evaluations", "checkpoint_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+        for name in _COUNTS:
+            expect_count(name, getattr(self, name), 1)
+        expect_count("first_seed", self.first_seed, 0)
+        expect_count("seeds", self.seeds, 1)
         if self.seeds < 2:
             raise ValueError(f"`seeds` must be at least 2, got {self.seeds}: a single run is no result, take 5.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
-        if self.first_seed < 0 or self.first_seed + self.seeds > FIRST_TRIAL:
+        for name in (*_COUNTS, "first_seed", "seeds"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        expect_choice("schedule", self.schedule, tuple(SCHEDULES))
+        if self.first_seed + self.seeds > FIRST_TRIAL:
             raise ValueError(f"`first_seed` must be between 0 and {FIRST_TRIAL - self.seeds}, got {self.first_seed}.")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"`validation` must be a share between 0 and 1, got {self.validation}.")
+        expect_share("validation", self.validation)
 
     @property
     def runs(self) -> int:

@@ -14,6 +14,7 @@ import optax
 
 from localhessian._programs import compiled
 from localhessian._types import Array, Context, Key, Loss, Params, Scalar
+from localhessian.network import program_text
 from localhessian.study._augment import Augmentation
 from localhessian.study._data import Images
 from localhessian.study.comparison._algorithm import Algorithm, Batch
@@ -154,6 +155,14 @@ class Trainer:
             clock = time.perf_counter()
         return state, curve
 
+    def program(self, data: Images, batch: int) -> str:
+        """A digest of the program of a step: of network, algorithm, loss and augmentation together. Cost: a trace."""
+        state, images, labels = jax.eval_shape(
+            lambda: (self.start(0), jnp.asarray(data.train_x), jnp.asarray(data.train_y))
+        )
+        chosen, rate = np.zeros(batch, np.int32), np.zeros((), jnp.zeros(()).dtype)
+        return program_text(functools.partial(_stepped, self), state, images, labels, chosen, jax.random.key(0), rate)
+
     def warm(self, data: Images, batch: int) -> float:
         """Compile by two steps and a test that are thrown away; the seconds it took."""
         clock = time.perf_counter()
@@ -176,14 +185,16 @@ class Trainer:
         return totals[0] / n, totals[1] / n
 
 
-@compiled(static_argnums=0)
-def _step(
+def _stepped(
     trainer: Trainer, state: State, images: Array, labels: Array, chosen: Array, key: Key, rate: Scalar
 ) -> tuple[State, Scalar]:
     augment_key, step_key = jax.random.split(key)
     batch = Batch(trainer.augment(augment_key, images[chosen]), labels[chosen], state.context, step_key)
     stepped = trainer.algorithm.step(trainer.network, trainer.loss, state.params, state.optimizer, batch, rate)
     return _strong(State(stepped.params, stepped.state, stepped.context)), stepped.loss
+
+
+_step = compiled(_stepped, static_argnums=0)
 
 
 @compiled(static_argnums=(0, 1, 2))

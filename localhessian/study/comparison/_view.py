@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from localhessian.study._figure import COLORS
+from localhessian.study._figure import COLORS, write_figure
 from localhessian.study._optional import optional
 from localhessian.study._table import number
 from localhessian.study.comparison._outcome import Outcome, final_runs
@@ -110,8 +110,7 @@ def curves(runs: Sequence[Run], outcomes: Sequence[Outcome], path: str | Path | 
     if labels:
         drawn.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, dpi=150)
+        write_figure(drawn, path)
     return drawn
 
 
