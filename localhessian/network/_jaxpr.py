@@ -1,5 +1,6 @@
 """Traced programs: opening the calls that hold marks, unrolling scans over layers, comparing, naming source lines."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -205,41 +206,56 @@ def where(eqn: core.JaxprEqn, of_the_user: bool = False) -> str:
     return "" if of_the_user else "an unknown line"
 
 
-def fingerprint(closed: core.ClosedJaxpr, labels: Any) -> str:
+def fingerprint(closed: core.ClosedJaxpr, labels: Any, *, lasting: bool = False) -> str:
     """A text that equal programs share: equations with variables renamed in order, and the values of the constants.
 
     Rules of differentiation that are Python functions (custom_jvp, custom_vjp) do not show in it, so for a program
-    that has some the text of its derivative is added.
+    that has some the text of its derivative is added. `lasting`: that of another process may be compared with it;
+    functions of the host are then told by their names and code.
     """
-    return "\n".join([str(labels), text_of(closed), *text_of_rules(closed)])
+    return "\n".join([str(labels), text_of(closed, lasting), *text_of_rules(closed, lasting)])
 
 
-def text_of_rules(closed: core.ClosedJaxpr) -> tuple[str, ...]:
+def text_of_rules(closed: core.ClosedJaxpr, lasting: bool = False) -> tuple[str, ...]:
     """The text of the derivative of a program with rules of its own; nothing of any other. It may have none: raises."""
-    return (text_of(_derivative(closed)),) if has_custom_rule(closed.jaxpr) else ()
+    return (text_of(_derivative(closed), lasting),) if has_custom_rule(closed.jaxpr) else ()
 
 
 def program_text(function: Callable, *arguments: Any) -> str:
-    """The fingerprint of a function's program for arguments of these shapes. Cost: a trace."""
-    return fingerprint(jax.make_jaxpr(lambda *given: function(*given))(*arguments), ())  # noqa: PLW0108 (traced anew)
+    """The lasting fingerprint of a function's program for arguments of these shapes. Cost: a trace."""
+    traced = jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108 (traced anew)
+    return fingerprint(traced, (), lasting=True)
 
 
-def text_of(closed: core.ClosedJaxpr) -> str:
+def text_of(closed: core.ClosedJaxpr, lasting: bool = False) -> str:
     """A text that programs share whose equations and constants are equal, to the bit; alive at the same time."""
     digests = [_digest(const) for const in _all_consts(closed.jaxpr, closed.consts)]
     text = re.sub(rf" at 0x[0-9a-f]+|name={_mark.PREFIX}[^\]]*", "", str(closed.jaxpr))
-    return " ".join([text, *digests, *_unseen(closed.jaxpr)])
+    return " ".join([text, *digests, *_unseen(closed.jaxpr, _name_of if lasting else _identity)])
 
 
-def _unseen(jaxpr: core.Jaxpr) -> Iterator[str]:
+def _unseen(jaxpr: core.Jaxpr, name: Callable[[Any], str]) -> Iterator[str]:
     """What printing leaves out: the last digits of numbers, and which functions of the host are called."""
     for eqn in jaxpr.eqns:
         yield from _bits(eqn.invars)
         if eqn.primitive not in (*CUSTOM, primitives.remat_p):
-            yield from (f"id:{id(value)}" for value in _params(eqn) if _is_function(value))
+            yield from (name(value) for value in _params(eqn) if _is_function(value))
         for inner, _ in sub_jaxprs(eqn):
-            yield from _unseen(inner)
+            yield from _unseen(inner, name)
     yield from _bits(jaxpr.outvars)
+
+
+def _identity(function: Any) -> str:
+    return f"id:{id(function)}"
+
+
+def _name_of(function: Any) -> str:
+    """What two processes agree on: a name, and the code of what was written in Python."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    body = "" if code is None else hashlib.sha256(code.co_code).hexdigest()
+    return f"{getattr(function, '__qualname__', type(function).__qualname__)} {body}"
 
 
 def _bits(atoms: Sequence[Any]) -> Iterator[str]:
@@ -260,8 +276,10 @@ def _all_consts(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> Iterator[Any]:
 
 
 def _digest(const: Any) -> str:
-    if isinstance(const, jax.core.Tracer) or jnp.issubdtype(const.dtype, jax.dtypes.extended):
+    if isinstance(const, jax.core.Tracer):
         return f"id:{id(const)}"
+    if jnp.issubdtype(const.dtype, jax.dtypes.prng_key):
+        const = jax.random.key_data(const)
     return hashlib.sha256(np.ascontiguousarray(const).tobytes()).hexdigest()
 
 

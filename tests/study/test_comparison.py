@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from localhessian.study import (
 )
 from localhessian.study.cli import app
 from localhessian.study.comparison._outcome import best, final_runs
+from localhessian.study.comparison._trainer import Trainer
 from localhessian.study.comparison._view import LEGEND
 
 pytestmark = pytest.mark.once
@@ -175,6 +178,19 @@ def test_a_folder_holds_one_study(study):
         compare([NETWORK], ALGORITHMS[:1] * 2, DATA, PLAN, out=out)
     with pytest.raises(ValueError, match=r"names become folders, .* got 'a/b'"):
         compare([NETWORK], [Descent("a/b", lambda chain, loss, rate: optax.sgd(rate))], DATA, PLAN, out=out)
+
+
+def test_another_process_goes_on_with_a_study():
+    code = (
+        "import jax\nfrom localhessian.study import algorithm, digits, network\n"
+        "from localhessian.study.comparison._trainer import Trainer\n"
+        "data = digits().take(100, 40)\n"
+        "print(Trainer(network('batchnorm', data, depth=2, width=4), algorithm('sgd')).program(data, 16))"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    trainer = Trainer(network("batchnorm", DATA, depth=2, width=4), algorithm("sgd"))
+    assert trainer.program(DATA, 16) == there
+    assert Trainer(trainer.network, algorithm("momentum")).program(DATA, 16) != there
 
 
 def test_a_damaged_run_is_named(study, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -161,7 +162,9 @@ class Trainer:
             lambda: (self.start(0), jnp.asarray(data.train_x), jnp.asarray(data.train_y))
         )
         chosen, rate = np.zeros(batch, np.int32), np.zeros((), jnp.zeros(()).dtype)
-        return program_text(functools.partial(_stepped, self), state, images, labels, chosen, jax.random.key(0), rate)
+        step = functools.partial(_stepped, self)
+        text = program_text(step, state, images, labels, chosen, jax.random.key(0), rate)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def warm(self, data: Images, batch: int) -> float:
         """Compile by two steps and a test that are thrown away; the seconds it took."""
