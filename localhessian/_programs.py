@@ -1,5 +1,6 @@
 """Programs: how ours are compiled, and parts of traced ones as programs of their own, run as JAX runs them."""
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,15 @@ def compiled(function: Callable | None = None, /, *, static_argnums: Any = ()) -
         return (careful if core.get_opaque_trace_state() == _OUTSIDE and sums_go_wrong() else plain)(*args)
 
     return run
+
+
+def at_once() -> contextlib.AbstractContextManager:
+    """Where numbers must be at hand also while another program is traced.
+
+    `jax.ensure_compile_time_eval` reaches into every program that is traced within it: what depends on none of its
+    arguments is computed step by step, by a program for each step. Outside of all tracing it is not needed.
+    """
+    return contextlib.nullcontext() if core.get_opaque_trace_state() == _OUTSIDE else jax.ensure_compile_time_eval()
 
 
 @functools.cache

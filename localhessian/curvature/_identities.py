@@ -11,10 +11,12 @@ from jax.typing import ArrayLike
 
 from localhessian._arguments import expect, expect_flag, expect_key, expect_number
 from localhessian._programs import compiled, floating_types
-from localhessian._tree import floating, ravel, ravel_samples
+from localhessian._progress import Progress, follow
+from localhessian._tree import floating, ravel
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import Wrt, local_hessian
 from localhessian.curvature._recognize import loss_hessian
+from localhessian.linalg import call
 from localhessian.network import BackMatching, Chain, back_match, back_matching_loss
 
 TOLERANCES = {"float64": 1e-12, "float32": 2.5e-5, "bfloat16": 0.35, "float16": 0.04}
@@ -42,13 +44,27 @@ class IdentityCheck:
         """The errors above the tolerance (or not a number)."""
         return {where: error for where, error in self.errors.items() if not error <= self.tolerance}
 
-    def __str__(self) -> str:
+    def table(self) -> str:
         """A line for each block and identity."""
-        width = max(len(block) for block, _ in self.errors)
-        return "\n".join(
-            f"{block:{width}}  {error:8.1e}  {'ok  ' if error <= self.tolerance else 'FAIL'}  {identity}"
-            for (block, identity), error in self.errors.items()
-        )
+        return _lines(self.errors, self.tolerance)
+
+    def __str__(self) -> str:
+        """In one line how many hold; a line for each that fails."""
+        if self.failures:
+            return (
+                f"{len(self.failures)} of {len(self.errors)} identities fail (tolerance {self.tolerance:.1e}):\n"
+                f"{_lines(self.failures, self.tolerance)}"
+            )
+        worst = max(self.errors.values(), default=0.0)
+        return f"{len(self.errors)} identities hold, worst {worst:.1e} (tolerance {self.tolerance:.1e})"
+
+
+def _lines(errors: dict[tuple[str, str], float], tolerance: float) -> str:
+    width = max(len(block) for block, _ in errors)
+    return "\n".join(
+        f"{block:{width}}  {error:8.1e}  {'ok  ' if error <= tolerance else 'FAIL'}  {identity}"
+        for (block, identity), error in errors.items()
+    )
 
 
 def check_identities(
@@ -63,6 +79,7 @@ def check_identities(
     tolerance: float | None = None,
     throw: bool = True,
     key: Key | None = None,
+    progress: Progress | bool = False,
 ) -> IdentityCheck:
     """Check on a model of your own that the identities hold which every result of this package rests on.
 
@@ -82,9 +99,10 @@ def check_identities(
             that the network computes in.
         throw: Whether to raise when an identity fails.
         key: For the random vectors; default `jax.random.key(0)`.
+        progress: True shows a bar; a function is called with (blocks done, blocks in total, what is checked).
 
     Returns:
-        Every relative error; `print` it for a table.
+        Every relative error; printing tells how many hold, and which do not; `table()` lists all.
 
     Raises:
         IdentityError: An identity fails; the message lists the blocks. Usually a `jax.custom_jvp` whose rule is not
@@ -110,27 +128,31 @@ def check_identities(
     if tolerance is not None:
         expect_number("tolerance", tolerance)
     matching = back_match(chain, params, x, y, loss, context)
-    key = jax.random.key(0) if key is None else key
+    entropy = np.ravel(jax.random.key_data(jax.random.key(0) if key is None else key))
     reference = _back_propagation(chain, matching.loss, matching.params, x, y, matching.context)
     errors: dict[tuple[str, str], float] = {}
     chosen: Any = chain.names if blocks is None else (blocks,) if isinstance(blocks, str) else blocks
     expect("blocks", chosen, Iterable, "a name or names of blocks")
-    if isinstance(chosen, Sequence) and not chosen:
+    chosen = tuple(chosen)
+    if not chosen:
         raise ValueError("`blocks` names no block, so nothing would be checked: leave it out for all of them.")
-    for name in chosen:
-        expect("blocks", name, str, "a name or names of blocks, and each")
-        b = chain.index(name) + 1
-        errors |= {(name, identity): error for identity, error in _first_order(matching, name, b, *reference)}
-        for wrt in ("params", "input"):
-            if floating(matching.params[name] if wrt == "params" else matching.activations[b - 1])[0]:
-                found = _second_order(matching, name, b, wrt, jax.random.fold_in(key, b))
-                errors |= {(name, identity): error for identity, error in found}
+    with follow(progress, "block") as show:
+        for done, name in enumerate(chosen):
+            expect("blocks", name, str, "a name or names of blocks, and each")
+            show(done, len(chosen), name)
+            b = chain.index(name) + 1
+            errors |= {(name, identity): error for identity, error in _first_order(matching, name, b, *reference)}
+            for wrt in ("params", "input"):
+                if floating(matching.params[name] if wrt == "params" else matching.activations[b - 1])[0]:
+                    found = _second_order(matching, name, b, wrt, np.random.default_rng([*entropy, b]))
+                    errors |= {(name, identity): error for identity, error in found}
+        show(len(chosen), len(chosen), "done")
     check = IdentityCheck(errors, _tolerance(matching) if tolerance is None else tolerance)
     if throw and check.failures:
         blocks = ", ".join(f"`{name}`" for name in dict.fromkeys(block for block, _ in check.failures))
         raise IdentityError(
             f"identities fail on block {blocks} (tolerance {check.tolerance:.0e}): look for a `jax.custom_jvp` whose "
-            f"rule is not the derivative, and for overflow.\n{IdentityCheck(check.failures, check.tolerance)}"
+            f"rule is not the derivative, and for overflow.\n{check}"
         )
     return check
 
@@ -183,13 +205,14 @@ def _gradient(loss, params, z):
     return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
 
 
-def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, key: Key):
+def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, random: np.random.Generator):
     symbol = "H_W" if wrt == "params" else "H_z"
-    full = local_hessian(matching, name, wrt, "full")
-    u, v = _random_pair(key, full.size, full.dtype)
+    full, residual = (local_hessian(matching, name, wrt, part) for part in ("full", "residual"))
     gauss_newton = local_hessian(matching, name, wrt, "gauss_newton")
-    gauss_newton_v, residual_v = gauss_newton.mv(v), local_hessian(matching, name, wrt, "residual").mv(v)
-    parts, fv, fu = [_host([gauss_newton_v]), _host([residual_v])], _host([full.mv(v)]), _host([full.mv(u)])
+    u, v = jax.device_put(list(random.standard_normal((2, full.size)).astype(full.dtype)))
+    gauss_newton_v = gauss_newton.mv(v)
+    (fv, fu), residual_v = _products(full.product, residual.product, u, v)
+    parts, fv, fu = [_host([gauss_newton_v]), _host([residual_v])], _host([fv]), _host([fu])
     scale = max(_norm(fv), *(_norm(part) for part in parts))
     yield f"{symbol}: full = Gauss-Newton + residual", _ratio(_norm(fv - parts[0] - parts[1]), scale)
     product = abs(float(_host([u]) @ fv - _host([v]) @ fu))
@@ -201,9 +224,10 @@ def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, key: Key)
         yield "H_z: samples are the diagonal blocks", _per_sample(matching, name, b, v, gauss_newton_v)
 
 
-@compiled(static_argnums=(1, 2))
-def _random_pair(key: Key, size: int, dtype: Any) -> Array:
-    return jax.random.normal(key, (2, size), dtype)
+@compiled
+def _products(full, residual, u: Array, v: Array):
+    """Full products of v and u, the residual one of v: in one program."""
+    return [call(full, v), call(full, u)], call(residual, v)
 
 
 def _from_scratch(matching: BackMatching, name: str, b: int, wrt: str, v: Array) -> ArrayLike:
@@ -229,12 +253,17 @@ def _assemble(block, loss, wrt, params, z, context, y, v):
     return ravel(jax.vjp(outputs, leaves)[1](moved)[0])[0]
 
 
-def _per_sample(matching: BackMatching, name: str, b: int, v: Array, whole: Array) -> float:
-    leaves, _ = floating(matching.activations[b - 1])
-    unravel = ravel(leaves)[1]
-    rows = local_hessian(matching, name, "input", samples=jnp.arange(matching.samples))
-    ours = rows.mv(ravel_samples(unravel(v))[0])
-    return _distance([ours], [ravel_samples(unravel(whole))[0]])
+def _per_sample(matching: BackMatching, name: str, b: int, v: ArrayLike, whole: ArrayLike) -> float:
+    rows = local_hessian(matching, name, "input", samples=range(matching.samples))
+    v, whole = (_by_sample(matching.activations[b - 1], vector) for vector in (v, whole))
+    return _distance([rows.mv(jax.device_put(v))], [whole])
+
+
+def _by_sample(z: Activations, vector: ArrayLike) -> np.ndarray:
+    """A vector over the leaves of a batch as one row for each sample."""
+    leaves = floating(z)[0]
+    parts = np.split(np.asarray(vector), np.cumsum([leaf.size for leaf in leaves])[:-1])
+    return np.concatenate([part.reshape(len(leaf), -1) for part, leaf in zip(parts, leaves, strict=True)], axis=1)
 
 
 def _distance(ours: Sequence[ArrayLike], truth: Sequence[ArrayLike]) -> float:

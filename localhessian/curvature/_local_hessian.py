@@ -15,13 +15,14 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect, expect_choice, expect_function
+from localhessian._programs import at_once
 from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
 from localhessian.curvature._recipe import Layout, OperatorSetup, Point, Recipe, with_root
 from localhessian.linalg import SymmetricOperator, call, gram, lazy_operator, repeated
-from localhessian.network import BackMatching, Place, Variables, contexts_of, jacobian, meant, sample_indices
+from localhessian.network import BackMatching, Place, Variables, contexts_of, jacobian, meant, rows, sample_indices
 
 Wrt = Literal["params", "input"]
 Part = Literal["gauss_newton", "full", "residual"]
@@ -156,7 +157,7 @@ def _of_samples(matching: BackMatching, b: int, recipe: Recipe, index: Array, la
     """The samples alone where that is proven to be the same, else in their batch; no sample twice."""
     in_batch = _in_batch(matching, b, index)
     if is_concrete(in_batch):
-        with jax.ensure_compile_time_eval():
+        with at_once():
             for alone in _alone(matching, b, index):
                 if answers_alike(recipe.variables, in_batch.place, alone.place, in_batch.outputs):
                     operator = _operator(recipe, alone, matching.y, label)
@@ -180,7 +181,7 @@ def _in_batch(matching: BackMatching, b: int, index: Array) -> Point:
 def _alone(matching: BackMatching, b: int, index: Array) -> Iterator[Point]:
     """The samples without the rest of their batch, with what may be their context."""
     point = _whole(matching, b)
-    z, residual = jax.tree.map(lambda leaf: leaf[index], (point.place.z, point.residual))
+    z, residual = rows((point.place.z, point.residual), index)
     x, n = matching.activations[0], matching.samples
     for context in contexts_of(matching.chain, x, matching.context, index, n, matching.params):
         place = dataclasses.replace(point.place, z=z, context=context)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._programs import compiled
+from localhessian._programs import at_once, compiled
 from localhessian._tree import floating, is_concrete, pytree, ravel_samples, size
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
@@ -58,7 +58,7 @@ def curvature(loss: Loss, z: Activations, y: Any, index: Array | None = None) ->
     z = jax.tree.map(at_least_single, z)
     if not is_concrete(z, y, index):
         return _traced(loss, z, y, index)
-    with jax.ensure_compile_time_eval():
+    with at_once():
         return _known(loss, z, y, index)
 
 
@@ -175,7 +175,7 @@ def _traced(loss: Loss, z: Activations, y: Any, index: Array | None) -> Curvatur
 
 def _kind(loss: Loss, z: Activations, y: Any) -> Kind:
     """What S is for made-up outputs and labels: what is found depends on the function and the shapes only."""
-    with jax.ensure_compile_time_eval(), _widely(z):
+    with at_once(), _widely(z):
         for kind in candidates(z):
             if all(_is_of(kind, loss, *_made_up((z, y), draw)) for draw in range(3)):
                 return kind

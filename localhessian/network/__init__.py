@@ -27,6 +27,7 @@ from localhessian.network._nnx import chain_from_nnx as chain_from_nnx
 from localhessian.network._per_sample import MISFIT as MISFIT
 from localhessian.network._per_sample import contexts_of as contexts_of
 from localhessian.network._per_sample import first_samples as first_samples
+from localhessian.network._per_sample import rows as rows
 from localhessian.network._per_sample import sample_indices as sample_indices
 from localhessian.network._validate import admit as admit
 from localhessian.network._validate import run_chain as run_chain

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import compiled
+from localhessian._programs import at_once, compiled
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.network._chain import Chain
@@ -74,11 +74,17 @@ def have_leading(tree: Any, n: int) -> Flags:
     return tuple(jnp.shape(leaf)[:1] == (n,) for leaf in jax.tree.leaves(tree))
 
 
+@compiled
+def rows(tree: Any, index: Array) -> Any:
+    """Some samples of every leaf, by one program."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def contexts_of(
     chain: Chain, x: Activations, context: Context, index: Array, n: int, params: dict[str, Params] | None = None
 ) -> Iterator[Context]:
     """What the context of the samples `index` may be, the likeliest first; to be proven by what the blocks answer."""
-    few, given = jax.tree.map(lambda leaf: leaf[index], x), _given(context)
+    few, given = rows(x, index), _given(context)
     leading = have_leading(given, n)
     for belongs in dict.fromkeys((leading, (False,) * len(leading))):
         try:
@@ -172,7 +178,7 @@ def belongs_to_samples(function: Callable, params: Any, z: Any, extra: Any, n: i
     possible = [some for some in _combinations(leading) if _takes(function, params, z, extra, some, count)]
     if len(possible) <= 1:
         return possible[0] if possible else None
-    with jax.ensure_compile_time_eval():
+    with at_once():
         return next((some for some in possible if _is_equivariant(function, params, z, extra, some, n)), None)
 
 
