@@ -18,6 +18,8 @@ CORE = tests/linalg/test_spectrum.py tests/linalg/test_rank.py tests/network tes
 test docs full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 test docs full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test docs full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+# As users compile; tests/conftest.py chooses quicker ways where nothing is said.
+docs full: export XLA_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs full clean
@@ -36,8 +38,8 @@ demo: .venv-demo/.installed
 	.venv-demo/bin/localhessian analyze --out runs/demo
 
 test: .venv-test/.installed
-	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS)
-	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) -m 'not full and not examples and not once'
+	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'not full and not examples and not once'
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check .
@@ -52,10 +54,10 @@ docs: .venv-test/.installed
 	$(PYTEST) -q -m examples
 
 full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
-	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) -m ''
-	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) -m 'not examples'
-	.venv-lowest/bin/python -m pytest -q -n $(WORKERS) $(CORE)
-	.venv-newest/bin/python -m pytest -q -n $(WORKERS) $(CORE)
+	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m ''
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'not examples'
+	.venv-lowest/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(CORE)
+	.venv-newest/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(CORE)
 
 .venv-%/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -68,6 +68,10 @@ class LinearMap:
             self.backward, self.forward, setup, self.out_size, self.in_size, self.dtype, self.batch, self.label
         )
 
+    def __repr__(self) -> str:
+        """Its label, order and dtype; its numbers may be the whole network's."""
+        return _in_words("LinearMap", self.label, f"{self.out_size} x {self.in_size}", self.dtype, self.batch)
+
     def to_dense(self) -> Float[Array, "*s m d"]:
         """The matrix, from products with the unit vectors of the smaller side.
 
@@ -108,9 +112,18 @@ class SymmetricOperator:
         """The same operator with the set-up that its products share done once."""
         return self if self.setup is None else self.setup()
 
+    def __repr__(self) -> str:
+        """Its label, order and dtype; its numbers may be the whole network's."""
+        return _in_words("SymmetricOperator", self.label, f"order {self.size}", self.dtype, self.batch)
+
     def to_dense(self) -> Float[Array, "*s d d"]:
         """The matrix, by `size` products in one batched call; memory `size**2` numbers per operator."""
         return jnp.moveaxis(unit_products(self.prepare().product, self.size, self.batch, self.dtype), 0, -1)
+
+
+def _in_words(kind: str, label: str, shape: str, dtype: jnp.dtype, batch: int | None) -> str:
+    parts = [label, shape, jnp.dtype(dtype).name, "" if batch is None else f"batch of {batch}"]
+    return f"{kind}({', '.join(part for part in parts if part)})"
 
 
 @compiled

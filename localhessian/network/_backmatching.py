@@ -50,6 +50,10 @@ class BackMatching:
     chain: Chain = static()
     loss: Loss = static()
 
+    def __repr__(self) -> str:
+        """Its blocks, and how many samples; its numbers are the whole network's."""
+        return f"BackMatching(blocks {', '.join(self.chain.names)}; {self.samples} samples)"
+
     @property
     def displacements(self) -> tuple[Activations, ...]:
         """delta_b = z_b^{k+1/2} - z_b^k = -r_b for b = 1..B-1; None for z_0 and z_B, which have no target."""

@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-_EXTRAS = {"typer": "cli", "pooch": "train", "orbax": "train"}
+_EXTRAS = {"typer": "cli", "platformdirs": "cli", "pooch": "train", "orbax": "train"}
 
 
 def optional(name: str) -> ModuleType:

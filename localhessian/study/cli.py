@@ -21,6 +21,7 @@ from localhessian.study._findings import findings
 from localhessian.study._html import html
 from localhessian.study._models import MODELS, digits_network
 from localhessian.study._optional import optional
+from localhessian.study._programs_kept import keep_programs
 from localhessian.study._report import Report
 from localhessian.study._table import table
 from localhessian.study._train import train
@@ -43,8 +44,14 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
-    pass
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    cache: Annotated[
+        bool, typer.Option(envvar="LOCALHESSIAN_CACHE", help="Keep compiled programs: the next run starts warm.")
+    ] = True,
+) -> None:
+    if cache:
+        keep_programs()
 
 
 @app.command("analyze")

@@ -240,3 +240,13 @@ def test_products_of_another_kind_are_refused(product, got, method):
         ValueError, match=r"`rmv` must map a vector of shape \(2,\) to real floats of shape \(3,\), got"
     ):
         lh.spectrum(lh.linear_map(lambda v: v[1:], lambda u: u, 3, 2), lh.GolubKahan())
+
+
+def test_operators_print_as_one_line(dtype):
+    factor = lh.linear_map(lambda v: 2 * v, None, 300, 300)
+    assert repr(factor) == f"LinearMap(300 x 300, {dtype})"
+    operators = {f"order 200, {dtype}": lh.symmetric_operator(lambda v: jnp.ones((200, 200), dtype) @ v, 200)}
+    many = dataclasses.replace(lh.linear_map(lambda v: v, None, 3, 3), batch=2, label="of mine")
+    operators[f"of mine, 3 x 3, {dtype}, batch of 2"] = many
+    for words, operator in operators.items():
+        assert repr(operator) == f"{type(operator).__name__}({words})"

@@ -3,6 +3,8 @@
 import dataclasses
 import html.parser
 import json
+import os
+import subprocess
 import sys
 
 import matplotlib.figure
@@ -184,6 +186,27 @@ def test_command_line_says_what_is_wrong(tmp_path):
     assert "there is no report (.npz) in" in " ".join(empty.output.split())
     assert set(CliRunner().invoke(app, ["--help"]).output.split()) >= {"analyze", "report"}
     assert CliRunner().invoke(app, ["--version"]).output.startswith("localhessian 0.1.0")
+
+
+@pytest.mark.parametrize(("given", "kept"), [((), True), (("--no-cache",), False)])
+def test_the_command_line_keeps_its_programs_for_the_next_process(tmp_path, given, kept):
+    code = (
+        "import jax, sys\nfrom typer.testing import CliRunner\nfrom localhessian.study.cli import app\n"
+        "CliRunner().invoke(app, [*sys.argv[1:], 'report', 'nothing'])\n"
+        "jax.jit(lambda x: x + 1)(1.0)\nprint(jax.config.jax_compilation_cache_dir)"
+    )
+    left_out = ("JAX_COMPILATION_CACHE_DIR", "LOCALHESSIAN_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    run = subprocess.run(
+        [sys.executable, "-c", code, *given],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (run.stdout.strip() != "None") is kept
+    assert any(path.name.startswith("jit_") for path in tmp_path.rglob("programs/*")) is kept
 
 
 def test_command_line_keeps_what_came_before_a_divergence(tmp_path):
