@@ -107,7 +107,7 @@ EXCUSED = {
     **dict.fromkeys(("chain_from_linen.x", "chain_from_nnx.x"), "array ndarray"),
     "chain_from_function.params": "None empty fraction NaN inf array ndarray",
     # A function of other arguments is called by some routes only, and Python says what it lacks.
-    **dict.fromkeys(("spectrum.progress", "analyze.progress"), "function"),
+    **dict.fromkeys(("spectrum.progress", "analyze.progress", "check_identities.progress"), "function"),
     # The sentence names the class, or the file itself.
     "Chain.blocks": "empty",
     "Report.html.path": "folder",
@@ -186,7 +186,8 @@ def setting():
     }
 
 
-GIVEN = setting()
+with jax.numpy_dtype_promotion("standard"):  # for flax in float64
+    GIVEN = setting()
 TRIED = 1
 """Of the kinds that work, to be seen working: each may be a program of its own."""
 
