@@ -61,7 +61,7 @@ def truth(case, name, part="gauss_newton"):
 
 
 def check(case, name, samples=BOOTSTRAP, rtol=2e-4, part="gauss_newton"):
-    """To what float32 leaves of 1 - tanh(u)^2 in the first sample, a saturated one; a wrong sample is off by its size."""
+    """To what float32 leaves of 1 - tanh(u)^2 of a saturated sample; a wrong sample is off by its size."""
     matching, exact = lh.back_match(*case), truth(case, name, part)[list(samples)]
     ours = np.asarray(lh.local_hessian(matching, name, "input", part, samples=samples).to_dense(), np.float64)
     one = np.asarray(lh.local_hessian(matching, name, "input", part, samples=samples[1]).to_dense(), np.float64)

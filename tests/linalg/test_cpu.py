@@ -31,6 +31,7 @@ def close(one, two):
     np.testing.assert_allclose(one, two, rtol=1e3 * EPS, atol=1e3 * EPS * float(jnp.max(jnp.abs(two))))
 
 
+@pytest.mark.once
 @settings(max_examples=16)
 @given(data=st.data())
 def test_convolutions_of_small_images(data):

@@ -105,6 +105,7 @@ def test_compiled_whole_equals_driven_from_the_host(method, tol):
     np.testing.assert_allclose(compiled(factor), host, rtol=100 * tol.eigenvalue)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_batched_and_vmapped_equal_one_by_one(method, tol):
     factors = jnp.stack([prescribed_factor(np.geomspace(1, low, 8), 20, 8, i) for i, low in enumerate((0.9, 0.5, 0.1))])

@@ -378,7 +378,9 @@ def test_blocks_that_are_multiplied_at_once_are_counted():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("name", "block"), [("mlp", "layers.1"), ("vgg13-bn/4", "layers.1")])
+@pytest.mark.parametrize(
+    ("name", "block"), [("mlp", "layers.1"), pytest.param("vgg13-bn/4", "layers.1", marks=pytest.mark.full)]
+)
 def test_agrees_with_golub_kahan_at_scale(name, block):
     """Of 262,656 and 9,280 variables: the largest values by three routes, and the audit of none needed."""
     case = zoo.case(name)

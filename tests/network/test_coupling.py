@@ -26,6 +26,7 @@ def random(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.zeros(()).dtype)
 
 
+@pytest.mark.once
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n=st.integers(2, 35), tokens=st.integers(1, 6), d=st.integers(1, 9))
 def test_attention_never_couples_and_a_leak_always_does(n, tokens, d):

@@ -109,6 +109,7 @@ def fresh(kind, run, length, tol):
     return found
 
 
+@pytest.mark.once
 def test_shapes_alternate_in_any_order(tol):
     """A stale program is off by the ratio of the lengths; recency, tracing and what was cut first must not matter."""
     chain, params, context = CUTS["marks"](batch(4)[0])
