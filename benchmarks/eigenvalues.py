@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.linalg import lapack
 
-from localhessian.linalg import _lapack
+from localhessian.linalg.structure import _lapack
 
 ORDERS = (64, 128, 256, 512, 1024, 2304)
 

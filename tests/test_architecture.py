@@ -34,6 +34,8 @@ RANKS = {
     "study": 5,
 }
 TOP = 6
+# A sub-room may import the sub-rooms before it, through their doors; what lies in the room itself may import them all.
+SUBROOMS = {"linalg": ("operators", "spectra", "krylov", "structure", "stochastic")}
 OPTIONAL = frozenset(
     {"matplotlib", "pandas", "rich", "jinja2", "typer", "sklearn", "equinox", "flax", "xarray", "PIL", "scipy", "tqdm"}
 )
@@ -60,6 +62,24 @@ def rank(module: str) -> int:
     return RANKS[room(module)] if room(module) else TOP
 
 
+def subroom(module: str) -> str:
+    parts = module.split(".")
+    return parts[2] if len(parts) > 3 and parts[2] in SUBROOMS.get(parts[1], ()) else ""
+
+
+def subrank(module: str) -> int:
+    places = SUBROOMS.get(room(module), ())
+    return places.index(subroom(module)) if subroom(module) else len(places)
+
+
+def through_helper(node: ast.AST) -> str:
+    """What optional("localhessian..") or importlib.import_module("localhessian..") would import; else nothing."""
+    if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)):
+        return ""
+    called, name = ast.unparse(node.func).rsplit(".", 1)[-1], str(node.args[0].value)
+    return name if called in {"optional", "import_module"} and name.startswith(f"{PACKAGE}.") else ""
+
+
 def imports(module: str, source: str) -> Iterator[tuple[str, bool, int]]:
     """(absolute dotted name, whether inside a function, line) of every import; `from a import b` gives a.b."""
     package = module.rsplit(".", 1)[0].split(".")
@@ -72,6 +92,9 @@ def imports(module: str, source: str) -> Iterator[tuple[str, bool, int]]:
                 base = package[: len(package) - child.level + 1] if child.level else []
                 origin = ".".join([*base, *([child.module] if child.module else [])])
                 yield from ((f"{origin}.{alias.name}", inside, child.lineno) for alias in child.names)
+            elif name := through_helper(child):
+                yield name, inside, child.lineno
+                yield from walk(child, inside)
             else:
                 yield from walk(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
@@ -108,6 +131,10 @@ def import_violations(modules: Mapping[str, str]) -> list[str]:
                 found.append(f"{where} imports upward: {name}")
             elif 0 < rank(target) < rank(module) and not target.endswith(".__init__"):
                 found.append(f"{where} climbs past the door of {room(target)}: {name}")
+            elif room(target) == room(module) and subrank(target) > subrank(module):
+                found.append(f"{where} imports upward within {room(module)}: {name}")
+            elif subroom(target) not in {"", subroom(module)} and not target.endswith(".__init__"):
+                found.append(f"{where} climbs past the door of {subroom(target)}: {name}")
     return found + [f"cycle: {' -> '.join(cycle)}" for cycle in cycles(graph)]
 
 
@@ -176,6 +203,12 @@ def test_imports_flow_downward():
         ("study._b", "class A:\n    def f(self):\n        import json", "hides the import of json"),
         ("linalg._a", "from localhessian.linalg._b import f", "cycle: "),
         ("_status", "from localhessian._types import Array", "cycle: "),
+        ("linalg.spectra._a", "from localhessian.linalg.krylov import f", "imports upward within linalg"),
+        ("linalg.spectra._a", "from localhessian.linalg._a import f", "imports upward within linalg"),
+        ("linalg.krylov._a", "from localhessian.linalg.spectra._a import f", "climbs past the door of spectra"),
+        ("linalg._a", "from localhessian.linalg.spectra._a import f", "climbs past the door of spectra"),
+        ("linalg._a", "f = optional('localhessian.network')", "imports upward"),
+        ("linalg._a", "def f():\n    return optional('localhessian.linalg.spectra')", "hides the import"),
     ],
 )
 def test_forbidden_imports_are_found(module, source, sentence):
@@ -184,6 +217,9 @@ def test_forbidden_imports_are_found(module, source, sentence):
     modules |= {f"{PACKAGE}.{name}": "" for name in ("__init__", "_tree", "_status")}
     modules |= {f"{PACKAGE}._types": "from localhessian._status import Status"}
     modules |= {f"{PACKAGE}.linalg._a": "", f"{PACKAGE}.study._b": ""}
+    modules |= {f"{PACKAGE}.linalg.{name}": "" for name in ("spectra.__init__", "krylov.__init__", "krylov._a")}
+    modules |= {f"{PACKAGE}.linalg.spectra._a": "from localhessian.linalg.operators import gram"}
+    modules |= {f"{PACKAGE}.linalg.operators.__init__": ""}
     modules |= {f"{PACKAGE}.linalg._b": "from localhessian.linalg._a import f"}
     assert import_violations(modules) == []
     modules[f"{PACKAGE}.{module}"] = source
@@ -194,6 +230,7 @@ def test_forbidden_imports_are_found(module, source, sentence):
     "source",
     [
         "from localhessian.linalg import gram\nfrom localhessian._tree import ravel",
+        "from localhessian.linalg import gram\nfiles('localhessian.study')",
         "from localhessian.network._b import f",
         "def plot():\n    import matplotlib.pyplot as plt\n    from rich.table import Table",
     ],

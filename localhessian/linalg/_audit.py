@@ -8,8 +8,8 @@ import numpy as np
 from localhessian._arguments import expect
 from localhessian._status import quietly
 from localhessian._tree import is_concrete
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator, gram
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.spectra import Spectrum
 
 ROUNDING = 100
 """Products in the operator's dtype are trusted to ROUNDING * eps * max|lambda|."""

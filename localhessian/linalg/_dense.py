@@ -21,21 +21,20 @@ from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg._operators import (
+from localhessian.linalg.krylov import lengths
+from localhessian.linalg.operators import (
+    EXACT,
     LinearMap,
     SymmetricOperator,
     check_operator,
     is_of_a_user,
     is_own_product,
+    skewed,
     unit_products,
 )
-from localhessian.linalg._rank import skewed
-from localhessian.linalg._spectrum import Spectrum, working_dtype
-from localhessian.linalg._unit import roots
-from localhessian.linalg._vectors import lengths
+from localhessian.linalg.spectra import Spectrum, working_dtype
+from localhessian.linalg.structure import roots
 
-ROUNDING = 10
-"""Error of a value in units of eps times the largest, for the rounding of the products (heuristic: tests see 3)."""
 CHUNK_BYTES = 2**27
 """What one call of products with unit vectors may hold."""
 
@@ -138,7 +137,7 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
     usable = finite & (xp.asarray(wrong) == 0)
     sigma = xp.where(usable[..., None], sigma, xp.nan)
     sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
-    rho = ROUNDING * float(jnp.finfo(factor.dtype).eps) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
+    rho = EXACT * float(jnp.finfo(factor.dtype).eps) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
     values, wide = [sigma**2, (2 * sigma + rho) * rho, sigma, rho], working_dtype(factor.dtype)
     eigenvalues, residuals, sigma, rho = (jnp.asarray(value, wide) for value in values)
     right = None if right is None else jnp.asarray(right, wide)
@@ -255,7 +254,7 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     bent = _departs(prepared.mv, transposed, operator.dtype, norm, jnp) if traced else False
     values = xp.where((finite & ~(skew | bent))[..., None], values, xp.nan)
     # H is within half of its asymmetry of the matrix that is decomposed.
-    error = ROUNDING * eps * xp.max(xp.abs(values), axis=-1) + asymmetry / 2
+    error = EXACT * eps * xp.max(xp.abs(values), axis=-1) + asymmetry / 2
     residuals = error[..., None] * xp.ones_like(values)
     wide = working_dtype(operator.dtype)
     right = jnp.asarray(basis[..., -vectors:], wide) if vectors else None

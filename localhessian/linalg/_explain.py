@@ -12,12 +12,10 @@ from scipy.linalg import blas
 
 from localhessian._arguments import expect
 from localhessian.linalg._dense import Dense
-from localhessian.linalg._dependence import Declined
-from localhessian.linalg._krylov import BASIS_BYTES, ROWS, Krylov
-from localhessian.linalg._lapack import eigenvalues
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
 from localhessian.linalg._solve import Method, unstructured
-from localhessian.linalg._structured import Structure, Structured
+from localhessian.linalg.krylov import BASIS_BYTES, ROWS, Krylov
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator
+from localhessian.linalg.structure import Declined, Structure, Structured, eigenvalues
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,13 +12,10 @@ from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._dense import Dense
-from localhessian.linalg._dependence import Declined
-from localhessian.linalg._golub_kahan import GolubKahan
-from localhessian.linalg._lanczos import Lanczos
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
-from localhessian.linalg._probe import contradiction
-from localhessian.linalg._spectrum import Spectrum, SpectrumError, within_range
-from localhessian.linalg._structured import Structured
+from localhessian.linalg.krylov import GolubKahan, Lanczos
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, contradiction
+from localhessian.linalg.spectra import Spectrum, SpectrumError, within_range
+from localhessian.linalg.structure import Declined, Structured
 
 MAX_OPERATIONS = 5e11
 """Multiplications of a dense decomposition that nobody asked for, as of `Structured`: one of order 4,096 is below."""

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 import localhessian as lh
 from localhessian.linalg import gram, matrix_map
-from localhessian.linalg._rank import noise
+from localhessian.linalg.spectra._rank import noise
 
 N = 72
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.tree_util import Partial
 
-from localhessian.linalg import _cpu
+from localhessian.linalg.operators import _cpu
 
 EPS = float(jnp.finfo(jnp.zeros(()).dtype).eps)
 

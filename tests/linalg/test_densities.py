@@ -8,8 +8,8 @@ from jax.tree_util import Partial
 
 import localhessian as lh
 from localhessian.linalg import gram, matrix_map
-from localhessian.linalg._jacobi import of_factor, of_symmetric
-from localhessian.linalg._quadrature import bracket, radau_rules
+from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
+from localhessian.linalg.stochastic._quadrature import bracket, radau_rules
 
 D = 60
 

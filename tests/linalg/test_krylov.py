@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 import localhessian as lh
 from localhessian.linalg import gram, matrix_map
-from localhessian.linalg._cpu import contains_convolution
+from localhessian.linalg.operators._cpu import contains_convolution
 
 pytestmark = pytest.mark.once
 

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from localhessian.linalg import _lapack
+from localhessian.linalg.structure import _lapack
 
 pytestmark = pytest.mark.once
 

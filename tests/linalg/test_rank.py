@@ -9,7 +9,7 @@ import pytest
 
 import localhessian as lh
 from localhessian.linalg import gram, matrix_map
-from localhessian.linalg._rank import counted, cutoff
+from localhessian.linalg.spectra._rank import counted, cutoff
 
 SIZE = 8
 METHODS = (lh.Dense(), lh.GolubKahan(), lh.Lanczos())

@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 import localhessian as lh
-from localhessian.linalg import _block_diagonal, _small_units
+from localhessian.linalg.structure import _block_diagonal, _small_units
 
 LAYERS = {
     "max pooling": lambda z: nn.max_pool(z, (2, 2), (2, 2)),

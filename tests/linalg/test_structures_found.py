@@ -120,7 +120,7 @@ def test_a_large_head_is_declined_before_its_rows_are_decomposed(monkeypatch):
     def never(*_):
         raise AssertionError("rows were decomposed")
 
-    monkeypatch.setattr("localhessian.linalg._khatri_rao._independent_rows", never)
+    monkeypatch.setattr("localhessian.linalg.structure._khatri_rao._independent_rows", never)
     chain = lh.Chain([lh.Block("a", lambda p, z: p * z), lh.Block("head", lambda p, z: z @ p)])
     x, y = jnp.sin(jnp.arange(60.0 * 8)).reshape(2, 30, 8), jnp.zeros((2, 30), int)
     losses = lambda z, y: -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), y[..., None], -1)[..., 0], 1)

@@ -32,11 +32,6 @@ def noise(dtype: Any) -> float:
     return cutoff(dtype)
 
 
-def rounding(dtype: Any) -> float:
-    """Relative to the largest *eigenvalue*: the error of one product with H."""
-    return 10 * float(jnp.finfo(dtype).eps)
-
-
 def hidden(dtype: Any, has_factor: bool) -> float:
     """Relative to the largest singular value: what a method without the factor does not see."""
     return 0.0 if has_factor else noise(dtype) ** 0.5
@@ -45,8 +40,3 @@ def hidden(dtype: Any, has_factor: bool) -> float:
 def counted(dtype: Any, has_factor: bool, rtol: float | None = None) -> float:
     """Relative to the largest singular value: above it a value is counted as non-zero."""
     return max(cutoff(dtype, rtol), hidden(dtype, has_factor))
-
-
-def skewed(eps: float) -> float:
-    """Relative: between rounding and a difference that matters, of products that ought to be equal."""
-    return 100 * eps**0.75

@@ -10,8 +10,9 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect_choice, expect_key
 from localhessian._types import Array, Float, Key
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator, gram
-from localhessian.linalg._probes import (
+from localhessian.linalg.krylov import lengths
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
     check_probes,
     each_probe,
@@ -22,8 +23,7 @@ from localhessian.linalg._probes import (
     size_of,
     unit_vector,
 )
-from localhessian.linalg._structured import Structured
-from localhessian.linalg._vectors import lengths
+from localhessian.linalg.structure import Structured
 
 
 def frobenius_norm(

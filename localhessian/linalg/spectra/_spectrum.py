@@ -10,7 +10,7 @@ from localhessian._arguments import expect_share
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int
-from localhessian.linalg._rank import cutoff
+from localhessian.linalg.spectra._rank import cutoff
 
 
 @pytree

@@ -8,9 +8,9 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect_choice, expect_key
 from localhessian._types import Array, Float, Key
-from localhessian.linalg._moments import exact_moment
-from localhessian.linalg._operators import HIGHEST, LinearMap, SymmetricOperator, check_operator, gram
-from localhessian.linalg._probes import (
+from localhessian.linalg.operators import HIGHEST, LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.stochastic._moments import exact_moment
+from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
     check_probes,
     each_probe,

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._status import Status
-from localhessian.linalg._dense import ROUNDING
-from localhessian.linalg._krylov import Krylov
-from localhessian.linalg._spectrum import Spectrum, working_dtype
-from localhessian.linalg._unit import Part
+from localhessian.linalg.krylov import Krylov
+from localhessian.linalg.operators import EXACT
+from localhessian.linalg.spectra import Spectrum, working_dtype
+from localhessian.linalg.structure._unit import Part
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Singular values ascending, multiplicities, and error bounds, of one map of a batch."""
@@ -24,7 +24,7 @@ def whole(parts: Sequence[Part], size: int, dtype: jnp.dtype, batch: int | None,
         mine = [part for part in parts if part.batch == b]
         sigma = np.concatenate([np.zeros(0), *(part.singular_values for part in mine)])
         copies = [np.full(len(part.singular_values), part.copies) for part in mine]
-        rho = np.full(len(sigma), ROUNDING * float(jnp.finfo(dtype).eps) * np.max(sigma, initial=0))
+        rho = np.full(len(sigma), EXACT * float(jnp.finfo(dtype).eps) * np.max(sigma, initial=0))
         rows.append(_with_zeros(*_nonzero(sigma, np.concatenate([np.zeros(0, np.int64), *copies]), rho), size))
     lead = () if batch is None else (batch,)
     return _spectrum(rows, size, dtype, lead, method, np.zeros(lead), np.ones(lead, bool))

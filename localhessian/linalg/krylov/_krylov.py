@@ -19,10 +19,9 @@ from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
-from localhessian.linalg._cpu import contains_convolution
-from localhessian.linalg._rank import cutoff, skewed
-from localhessian.linalg._spectrum import Spectrum
-from localhessian.linalg._vectors import lengths, pick
+from localhessian.linalg.krylov._vectors import lengths, pick
+from localhessian.linalg.operators import contains_convolution, skewed
+from localhessian.linalg.spectra import Spectrum, cutoff
 
 ROWS = 32
 """A basis has room for at least this many vectors; a space that fits is seen whole.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from localhessian.linalg._dependence import Declined, Dependent
-from localhessian.linalg._inputs import Inputs
+from localhessian.linalg.structure._dependence import Declined, Dependent
+from localhessian.linalg.structure._inputs import Inputs
 
 
 @dataclasses.dataclass

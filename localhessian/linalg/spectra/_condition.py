@@ -6,8 +6,9 @@ from localhessian._arguments import expect, expect_share
 from localhessian._status import Status, quietly
 from localhessian._tree import on_the_host, pytree
 from localhessian._types import Array, Float, Int
-from localhessian.linalg._rank import GAP, counted, cutoff, doubtful, noise, rounding
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg.operators import rounding
+from localhessian.linalg.spectra._rank import GAP, counted, cutoff, doubtful, noise
+from localhessian.linalg.spectra._spectrum import Spectrum
 
 
 @pytree

@@ -16,14 +16,22 @@ from jax.tree_util import Partial
 from localhessian._status import Status
 from localhessian._tree import pytree
 from localhessian._types import Array, Float, Int, Key
-from localhessian.linalg._golub_kahan import left_half, right_half
-from localhessian.linalg._krylov import BASIS_BYTES, Plan, products, repeat, repeats, rows
-from localhessian.linalg._lanczos import advance
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
-from localhessian.linalg._rank import skewed
-from localhessian.linalg._recurrence import State, begin
-from localhessian.linalg._spectrum import working_dtype
-from localhessian.linalg._vectors import random_block
+from localhessian.linalg.krylov import (
+    BASIS_BYTES,
+    Plan,
+    State,
+    advance,
+    begin,
+    left_half,
+    products,
+    random_block,
+    repeat,
+    repeats,
+    right_half,
+    rows,
+)
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, skewed
+from localhessian.linalg.spectra import working_dtype
 
 GROUP = 8
 """Starts that run as one recurrence, at most: more vectors at once do not pay (8 break even on one core)."""

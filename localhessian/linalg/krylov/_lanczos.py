@@ -10,10 +10,8 @@ import numpy as np
 from localhessian._progress import Progress
 from localhessian._status import Status
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
-from localhessian.linalg._operators import LinearMap
-from localhessian.linalg._rank import noise
-from localhessian.linalg._recurrence import (
+from localhessian.linalg.krylov._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
+from localhessian.linalg.krylov._recurrence import (
     State,
     alive,
     begin,
@@ -33,8 +31,7 @@ from localhessian.linalg._recurrence import (
     revive,
     run_compiled,
 )
-from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt, working_dtype
-from localhessian.linalg._vectors import (
+from localhessian.linalg.krylov._vectors import (
     combine,
     largest_vectors,
     lengths,
@@ -44,6 +41,8 @@ from localhessian.linalg._vectors import (
     unbatched_all,
     unit_rows,
 )
+from localhessian.linalg.operators import LinearMap
+from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, noise, working_dtype
 
 BREAKDOWN = 50
 """A next basis vector shorter than BREAKDOWN * eps * ||H|| is rounding: the space is invariant."""

@@ -18,8 +18,8 @@ import numpy as np
 
 from localhessian._tree import pytree
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import ROWS, Plan, unrolls
-from localhessian.linalg._vectors import combine, lengths, multiply, random_block, unit_rows
+from localhessian.linalg.krylov._krylov import ROWS, Plan, unrolls
+from localhessian.linalg.krylov._vectors import combine, lengths, multiply, random_block, unit_rows
 
 LOST = 0.5
 """A unit vector that one more pass of orthogonalization shortens below this was rounding."""

@@ -6,10 +6,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._types import Array
-from localhessian.linalg._dependence import UNKNOWN, Declined, TooLarge
-from localhessian.linalg._discover import Found, members
-from localhessian.linalg._operators import LinearMap
-from localhessian.linalg._unit import Part, gram_of_rows, roots, squares_of, syrk
+from localhessian.linalg.operators import LinearMap
+from localhessian.linalg.structure._dependence import UNKNOWN, Declined, TooLarge
+from localhessian.linalg.structure._discover import Found, members
+from localhessian.linalg.structure._unit import Part, gram_of_rows, roots, squares_of, syrk
 
 
 class KhatriRao:

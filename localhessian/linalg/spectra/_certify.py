@@ -9,8 +9,8 @@ import numpy as np
 from localhessian._arguments import expect, short
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Float
-from localhessian.linalg._rank import skewed
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg.operators import skewed
+from localhessian.linalg.spectra._spectrum import Spectrum
 
 ROUNDING = 10
 """Sums of eigenvalues are trusted to ROUNDING * eps of the sum of their sizes (heuristic)."""

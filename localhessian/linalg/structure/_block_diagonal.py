@@ -17,13 +17,13 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from localhessian._types import Array
-from localhessian.linalg._dependence import UNKNOWN, Declined
-from localhessian.linalg._discover import Found, members
-from localhessian.linalg._inputs import CHUNK, Inputs
-from localhessian.linalg._operators import LinearMap
-from localhessian.linalg._small_units import STACK_BYTES, Components, Stack
-from localhessian.linalg._threads import cores, in_parallel
-from localhessian.linalg._unit import Part, Unit, singular_values, squares_of, syrk
+from localhessian.linalg.operators import LinearMap
+from localhessian.linalg.structure._dependence import UNKNOWN, Declined
+from localhessian.linalg.structure._discover import Found, members
+from localhessian.linalg.structure._inputs import CHUNK, Inputs
+from localhessian.linalg.structure._small_units import STACK_BYTES, Components, Stack
+from localhessian.linalg.structure._threads import cores, in_parallel
+from localhessian.linalg.structure._unit import Part, Unit, singular_values, squares_of, syrk
 
 
 class BlockDiagonal:

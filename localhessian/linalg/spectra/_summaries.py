@@ -3,8 +3,8 @@
 from localhessian._arguments import expect
 from localhessian._tree import on_the_host, pytree
 from localhessian._types import Array, Float
-from localhessian.linalg._rank import noise
-from localhessian.linalg._spectrum import Spectrum
+from localhessian.linalg.spectra._rank import noise
+from localhessian.linalg.spectra._spectrum import Spectrum
 
 
 @pytree

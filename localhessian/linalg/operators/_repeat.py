@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from localhessian._tree import is_concrete
 from localhessian._types import Array
-from localhessian.linalg._operators import LinearMap, SymmetricOperator
+from localhessian.linalg.operators._operators import LinearMap, SymmetricOperator
 
 
 def repeated(operator: SymmetricOperator, places: Array, /) -> SymmetricOperator:

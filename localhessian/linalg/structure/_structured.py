@@ -10,14 +10,14 @@ from localhessian._arguments import expect, expect_limit
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg._assemble import ends, whole
-from localhessian.linalg._block_diagonal import BlockDiagonal
-from localhessian.linalg._dependence import Declined, TooLarge
-from localhessian.linalg._discover import Found, walk
-from localhessian.linalg._golub_kahan import GolubKahan
-from localhessian.linalg._khatri_rao import KhatriRao
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
-from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt
+from localhessian.linalg.krylov import GolubKahan
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator
+from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt
+from localhessian.linalg.structure._assemble import ends, whole
+from localhessian.linalg.structure._block_diagonal import BlockDiagonal
+from localhessian.linalg.structure._dependence import Declined, TooLarge
+from localhessian.linalg.structure._discover import Found, walk
+from localhessian.linalg.structure._khatri_rao import KhatriRao
 
 Structure = BlockDiagonal | KhatriRao
 

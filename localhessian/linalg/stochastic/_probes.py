@@ -12,11 +12,9 @@ from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int, Key
-from localhessian.linalg._krylov import repeat, rows
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, call
-from localhessian.linalg._probe import contradiction
-from localhessian.linalg._spectrum import SpectrumError
-from localhessian.linalg._vectors import unbatched
+from localhessian.linalg.krylov import repeat, rows, unbatched
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, contradiction
+from localhessian.linalg.spectra import SpectrumError
 
 
 @pytree

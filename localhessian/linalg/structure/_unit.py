@@ -8,8 +8,8 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import blas
 
-from localhessian.linalg._inputs import CHUNK, Inputs
-from localhessian.linalg._lapack import SMALL, eigenvalues
+from localhessian.linalg.structure._inputs import CHUNK, Inputs
+from localhessian.linalg.structure._lapack import SMALL, eigenvalues
 
 
 class Part(NamedTuple):

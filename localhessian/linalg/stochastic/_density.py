@@ -21,14 +21,12 @@ from localhessian._arguments import expect_choice, expect_count, expect_flag, ex
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg._distribution import Density, QuadratureEstimate
-from localhessian.linalg._jacobi import of_factor, of_symmetric
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, check_operator
-from localhessian.linalg._probe import contradiction
-from localhessian.linalg._quadrature import bracket, ends
-from localhessian.linalg._rank import counted, rounding
-from localhessian.linalg._spectrum import Spectrum, SpectrumError
-from localhessian.linalg._vectors import unbatched
+from localhessian.linalg.krylov import unbatched
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, contradiction, rounding
+from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
+from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
+from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
+from localhessian.linalg.stochastic._quadrature import bracket, ends
 
 MARGIN = 0.02
 """The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""

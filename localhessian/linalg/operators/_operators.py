@@ -22,8 +22,8 @@ from localhessian._memory import as_key
 from localhessian._programs import compiled
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float
-from localhessian.linalg._cpu import run_quickly
-from localhessian.linalg._rank import skewed
+from localhessian.linalg.operators._cpu import run_quickly
+from localhessian.linalg.operators._rounding import skewed
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -5,8 +5,8 @@ import numpy as np
 
 from localhessian._status import Status
 from localhessian._tree import is_concrete
-from localhessian.linalg._operators import LinearMap, SymmetricOperator, is_own_product
-from localhessian.linalg._rank import rounding, skewed
+from localhessian.linalg.operators._operators import LinearMap, SymmetricOperator, is_own_product
+from localhessian.linalg.operators._rounding import rounding, skewed
 
 
 def contradiction(operator: LinearMap | SymmetricOperator) -> Status | None:

@@ -11,9 +11,8 @@ import numpy as np
 from localhessian._progress import Progress
 from localhessian._status import Status
 from localhessian._types import Array, Key
-from localhessian.linalg._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
-from localhessian.linalg._operators import LinearMap
-from localhessian.linalg._recurrence import (
+from localhessian.linalg.krylov._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
+from localhessian.linalg.krylov._recurrence import (
     State,
     alive,
     begin,
@@ -35,8 +34,7 @@ from localhessian.linalg._recurrence import (
     run_compiled,
     take_rows,
 )
-from localhessian.linalg._spectrum import Spectrum, SpectrumInterrupt, working_dtype
-from localhessian.linalg._vectors import (
+from localhessian.linalg.krylov._vectors import (
     combine,
     largest_vectors,
     lengths,
@@ -46,6 +44,8 @@ from localhessian.linalg._vectors import (
     unbatched_all,
     unit_rows,
 )
+from localhessian.linalg.operators import LinearMap
+from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, working_dtype
 
 BREAKDOWN = 30
 """A next basis vector shorter than BREAKDOWN * eps * ||A|| is rounding; below the rank rule's 100 eps."""

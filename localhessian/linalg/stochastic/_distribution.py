@@ -10,7 +10,7 @@ import numpy as np
 from localhessian._arguments import expect_number, expect_share
 from localhessian._tree import on_the_host, pytree, static
 from localhessian._types import Array, Float, Int
-from localhessian.linalg._spectrum import missed
+from localhessian.linalg.spectra import missed
 
 
 @pytree

@@ -19,8 +19,9 @@ from jax.extend import core
 
 from localhessian._programs import bind
 from localhessian._tree import is_concrete
-from localhessian.linalg import _mixing
-from localhessian.linalg._dependence import (
+from localhessian.linalg.operators import LinearMap
+from localhessian.linalg.structure import _mixing
+from localhessian.linalg.structure._dependence import (
     MAX_TERMS,
     UNKNOWN,
     Declined,
@@ -31,8 +32,7 @@ from localhessian.linalg._dependence import (
     select,
     variables,
 )
-from localhessian.linalg._mixing import Grid
-from localhessian.linalg._operators import LinearMap
+from localhessian.linalg.structure._mixing import Grid
 
 EXACT_INTEGERS = 2**24
 """Integers below this are exact in float32."""

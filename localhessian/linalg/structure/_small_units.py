@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from localhessian.linalg._unit import Part, roots
+from localhessian.linalg.structure._unit import Part, roots
 
 MOST = 1024
 """Rows times variables of a unit that is held in full."""

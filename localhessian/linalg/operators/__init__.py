@@ -1,0 +1,22 @@
+"""What is multiplied: linear maps and symmetric operators, and the quick products of the CPU."""
+
+from localhessian.linalg.operators._cpu import contains_convolution as contains_convolution
+from localhessian.linalg.operators._operators import HIGHEST as HIGHEST
+from localhessian.linalg.operators._operators import LinearMap as LinearMap
+from localhessian.linalg.operators._operators import SymmetricOperator as SymmetricOperator
+from localhessian.linalg.operators._operators import call as call
+from localhessian.linalg.operators._operators import check_operator as check_operator
+from localhessian.linalg.operators._operators import gram as gram
+from localhessian.linalg.operators._operators import is_of_a_user as is_of_a_user
+from localhessian.linalg.operators._operators import is_own_product as is_own_product
+from localhessian.linalg.operators._operators import lazy_map as lazy_map
+from localhessian.linalg.operators._operators import lazy_operator as lazy_operator
+from localhessian.linalg.operators._operators import linear_map as linear_map
+from localhessian.linalg.operators._operators import matrix_map as matrix_map
+from localhessian.linalg.operators._operators import symmetric_operator as symmetric_operator
+from localhessian.linalg.operators._operators import unit_products as unit_products
+from localhessian.linalg.operators._probe import contradiction as contradiction
+from localhessian.linalg.operators._repeat import repeated as repeated
+from localhessian.linalg.operators._rounding import EXACT as EXACT
+from localhessian.linalg.operators._rounding import rounding as rounding
+from localhessian.linalg.operators._rounding import skewed as skewed

@@ -1,0 +1,18 @@
+"""How far numbers may be apart that ought to be equal."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+EXACT = 10
+"""Error of a value in units of eps times the largest, for the rounding of the products (heuristic: tests see 3)."""
+
+
+def rounding(dtype: Any) -> float:
+    """Relative to the largest *eigenvalue*: the error of one product with H."""
+    return 10 * float(jnp.finfo(dtype).eps)
+
+
+def skewed(eps: float) -> float:
+    """Relative: between rounding and a difference that matters, of products that ought to be equal."""
+    return 100 * eps**0.75
