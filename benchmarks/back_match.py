@@ -20,7 +20,7 @@ import numpy as np
 from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 import localhessian as lh
-from localhessian.study import zoo
+from localhessian.lab import zoo
 
 CALLS = 20
 CASES = ("small", "lambdas", "vgg13-bn/4", "gpt")

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 import localhessian as lh
-from localhessian.study import zoo
+from localhessian.lab import zoo
 
 
 def measure(layers: int) -> None:

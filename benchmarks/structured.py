@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import localhessian as lh
-from localhessian.study import zoo
+from localhessian.lab import zoo
 
 sys.path.append(str(pathlib.Path(__file__).parent / "spectra"))
 from run import HERE, ONE_CORE

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian.study import Trainer, algorithm, images_from_arrays, network
+from localhessian.lab import Trainer, algorithm, images_from_arrays, network
 
 ALGORITHMS = ("momentum", "adam", "scale-amended", "gauss-newton", "back-matching")
 

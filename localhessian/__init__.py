@@ -2,6 +2,9 @@
 
 from localhessian._status import Status as Status
 from localhessian._version import __version__ as __version__
+from localhessian.analysis import Report as Report
+from localhessian.analysis import Row as Row
+from localhessian.analysis import analyze as analyze
 from localhessian.curvature import IdentityCheck as IdentityCheck
 from localhessian.curvature import IdentityError as IdentityError
 from localhessian.curvature import LocalScalars as LocalScalars
@@ -51,9 +54,6 @@ from localhessian.network import chain_from_function as chain_from_function
 from localhessian.network import chain_from_linen as chain_from_linen
 from localhessian.network import chain_from_nnx as chain_from_nnx
 from localhessian.network import mark as mark
-from localhessian.study import Report as Report
-from localhessian.study import Row as Row
-from localhessian.study import analyze as analyze
 from localhessian.training import BlockInfo as BlockInfo
 from localhessian.training import GaussNewton as GaussNewton
 from localhessian.training import GradientStep as GradientStep

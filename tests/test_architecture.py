@@ -18,9 +18,11 @@ PACKAGE = "localhessian"
 ROOT = Path(lh.__file__).parent
 # A room may import the rooms before it; the modules of the ground floor share the first place.
 RANKS = {
+    "_archive": 0,
     "_arguments": 0,
     "_files": 0,
     "_memory": 0,
+    "_optional": 0,
     "_programs": 0,
     "_progress": 0,
     "_tree": 0,
@@ -31,9 +33,11 @@ RANKS = {
     "network": 2,
     "curvature": 3,
     "training": 4,
-    "study": 5,
+    "analysis": 5,
+    "lab": 6,
+    "study": 7,
 }
-TOP = 6
+TOP = 8
 # A sub-room may import the sub-rooms before it, through their doors; what lies in the room itself may import them all.
 SUBROOMS = {"linalg": ("operators", "spectra", "krylov", "structure", "stochastic")}
 OPTIONAL = frozenset(
@@ -169,7 +173,7 @@ def code_violations(module: str, source: str) -> list[str]:
         found.append(f"{module} imports pickle")
     if re.search(r"allow_pickle\s*=\s*True", source):
         found.append(f"{module} allows pickles")
-    if "jax.config.update" in source and module != f"{PACKAGE}.study._programs_kept":  # the command line's own process
+    if "jax.config.update" in source and module != f"{PACKAGE}.lab._programs_kept":  # the command line's own process
         found.append(f"{module} changes jax.config")
     if source.count("\n") > MAX_LINES:
         found.append(f"{module} has {source.count(chr(10))} lines, more than {MAX_LINES}")
@@ -193,14 +197,14 @@ def test_imports_flow_downward():
     ("module", "source", "sentence"),
     [
         ("linalg._a", "from localhessian.network import Chain", "imports upward"),
-        ("linalg._a", "import localhessian.study._b", "imports upward"),
+        ("linalg._a", "import localhessian.lab._b", "imports upward"),
         ("linalg._a", "from ..network import Chain", "imports upward"),
         ("linalg._a", "from localhessian import Chain", "imports upward"),
-        ("study._a", "import localhessian as lh", "imports upward"),
+        ("lab._a", "import localhessian as lh", "imports upward"),
         ("_tree", "from localhessian.linalg import gram", "imports upward"),
         ("network._a", "from localhessian.linalg._a import f", "climbs past the door of linalg"),
-        ("study._b", "def f():\n    import localhessian.linalg", "hides the import of localhessian.linalg"),
-        ("study._b", "class A:\n    def f(self):\n        import json", "hides the import of json"),
+        ("lab._b", "def f():\n    import localhessian.linalg", "hides the import of localhessian.linalg"),
+        ("lab._b", "class A:\n    def f(self):\n        import json", "hides the import of json"),
         ("linalg._a", "from localhessian.linalg._b import f", "cycle: "),
         ("_status", "from localhessian._types import Array", "cycle: "),
         ("linalg.spectra._a", "from localhessian.linalg.krylov import f", "imports upward within linalg"),
@@ -212,11 +216,11 @@ def test_imports_flow_downward():
     ],
 )
 def test_forbidden_imports_are_found(module, source, sentence):
-    rooms = ("linalg", "network", "curvature", "training", "study")
+    rooms = ("linalg", "network", "curvature", "training", "analysis", "lab")
     modules = {f"{PACKAGE}.{name}.__init__": "" for name in rooms}
     modules |= {f"{PACKAGE}.{name}": "" for name in ("__init__", "_tree", "_status")}
     modules |= {f"{PACKAGE}._types": "from localhessian._status import Status"}
-    modules |= {f"{PACKAGE}.linalg._a": "", f"{PACKAGE}.study._b": ""}
+    modules |= {f"{PACKAGE}.linalg._a": "", f"{PACKAGE}.lab._b": ""}
     modules |= {f"{PACKAGE}.linalg.{name}": "" for name in ("spectra.__init__", "krylov.__init__", "krylov._a")}
     modules |= {f"{PACKAGE}.linalg.spectra._a": "from localhessian.linalg.operators import gram"}
     modules |= {f"{PACKAGE}.linalg.operators.__init__": ""}
@@ -230,7 +234,7 @@ def test_forbidden_imports_are_found(module, source, sentence):
     "source",
     [
         "from localhessian.linalg import gram\nfrom localhessian._tree import ravel",
-        "from localhessian.linalg import gram\nfiles('localhessian.study')",
+        "from localhessian.linalg import gram\nfiles('localhessian.lab')",
         "from localhessian.network._b import f",
         "def plot():\n    import matplotlib.pyplot as plt\n    from rich.table import Table",
     ],

@@ -7,7 +7,7 @@ import pytest
 
 import localhessian as lh
 from localhessian._programs import compiled, sums_go_wrong
-from localhessian.study.zoo import token_loss
+from localhessian.lab.zoo import token_loss
 
 pytestmark = pytest.mark.once
 POSITIONS, CLASSES = 1024, 64  # what is smaller is not fused

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from matfree import decomp, eig
 from work import TOLERANCE, megabytes
 
-from localhessian.study import zoo
+from localhessian.lab import zoo
 
 STEPS = (4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128)
 

@@ -9,7 +9,7 @@ import numpy as np
 from work import Sides, mean_over_starts, megabytes
 
 import localhessian as lh
-from localhessian.study import zoo
+from localhessian.lab import zoo
 
 
 def export(name: str, path: str, seed: int) -> None:

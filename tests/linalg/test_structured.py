@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import localhessian as lh
+from localhessian.lab import zoo
 from localhessian.linalg import matrix_map
-from localhessian.study import zoo
 
 ACTIVATIONS = {
     "none": lambda u: u,

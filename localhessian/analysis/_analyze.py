@@ -1,0 +1,230 @@
+"""The main job: every local Hessian of a network, with progress, interruption and resumption."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from localhessian._arguments import expect, expect_key
+from localhessian._progress import Progress, follow
+from localhessian._status import Status
+from localhessian._tree import floating, is_concrete, size
+from localhessian._types import Activations, Array, Context, Key, Loss, Params
+from localhessian._version import __version__
+from localhessian.analysis._fingerprint import fingerprint
+from localhessian.analysis._measured import measured, surveyed, without_figures
+from localhessian.analysis._report import Report
+from localhessian.analysis._row import Key as RowKey
+from localhessian.analysis._row import Row, RowSpectrum
+from localhessian.analysis._survey import Survey
+from localhessian.curvature import local_hessian
+from localhessian.linalg import Method, SpectrumInterrupt, check_method, spectrum
+from localhessian.network import BackMatching, Chain, back_match_partly, sample_indices
+
+SIDES = ("params", "input")
+PARTS = ("gauss_newton", "full", "residual")
+AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
+"""Rows that `resume` does not keep."""
+UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
+
+
+def analyze(
+    chain: Chain,
+    params: dict[str, Params],
+    x: Activations,
+    y: Any,
+    loss: Loss,
+    context: Context = None,
+    *,
+    blocks: str | Iterable[str] | None = None,
+    wrt: str | Iterable[str] = SIDES,
+    part: str | Iterable[str] = "gauss_newton",
+    samples: int | Sequence[int] | Array | None = None,
+    samples_per_block: int = 16,
+    method: Method | None = None,
+    key: Key | None = None,
+    progress: Progress | bool = False,
+    resume: Report | None = None,
+) -> Report:
+    """Spectra and condition numbers of the local Hessians of every block, at the given parameters and data.
+
+    Args:
+        chain: The network.
+        params: The parameters of each block by its name.
+        x: Inputs, samples on the leading axis. With batch normalization in training mode their number matters.
+        y: What the loss compares with.
+        loss: Per-sample losses, shape `(n,)`.
+        context: Handed to every block that takes one.
+        blocks: A name or names of the blocks to analyze; default all, but of blocks without parameters no H_z.
+        wrt: `"params"` for H_W, `"input"` for H_z, or both.
+        part: `"gauss_newton"`, `"full"`, `"residual"`, or several.
+        samples: For an uncoupled H_z, which samples: indices, or a boolean mask, as in `lh.local_hessian`; each has its
+            own spectrum. A coupled block has one H_z for the whole batch.
+        samples_per_block: Without `samples`, how many, evenly spaced.
+        method: As in `lh.spectrum`. None takes the whole spectrum where there is structure or the matrix is small (up
+            to 3e10 multiplications), else the largest eigenvalue by Lanczos and the rest by quadrature, as in
+            `lh.spectral_density` with 2 starts of 12 steps: bounds and estimates, with their errors in columns.
+        key: Of random start vectors; default `jax.random.key(0)`.
+        progress: True shows a bar; a function is called with (done, total, what).
+        resume: An earlier, interrupted report of the same model and data: its rows are kept.
+
+    Returns:
+        A report with a row for each block, side and part. A row tells in its `status` and `note` why figures are
+        missing or doubtful; what does not exist (H_W without parameters, H_z of integers) and what fails, by whatever
+        error, has a row too, and the others go on. `KeyboardInterrupt` returns what is done, the row at hand with what
+        its products have shown, with `meta["interrupted"]` True.
+
+    Raises:
+        ValueError: Bad input, as from `lh.back_match`; an unknown side or part; `resume` belongs to something else.
+        KeyError: A block name that is not in the chain.
+        TypeError: Called under a transformation.
+
+    Cost: one `lh.back_match`, and one `lh.spectrum` for each row; where that is not whole, 24 pairs of products more.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> chain = lh.Chain([lh.Block("a", lambda w, z: jnp.tanh(z @ w)), lh.Block("b", lambda w, z: z @ w)])
+        >>> params = {"a": jnp.array([[1.0, 0.2], [0.0, 3.0]]), "b": jnp.ones((2, 1))}
+        >>> x, y = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.zeros((2, 1))
+        >>> report = lh.analyze(chain, params, x, y, lambda z, y: 0.5 * ((z - y) ** 2).sum(1))
+        >>> [(row.block, row.wrt, row.size, int(row.rank)) for row in report.rows]
+        [('a', 'params', 4, 4), ('a', 'input', 2, 2), ('b', 'params', 2, 2), ('b', 'input', 2, 1)]
+    """
+    started = time.perf_counter()
+    if not is_concrete(params, x, y, context):
+        raise TypeError(
+            "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.back_match`, "
+            "`lh.local_hessian`, `lh.spectrum` and `lh.condition_number` work)."
+        )
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    expect_key(key)
+    check_method(method)
+    names = chain.names if blocks is None else _several("blocks", blocks)
+    for name in names:
+        chain.index(name)
+    sides, parts = _several("wrt", wrt, SIDES), _several("part", part, PARTS)
+    jobs = [(b, w, p) for b in chain.names if b in names for w in sides for p in parts]
+    key = jax.random.key(0) if key is None else key
+    matching = back_match_partly(chain, params, x, y, loss, context)
+    chosen = _chosen(samples, samples_per_block, matching.samples)
+    meta = _meta(matching, chosen, method, key)
+    rows, spectra = _resumed(resume, meta)
+    kept = {row.key for row in rows}
+    interrupted = False
+    with follow(progress, "spectrum") as show:
+        try:
+            for done, job in enumerate(jobs):
+                show(done, len(jobs), " / ".join(job))
+                if job not in kept:
+                    asked = blocks is not None
+                    row, found, interrupted = _analyze_one(matching, job, chosen, method, key, asked)
+                    rows.append(row)
+                    if found is not None:
+                        spectra[job] = found
+                    if interrupted:
+                        break
+        except KeyboardInterrupt:
+            interrupted = True
+        show(len(rows), len(jobs), "interrupted" if interrupted else "done")
+    order = {job: i for i, job in enumerate(jobs)}
+    rows.sort(key=lambda row: order.get(row.key, len(order)))
+    meta |= {"seconds": round(time.perf_counter() - started, 3), "interrupted": interrupted}
+    return Report(tuple(rows), spectra, meta)
+
+
+def _analyze_one(
+    matching: BackMatching, job: RowKey, samples: tuple[int, ...], method: Method | None, key: Key, asked: bool
+) -> tuple[Row, RowSpectrum | None, bool]:
+    """The row, the spectrum behind it, and whether it was interrupted."""
+    block, wrt, part = job
+    coupled = bool(matching.coupled[block])
+    missing = _missing(matching, block, wrt) or ("" if asked else _unasked(matching, block))
+    if missing:
+        return without_figures(job, coupled=coupled, note=missing), None, False
+    one_by_one = wrt == "input" and not coupled
+    count = len(samples) if one_by_one else matching.samples
+    key = jax.random.fold_in(key, matching.chain.index(block))
+    try:
+        operator = local_hessian(matching, block, wrt, part, samples=samples if one_by_one else None)  # type: ignore[arg-type]
+        survey = Survey()
+        found = spectrum(operator, survey if method is None else method, key=key, throw=False)
+        rest = survey.rest(operator, found, key) if method is None else None
+        if rest is not None:
+            return *surveyed(job, found, rest, samples=count, coupled=coupled), False
+        return *measured(job, found, samples=count, coupled=coupled), False
+    except SpectrumInterrupt as interrupt:
+        row, found_so_far = measured(job, interrupt.spectrum, samples=count, coupled=coupled)
+        note = f"interrupted after {row.matvecs} products"
+        status = Status.INTERRUPTED.name
+        return dataclasses.replace(row, status=status, converged=False, note=note), found_so_far, True
+    except Exception as error:  # one row's failure, whatever it is, must not cost the others
+        note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count), None, False
+
+
+def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """One name or several, walked once."""
+    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+    if not words or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"`{name}` must be a name or several, got {given!r}.")
+    wrong = [word for word in words if known is not None and word not in known]
+    if wrong:
+        raise ValueError(f"`{name}` takes {', '.join(map(repr, known or ()))}, got {wrong[0]!r}.")
+    return tuple(dict.fromkeys(words))
+
+
+def _missing(matching: BackMatching, block: str, wrt: str) -> str:
+    if wrt == "params" and not size(floating(matching.params[block])[0]):
+        return "H_W does not exist: the block has no parameters"
+    if wrt == "input" and not floating(matching.activations[matching.chain.index(block)])[0]:
+        return "H_z does not exist: the block's input holds integers"
+    return ""
+
+
+def _unasked(matching: BackMatching, block: str) -> str:
+    return "" if size(floating(matching.params[block])[0]) else UNASKED
+
+
+def _chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:
+    if samples is not None:
+        return tuple(np.asarray(sample_indices(samples, n)[0]).tolist())
+    count = np.asarray(samples_per_block)
+    if count.shape != () or count.dtype.kind not in "iu" or count < 1:
+        raise ValueError(f"`samples_per_block` must be a whole number of at least 1, got {samples_per_block!r}.")
+    return tuple(np.unique(np.linspace(0, n - 1, min(int(count), n)).round().astype(int)).tolist())
+
+
+def _meta(matching: BackMatching, samples: tuple[int, ...], method: Method | None, key: Key) -> dict[str, Any]:
+    """Provenance; its `fingerprint` tells whether two reports are of the same model, data and settings."""
+    settings = samples, method, np.asarray(jax.random.key_data(key)).tolist()
+    return {
+        "fingerprint": fingerprint(matching, settings),
+        "blocks": list(matching.chain.names),
+        "parameters": size(matching.params),
+        "batch": matching.samples,
+        "loss": float(matching.losses[matching.chain.names[-1]]),
+        "dtype": str(floating(matching.activations[-1])[0][0].dtype),
+        "method": "chosen for each operator" if method is None else str(method),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "localhessian": __version__,
+    }
+
+
+def _resumed(resume: Report | None, meta: dict) -> tuple[list[Row], dict]:
+    if resume is None:
+        return [], {}
+    if not isinstance(resume, Report):
+        raise TypeError(f"`resume` must be a report, got {type(resume).__name__}: read a file by `lh.Report.load`.")
+    if resume.meta.get("fingerprint") != meta["fingerprint"]:
+        raise ValueError(
+            "`resume` is a report of another model, data or settings (parameters, inputs, labels, context, blocks, "
+            "loss, samples, method and key must be the same): pass the report that was interrupted, or leave `resume` "
+            "out."
+        )
+    rows = [row for row in resume.rows if row.status not in AGAIN and row.note != UNASKED]
+    return rows, {row.key: resume.spectra[row.key] for row in rows if row.key in resume.spectra}

@@ -1,0 +1,144 @@
+"""Reports as a figure: condition numbers along depth, and spectra."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from localhessian._files import whole
+from localhessian._optional import optional
+from localhessian.analysis._row import Analyzed, Row
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe & Ito: told apart by color-blind readers too."""
+SEPARATOR = " | "
+"""Labels `model | stage`: reports of one model share a color; the last stage is drawn solid, the ones before dashed."""
+_SYMBOLS = {"params": "$H_W$", "input": "$H_z$"}
+_STYLE = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path"}
+
+
+def figure(reports: Mapping[str, Analyzed], path: str | Path | None = None) -> Any:
+    """Draw one or several reports: a row for H_W, a row for H_z.
+
+    Columns: kappa_plus of every block with its interval (an arrow where only a lower bound is known), the quantile
+    condition number lambda_max / lambda_0.05, and the whole spectrum of the block in the middle.
+
+    Args:
+        reports: By label; `model | stage` groups them by color and line.
+        path: Written there if given; the ending chooses the format.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figures = optional("matplotlib.figure")
+    with optional("matplotlib").rc_context(_STYLE):
+        drawn = figures.Figure(figsize=(16, 8.8), layout="constrained")
+        axes = drawn.subplots(2, 3)
+        for (wrt, symbol), line in zip(_SYMBOLS.items(), axes, strict=True):
+            _along_depth(line[0], reports, wrt, "kappa_plus", rf"$\kappa^+$ of {symbol}")
+            _along_depth(line[1], reports, wrt, "kappa_q05", rf"$\lambda_{{max}}/\lambda_{{5\%}}$ of {symbol}")
+            _spectra(line[2], reports, wrt, symbol)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        if any(labels):
+            drawn.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), frameon=False)
+        if path is not None:
+            write_figure(drawn, path)
+    return drawn
+
+
+def write_figure(drawn: Any, path: str | Path) -> None:
+    """Write it whole or not at all; the ending chooses the format, without one it is png."""
+    path = Path(path)
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    with whole(path) as part:
+        drawn.savefig(part, dpi=150, format=path.suffix.removeprefix("."))
+
+
+def _looks(reports: Mapping[str, Analyzed]) -> dict[str, dict[str, Any]]:
+    """Color by model, line and marker by stage."""
+    models = list(dict.fromkeys(label.split(SEPARATOR)[0] for label in reports))
+    looks = {}
+    for label in reports:
+        model = label.split(SEPARATOR)[0]
+        last = [other for other in reports if other.split(SEPARATOR)[0] == model][-1]
+        color, solid = COLORS[models.index(model) % len(COLORS)], label == last
+        looks[label] = {
+            "color": color,
+            "linestyle": "-" if solid else (0, (4, 2)),
+            "marker": "o" if solid else "s",
+            "markerfacecolor": color if solid else "white",
+            "label": _plain(label.replace(SEPARATOR, ", ")),
+        }
+    return looks
+
+
+def _rows(report: Analyzed, wrt: str) -> list[Row]:
+    """Those with something to draw."""
+    return [row for row in report.rows if row.wrt == wrt and row.lambda_max > 0]
+
+
+def _plain(text: str) -> str:
+    """A name as it is: to matplotlib a dollar begins mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _along_depth(axes: Any, reports: Mapping[str, Analyzed], wrt: str, column: str, title: str) -> None:
+    names: list[str] = []
+    has_numbers = False
+    for label, look in _looks(reports).items():
+        rows = _rows(reports[label], wrt)
+        names += [row.block for row in rows if row.block not in names]
+        at = np.array([names.index(row.block) for row in rows])
+        value = np.array([getattr(row, column) for row in rows])
+        has_numbers |= bool(np.any(value > 0))
+        if column == "kappa_plus":
+            low, high = (np.array([getattr(row, name) for row in rows]) for name in ("kappa_lower", "kappa_upper"))
+            error = np.nan_to_num(np.array([value - low, high - value]), nan=0, posinf=0)
+            axes.errorbar(at, value, yerr=np.maximum(error, 0), **look, markersize=8, linewidth=2, capsize=4)
+            only_bound = np.isnan(value) & np.isfinite(low)
+            has_numbers |= bool(np.any(only_bound))
+            axes.scatter(at[only_bound], low[only_bound], marker="$\\uparrow$", s=160, color=look["color"])
+        else:
+            axes.plot(at, value, **look, markersize=8, linewidth=2)
+    if has_numbers:  # a logarithmic axis cannot do without numbers
+        axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=30 if len(names) > 8 else 0)
+    axes.set_title(title)
+    axes.set_xlabel("block")
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _spectra(axes: Any, reports: Mapping[str, Analyzed], wrt: str, symbol: str) -> None:
+    """Eigenvalues over the largest, from the largest down, by the share of the dimension; samples: their median."""
+    block = ""
+    for label, look in _looks(reports).items():
+        rows = _rows(reports[label], wrt)
+        if not rows:
+            continue
+        row = next((row for row in rows if row.block == block), rows[len(rows) // 2])
+        block = row.block
+        spectrum = reports[label].spectra[row.key]
+        values = np.repeat(np.atleast_2d(spectrum.eigenvalues), np.atleast_2d(spectrum.multiplicities)[0], axis=1)
+        values = np.where(np.isfinite(values), values, 0)[:, ::-1]
+        top = values.max(axis=1, keepdims=True)
+        values = values / np.where(top > 0, top, 1)
+        share = (np.arange(values.shape[1]) + 0.5) / row.size
+        floor = np.where(values > 0, values, np.nan)
+        style = {key: look[key] for key in ("color", "linestyle", "label")}
+        axes.plot(share, _median(floor), linewidth=2, **style)
+    axes.set_yscale("log")
+    axes.set_ylim(1e-12, 2)
+    axes.set_title(f"spectrum of {symbol}, block {_plain(block)}" if block else f"spectrum of {symbol}")
+    axes.set_xlabel("share of the dimension")
+    axes.set_ylabel(r"$\lambda\,/\,\lambda_{max}$")
+    axes.grid(alpha=0.25)
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Along samples; zero eigenvalues (NaN here) count as smallest, so a gap shows where half the samples end."""
+    median = np.median(np.where(np.isnan(values), 0, values), axis=0)
+    return np.where(median > 0, median, np.nan)

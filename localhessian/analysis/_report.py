@@ -1,0 +1,128 @@
+"""The answer of `analyze`: a row for each local Hessian, its spectrum, and where the numbers come from."""
+
+import dataclasses
+import html as html_text
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from localhessian._arguments import expect, expect_path
+from localhessian._optional import optional
+from localhessian.analysis._figure import figure
+from localhessian.analysis._html import html
+from localhessian.analysis._report_file import read, write
+from localhessian.analysis._row import COLUMNS, Key, Row, RowSpectrum
+from localhessian.analysis._table import table
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """Spectra and condition numbers of the local Hessians of a network; from `lh.analyze`.
+
+    `report[block, wrt]` is a row. Printing gives the table; Jupyter shows it.
+    """
+
+    rows: tuple[Row, ...]
+    spectra: Mapping[Key, RowSpectrum]
+    meta: Mapping[str, Any]
+    """What was analyzed and with what: JSON types only, not to be changed; see `with_meta`."""
+
+    def __post_init__(self) -> None:
+        """Close what is not to be changed.
+
+        Raises:
+            TypeError: A part is of another kind.
+        """
+        expect("rows", self.rows, tuple, "a tuple of rows")
+        for row in self.rows:
+            expect("rows", row, Row, "a tuple of rows, and each")
+        expect("spectra", self.spectra, Mapping, "a dictionary of spectra")
+        expect("meta", self.meta, Mapping, "a dictionary")
+        object.__setattr__(self, "spectra", MappingProxyType(dict(self.spectra)))
+        object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To be pickled and copied."""
+        return type(self), (self.rows, dict(self.spectra), dict(self.meta))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether rows and spectra are the same numbers (NaN equals NaN); where and how long it took is no matter."""
+        if not isinstance(other, Report):
+            return NotImplemented
+        return (
+            repr(self.rows) == repr(other.rows)
+            and self.spectra.keys() == other.spectra.keys()
+            and all(
+                np.array_equal(spectrum.eigenvalues, other.spectra[key].eigenvalues, equal_nan=True)
+                for key, spectrum in self.spectra.items()
+            )
+        )
+
+    def __hash__(self) -> int:
+        """Of the rows' names."""
+        return hash(tuple(row.key for row in self.rows))
+
+    def with_meta(self, **more: Any) -> "Report":
+        """The same with more entries in `meta`."""
+        return Report(self.rows, dict(self.spectra), {**self.meta, **more})
+
+    def __getitem__(self, where: tuple[str, ...]) -> Row:
+        """The row of (block, wrt), or of (block, wrt, part)."""
+        for row in self.rows:
+            if row.key[: len(where)] == tuple(where):
+                return row
+        known = ", ".join(sorted({f"({row.block!r}, {row.wrt!r})" for row in self.rows}))
+        raise KeyError(f"the report has no row {where}: it has {known}.")
+
+    def table(self) -> str:
+        """The rows as text in columns."""
+        return table({"": self})
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Condition numbers along depth and spectra, as a matplotlib Figure; written to `path` if given.
+
+        Needs matplotlib: `pip install 'localhessian[report]'`.
+        """
+        if path is not None:
+            expect_path(path)
+        return figure({"": self}, path)
+
+    def html(self, path: str | Path) -> Path:
+        """Write a page that opens without a network. Needs matplotlib and jinja2: `localhessian[report]`."""
+        expect_path(path)
+        return html({"": self}, path)
+
+    def to_dataframe(self) -> Any:
+        """The fixed columns as a pandas DataFrame. Needs pandas: `pip install 'localhessian[report]'`."""
+        records = [dataclasses.asdict(row) for row in self.rows]
+        return optional("pandas").DataFrame(records, columns=list(COLUMNS))
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one `.npz` file (numbers and JSON, no pickle).
+
+        Returns:
+            The path, with `.npz` added if it had no such ending.
+        """
+        expect_path(path)
+        return write(path, self.rows, self.spectra, self.meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Report":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a report, is damaged, or claims to be larger than any report (1 GiB).
+        """
+        expect_path(path)
+        return cls(*read(path))
+
+    def __str__(self) -> str:
+        """The table."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html_text.escape(self.table())}</pre>"

@@ -1,0 +1,266 @@
+"""The command line: `localhessian --help` is the map."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import optax
+from tqdm import tqdm
+
+from localhessian._files import check_folder, write_text
+from localhessian._optional import optional
+from localhessian._version import __version__
+from localhessian.analysis import SEPARATOR, Report, analyze, figure, findings, html, table
+from localhessian.lab._augment import Augmentation
+from localhessian.lab._cifar import load_images
+from localhessian.lab._data import Images, digits
+from localhessian.lab._models import MODELS, digits_network
+from localhessian.lab._programs_kept import keep_programs
+from localhessian.lab._train import train
+from localhessian.lab.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare, network
+
+typer = optional("typer")
+app = typer.Typer(
+    name="localhessian",
+    help="Condition numbers and spectra of the local Hessians of every block of a network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"localhessian {__version__}, jax {jax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    cache: Annotated[
+        bool, typer.Option(envvar="LOCALHESSIAN_CACHE", help="Keep compiled programs: the next run starts warm.")
+    ] = True,
+) -> None:
+    if cache:
+        keep_programs()
+
+
+@app.command("analyze")
+def analyze_command(
+    models: Annotated[str, typer.Option(help=f"Networks to compare, of {', '.join(MODELS)}.")] = ",".join(MODELS),
+    out: Annotated[Path, typer.Option(help="Folder for the figure, the page and the data.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps between the two analyses.")] = 400,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of SGD with momentum 0.9.")] = 0.02,
+    batch: Annotated[int, typer.Option(min=1, help="Images analyzed.")] = 16,
+    depth: Annotated[int, typer.Option(min=1, help="Convolutional blocks.")] = 5,
+    width: Annotated[int, typer.Option(min=1, help="Channels.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the initialization and the order of the images.")] = 0,
+) -> None:
+    """Train small convolutional networks on the UCI digits; analyze every block before and after."""
+    _check(out)
+    data = digits()
+    reports: dict[str, Report] = {}
+    failed: list[str] = []
+    for model in _names(models):
+        chain, params = digits_network(model, jax.random.key(seed), depth=depth, width=width)
+        reports[f"{model}{SEPARATOR}at initialization"] = _analyze(chain, params, data, batch, f"{model}, before")
+        with tqdm(total=steps, desc=f"{model}, training", unit="step") as bar:
+            trained = train(
+                chain,
+                params,
+                data,
+                steps=steps,
+                learning_rate=learning_rate,
+                seed=seed,
+                progress=_follow(bar),
+            )
+        try:
+            after = _analyze(chain, trained.params, data, batch, f"{model}, after")
+        except ValueError as error:  # the other networks, and this one before training, are worth telling
+            failed.append(f"{model} after training cannot be analyzed (has it diverged?): {error}")
+            continue
+        reports[f"{model}{SEPARATOR}after training"] = after.with_meta(accuracy=trained.accuracy)
+    _write(reports, out)
+    if failed:
+        typer.echo("\n".join(["", *failed]), err=True)
+        raise typer.Exit(1)
+
+
+@app.command("train")
+def train_command(
+    data: Annotated[str, typer.Option(help="With commas between: digits, cifar10, cifar100, an .npz of yours.")] = (
+        "digits"
+    ),
+    folder: Annotated[Path | None, typer.Option(help="Where the CIFAR files lie; default: download them.")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Use that many training images only.")] = None,
+    test_images: Annotated[int | None, typer.Option(min=1, help="Test on that many images only.")] = None,
+    networks: Annotated[str, typer.Option(help="Names, with commas between: plain, batchnorm, skip, tanh-20, ...")] = (
+        "batchnorm"
+    ),
+    algorithms: Annotated[
+        str, typer.Option(help="Names, the one to compare with first: momentum, adam, any optax optimizer, ...")
+    ] = ",".join(DEFAULT_ALGORITHMS),
+    steps: Annotated[int, typer.Option(min=1, help="Of every run.")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="Images of each step.")] = 64,
+    seeds: Annotated[int, typer.Option(help="Final runs; no interval is claimed below 5.")] = 5,
+    first_seed: Annotated[int, typer.Option(min=0, help="The seeds are this one and those that follow.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Learning rates that each algorithm tries.")] = 7,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Runs for each of these learning rates.")] = 2,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, or cosine down to 0.")] = "constant",
+    validation: Annotated[float, typer.Option(help="Share of the training images set aside for tuning.")] = 0.1,
+    evaluations: Annotated[int, typer.Option(min=1, help="Tests of each run.")] = 10,
+    depth: Annotated[int, typer.Option(min=1, help="Of networks without a depth of their own.")] = 5,
+    width: Annotated[int, typer.Option(min=1, help="Channels or units.")] = 16,
+    augment: Annotated[bool, typer.Option(help="Random crops and flips.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the study; again with it goes on where it stopped.")] = (
+        Path("runs/train")
+    ),
+) -> None:
+    """Compare training algorithms: each tuned on the same budget, several seeds, means with intervals."""
+    _check(out)
+    try:
+        with _in_words():
+            plan = Plan(
+                steps=steps,
+                batch=batch,
+                seeds=seeds,
+                first_seed=first_seed,
+                trials=trials,
+                tuning_seeds=tuning_seeds,
+                schedule=schedule,
+                validation=validation,
+                evaluations=evaluations,
+            )
+            contestants = [algorithm(name) for name in _listed(algorithms)]
+            for one in _listed(data):
+                loaded = load_images(one, folder).take(images, test_images)
+                chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
+                how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
+                place = out / Path(one).stem if len(_listed(data)) > 1 else out
+                with tqdm(unit="run") as bar:
+                    result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
+                _write_comparison(result, place, one)
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted; the same command goes on from what is in {out}/.")
+        raise typer.Exit(130) from None
+
+
+@app.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="Reports (.npz), a folder of them, or a study of `train`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figure and the page.")] = Path("runs/report"),
+) -> None:
+    """Render table, figure and page again from saved reports, or table and curves from a study."""
+    _check(out)
+    if len(files) == 1 and (files[0] / "study.json").exists():
+        with _in_words():
+            return _write_comparison(Comparison.load(files[0]), out, str(files[0]))
+    paths = [path for file in files for path in (sorted(file.glob("*.npz")) if file.is_dir() else [file])]
+    if not paths:
+        raise typer.BadParameter(f"there is no report (.npz) in {', '.join(map(str, files))}.")
+    with _in_words():
+        loaded = [(path.stem, Report.load(path)) for path in paths]
+    loaded.sort(key=lambda item: _place(item[1]))
+    reports: dict[str, Report] = {}
+    for stem, report in loaded:
+        label = str(report.meta.get("label", stem))
+        reports[f"{label} ({stem})" if label in reports else label] = report
+    return _write(reports, out)
+
+
+def _place(report: Report) -> int:
+    place = report.meta.get("place")
+    return place if isinstance(place, int) else 0
+
+
+def _follow(bar: tqdm) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+
+    return show
+
+
+def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
+    def show(done: int, total: int, what: str) -> None:
+        bar.total = total
+        bar.set_description(what, refresh=False)
+        bar.update(done - bar.n)
+        bar.refresh()
+
+    return show
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _check(out: Path) -> None:
+    """Before the work, not after it."""
+    with _in_words():
+        check_folder(out)
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """A sentence instead of a traceback, for what a user or a disk refuses."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _names(models: str) -> list[str]:
+    names = _listed(models)
+    unknown = [name for name in names if name not in MODELS]
+    if unknown or not names:
+        raise typer.BadParameter(f"`--models` takes names of {', '.join(MODELS)}, got {models!r}.")
+    return names
+
+
+def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
+    x, y = data.train_x[:batch], data.train_y[:batch]
+    with tqdm(desc=what, unit="spectrum", bar_format="{desc:<22} {n_fmt}/{total_fmt} {elapsed}{postfix}") as bar:
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(name)
+
+        report = analyze(
+            chain, params, x, y, optax.softmax_cross_entropy_with_integer_labels, progress=show, samples_per_block=batch
+        )
+    if report.meta["interrupted"]:
+        raise typer.Abort
+    return report
+
+
+def _write(reports: dict[str, Report], out: Path) -> None:
+    text = findings(reports)
+    typer.echo(table(reports))
+    with _in_words():
+        page = _write_files(reports, out, text)
+    typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
+
+
+def _write_files(reports: dict[str, Report], out: Path, text: str) -> Path:
+    for place, (label, report) in enumerate(reports.items()):
+        # A label may be a stranger's: of it only what is no path goes into the name of a file.
+        name = re.sub(r"[^\w-]+", "-", label.replace(SEPARATOR, "-")).strip("-") or "report"
+        report.with_meta(label=label, place=place).save(out / f"{name}.npz")
+    figure(reports, out / "figure.png")
+    return html(reports, out / "report.html", text=text)
+
+
+def _write_comparison(result: Comparison, out: Path, data: str) -> None:
+    write_text(out / "table.txt", f"{result}\n")
+    write_text(out / "outcomes.csv", result.to_dataframe().to_csv(index=False))
+    result.plot(out / "curves.png")
+    typer.echo(f"{data}\n{result}\n\nWritten: table.txt, outcomes.csv, curves.png in {out}/")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

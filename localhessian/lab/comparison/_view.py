@@ -1,0 +1,128 @@
+"""Comparisons as text in columns and as curves: means over seeds only."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from localhessian._optional import optional
+from localhessian.analysis import COLORS, number, write_figure
+from localhessian.lab.comparison._outcome import Outcome, final_runs
+from localhessian.lab.comparison._run import Run
+from localhessian.lab.comparison._statistics import MINIMUM, Interval, interval
+
+COLUMNS = (
+    "network",
+    "algorithm",
+    "learning rate",
+    "seeds",
+    "accuracy %",
+    "gain, points",
+    "test loss",
+    "ms / step",
+    "cost",
+)
+LEGEND = f"""\
+Means over the seeds [95 % intervals by Student's t]. gain: accuracy minus that of the first algorithm, seed by seed.
+cost: time of a step over that of the first algorithm, compilation and tests not counted. Each algorithm's learning rate
+was tuned on a validation part, with as many trials for each.
+*: at the edge of the grid, a better one may lie outside.   !: of this many runs the loss was not finite.
+?: less than {MINIMUM} seeds, so no interval is claimed and nothing follows from it."""
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes in columns, a section for each network."""
+    grid = optional("rich.table").Table(box=optional("rich.box").SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in COLUMNS:
+        grid.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
+    network = ""
+    for outcome in outcomes:
+        if outcome.network != network:
+            grid.add_section()
+        network = outcome.network
+        grid.add_row(*_cells(outcome))
+    out = io.StringIO()
+    optional("rich.console").Console(file=out, width=400).print(grid)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n" + LEGEND
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    diverged = f" {outcome.diverged}!" if outcome.diverged else ""
+    return [
+        outcome.network,
+        outcome.algorithm,
+        number(outcome.tuned.learning_rate) + ("*" if outcome.tuned.at_edge else ""),
+        str(outcome.accuracy.runs) + ("" if outcome.accuracy.runs >= MINIMUM else "?"),
+        _spread(outcome.accuracy, 100, ".2f"),
+        "-" if outcome.gain is None else _spread(outcome.gain, 100, "+.2f"),
+        _spread(outcome.loss, 1, ".4f") + diverged,
+        _spread(outcome.step_seconds, 1000, ".3g"),
+        f"{outcome.cost:.2f}",
+    ]
+
+
+def _spread(value: Interval, scale: float, form: str) -> str:
+    """`91.20 [90.80, 91.60]`; below five seeds `91.20?`."""
+    mean = f"{scale * value.mean:{form}}"
+    if value.runs < MINIMUM:
+        return f"{mean}?"
+    return mean if np.isnan(value.low) else f"{mean} [{scale * value.low:{form}}, {scale * value.high:{form}}]"
+
+
+def curves(runs: Sequence[Run], outcomes: Sequence[Outcome], path: str | Path | None = None) -> Any:
+    """A row for each network: accuracy by steps and by seconds, and the training loss by steps.
+
+    Args:
+        runs: All of them; only final ones are drawn.
+        outcomes: What to draw.
+        path: Written there if given; the ending chooses the format.
+
+    Returns:
+        A matplotlib Figure; a band is the 95 % interval at that step, and there is none below five seeds.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figures = optional("matplotlib.figure")
+    networks = list(dict.fromkeys(outcome.network for outcome in outcomes))
+    names = list(dict.fromkeys(outcome.algorithm for outcome in outcomes))
+    drawn = figures.Figure(figsize=(16, 4.4 * max(1, len(networks)) + 0.6), layout="constrained")
+    axes = drawn.subplots(max(1, len(networks)), 3, squeeze=False)
+    for line, network in zip(axes, networks, strict=False):
+        for outcome in (outcome for outcome in outcomes if outcome.network == network):
+            final = final_runs(runs, network, outcome.algorithm)
+            look = {"color": COLORS[names.index(outcome.algorithm) % len(COLORS)], "label": outcome.algorithm}
+            seconds = np.mean([_filled(run.curve.seconds) for run in final], axis=0)
+            _band(line[0], final, lambda run: 100 * _filled(run.curve.accuracy), final[0].curve.at, look)
+            _band(line[1], final, lambda run: 100 * _filled(run.curve.accuracy), seconds, look)
+            _band(line[2], final, Run.train_loss, final[0].curve.at, look)
+        for ax, label, title in zip(
+            line, ("steps", "seconds", "steps"), ("test accuracy, %", "test accuracy, %", "training loss"), strict=True
+        ):
+            ax.set_xlabel(label)
+            ax.set_title(f"{network}: {title}")
+            ax.grid(alpha=0.25)
+        line[2].set_yscale("log")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if labels:
+        drawn.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
+    if path is not None:
+        write_figure(drawn, path)
+    return drawn
+
+
+def _band(axes: Any, runs: Sequence[Run], values: Callable[[Run], np.ndarray], at: np.ndarray, look: dict) -> None:
+    """The mean over the runs with its interval; dashed and without a band where no interval is claimed."""
+    spread = [interval(column) for column in np.stack([values(run) for run in runs]).T]
+    axes.plot(at, [s.mean for s in spread], linewidth=2, linestyle="-" if len(runs) >= MINIMUM else "--", **look)
+    axes.fill_between(
+        at, [s.low for s in spread], [s.high for s in spread], alpha=0.2, linewidth=0, color=look["color"]
+    )
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    """A run that was stopped keeps its last value."""
+    last = np.flatnonzero(np.isfinite(values))[-1]
+    return np.where(np.arange(len(values)) > last, values[last], values)

@@ -1,0 +1,221 @@
+"""Reports: table, figure, page, file; and the command line."""
+
+import dataclasses
+import html.parser
+import json
+import os
+import subprocess
+import sys
+
+import matplotlib.figure
+import networks
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import localhessian as lh
+from localhessian.analysis import RowSpectrum, findings, table
+from localhessian.analysis import html as write_html
+from localhessian.analysis._row import COLUMNS
+from localhessian.analysis._table import SHOWN
+from localhessian.lab.cli import app
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture(scope="module")
+def report():
+    return lh.analyze(*networks.transformer(), samples_per_block=2)
+
+
+def made_up(kappa, *, rank=10, q05=5.0, status="CONVERGED", converged=True, lower=None, wrt="params"):
+    row = lh.Row(
+        "conv", wrt, "gauss_newton", 10, 4, False, rank, 2.0, 0.1, kappa, kappa if lower is None else lower,
+        np.inf, q05, 1.5, "Dense(max_size=4096)", 10, converged, status,
+    )  # fmt: skip
+    spectrum = RowSpectrum(np.linspace(0.1, 2, 10), np.ones(10, int), np.array(kappa))
+    return lh.Report((row,), {row.key: spectrum}, {"batch": 4})
+
+
+def test_save_and_load_are_the_same_and_use_no_pickle(report, tmp_path):
+    path = report.save(tmp_path / "deep" / "report")
+    assert path.name == "report.npz"
+    loaded = lh.Report.load(path)
+    for one, two in zip(report.rows, loaded.rows, strict=True):
+        np.testing.assert_equal(dataclasses.asdict(two), dataclasses.asdict(one))
+    assert loaded.meta == report.meta
+    assert list(loaded.spectra) == list(report.spectra)
+    for key, spectrum in report.spectra.items():
+        np.testing.assert_array_equal(loaded.spectra[key].eigenvalues, spectrum.eigenvalues)
+    with np.load(path, allow_pickle=False) as file:
+        assert json.loads(str(file["head"]))["version"] == 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_damaged_and_foreign_files_are_said(report, tmp_path):
+    path = report.save(tmp_path / "report.npz")
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"is not a localhessian report of version 1, or it is damaged"):
+        lh.Report.load(path)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="is not a localhessian report"):
+        lh.Report.load(tmp_path / "other.npz")
+    with pytest.raises(FileNotFoundError):
+        lh.Report.load(tmp_path / "absent.npz")
+
+
+def test_dataframe_has_the_fixed_columns(report):
+    frame = report.to_dataframe()
+    assert tuple(frame.columns) == COLUMNS
+    assert len(frame) == len(report.rows)
+    assert frame.loc[0, "kappa_plus"] == report.rows[0].kappa_plus
+
+
+def test_table_holds_every_column_and_row(report):
+    lines = str(report).splitlines()
+    words = " ".join(lines[:4]).split()
+    assert {part for column in SHOWN for part in column.split("_")} <= set(words)
+    assert sum(line.split()[:2] == ["attention", "params"] for line in lines) == 1
+    assert "attention" in report._repr_html_()
+    assert " - " in next(line for line in lines if line.split()[:2] == ["embed", "input"])
+
+
+def test_table_of_several_reports_has_headings_and_marks():
+    text = table({"one | before": made_up(12.0), "two | after": made_up(3.4e9, status="RANK_UNCERTAIN")})
+    assert " one | before\n" in text
+    assert " two | after\n" in text
+    assert "3.40e+09?" in text
+
+
+def test_a_row_is_found_by_its_key(report):
+    assert report["head", "input"].block == "head"
+    with pytest.raises(KeyError, match=r"the report has no row \('tail', 'input'\)"):
+        report["tail", "input"]
+
+
+def test_figure_has_log_axes_and_names_the_blocks(report, tmp_path):
+    figure = report.plot(tmp_path / "figure.png")
+    assert isinstance(figure, matplotlib.figure.Figure)
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert {axes.get_yscale() for axes in figure.axes} == {"log"}
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["embed", "attention", "head"]
+
+
+def test_figure_shows_a_lower_bound_as_an_arrow():
+    figure = made_up(np.nan, lower=300.0).plot()
+    offsets = np.concatenate(
+        [points.get_offsets() for points in figure.axes[0].collections if len(points.get_offsets())]
+    )
+    assert [0.0, 300.0] in offsets.tolist()
+
+
+class Links(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in {"src", "href"} or tag in {"script", "link"}]
+
+
+def test_page_needs_no_network(report, tmp_path):
+    path = report.html(tmp_path / "report.html")
+    page = path.read_text("utf-8")
+    links = Links()
+    links.feed(page)
+    assert [link for link in links.found if link and not link.startswith("#")] == []
+    assert "<svg" in page
+    assert "attention" in page
+    assert "H_z does not exist: the block&#39;s input holds integers" in page
+
+
+def test_page_escapes_text(tmp_path):
+    full = lh.analyze(*networks.mlp(), blocks=["head"])
+    path = write_html({"": full}, tmp_path / "a.html", text="<b>5 > 4</b>")
+    assert "&lt;b&gt;5 &gt; 4&lt;/b&gt;" in path.read_text("utf-8")
+
+
+def test_missing_extra_is_named(report, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"this needs pandas: pip install 'localhessian\[report\]'"):
+        report.to_dataframe()
+
+
+def test_findings_are_computed_from_the_rows():
+    text = findings({"a | before": made_up(10.0), "a | after": made_up(40.0), "b | after": made_up(7.0, q05=50.0)})
+    assert "kappa_plus(H_W): a 10 before, 40 after; b 7 after." in text
+    assert "a is the best conditioned (a 5, b 50)" in text
+    assert "All 3 spectra are complete" in text
+    assert "one random seed and one batch of 4 samples" in text
+
+
+def test_findings_carry_every_reservation():
+    reports = {
+        "a": made_up(10.0, status="RANK_UNCERTAIN"),
+        "b": made_up(np.nan, lower=5.0, converged=False, q05=np.nan),
+        "c": made_up(11.0, q05=6.0, wrt="input", rank=4),
+    }
+    reports["a"] = reports["a"].with_meta(accuracy=0.5)
+    text = findings(reports)
+    assert "1 of 3 kappa_plus (marked ?) hang on where the rank rule cuts" in text
+    assert "1 are known as lower bounds only" in text
+    assert "1 spectra did not converge" in text
+    assert "c 40 %" in text
+    assert "test accuracy after training: a 50.0 %" in text
+    close = findings({"a": made_up(10.0), "b": made_up(11.0, q05=6.0)})
+    assert "the networks hardly differ (a 5, b 6)" in close
+
+
+def test_command_line_analyzes_and_renders_again(tmp_path):
+    options = ["--models", "skip", "--depth", "1", "--width", "2", "--steps", "3", "--batch", "3"]
+    result = CliRunner().invoke(app, ["analyze", *options, "--out", str(tmp_path / "demo")])
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == {"figure.png", "report.html", "skip-at-initialization.npz", "skip-after-training.npz"}
+    assert "Median over the blocks of kappa_plus(H_W): skip" in result.output
+    again = CliRunner().invoke(app, ["report", str(tmp_path / "demo"), "--out", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "report.html").exists()
+
+
+def test_command_line_says_what_is_wrong(tmp_path):
+    unknown = CliRunner().invoke(app, ["analyze", "--models", "resnet"])
+    assert unknown.exit_code == 2
+    assert "`--models` takes names of plain, batchnorm, skip" in " ".join(unknown.output.split())
+    empty = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert "there is no report (.npz) in" in " ".join(empty.output.split())
+    assert set(CliRunner().invoke(app, ["--help"]).output.split()) >= {"analyze", "report"}
+    assert CliRunner().invoke(app, ["--version"]).output.startswith("localhessian 0.1.0")
+
+
+@pytest.mark.parametrize(("given", "kept"), [((), True), (("--no-cache",), False)])
+def test_the_command_line_keeps_its_programs_for_the_next_process(tmp_path, given, kept):
+    code = (
+        "import jax, sys\nfrom typer.testing import CliRunner\nfrom localhessian.lab.cli import app\n"
+        "CliRunner().invoke(app, [*sys.argv[1:], 'report', 'nothing'])\n"
+        "jax.jit(lambda x: x + 1)(1.0)\nprint(jax.config.jax_compilation_cache_dir)"
+    )
+    left_out = ("JAX_COMPILATION_CACHE_DIR", "LOCALHESSIAN_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    run = subprocess.run(
+        [sys.executable, "-c", code, *given],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (run.stdout.strip() != "None") is kept
+    assert any(path.name.startswith("jit_") for path in tmp_path.rglob("programs/*")) is kept
+
+
+def test_command_line_keeps_what_came_before_a_divergence(tmp_path):
+    options = ["--models", "plain", "--depth", "2", "--width", "3", "--batch", "4", "--steps", "3"]
+    result = CliRunner().invoke(app, ["analyze", *options, "--learning-rate", "1e38", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "plain after training cannot be analyzed (has it diverged?): the parameters of block" in result.output
+    assert (tmp_path / "plain-at-initialization.npz").is_file()
+    (tmp_path / "file").write_text("")
+    wrong = CliRunner().invoke(app, ["analyze", *options, "--out", str(tmp_path / "file")])
+    assert wrong.exit_code == 2
+    assert "cannot be written to" in " ".join(wrong.output.replace("│", " ").split())

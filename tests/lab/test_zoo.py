@@ -1,0 +1,135 @@
+"""Every family of the zoo: the cut, the identities, the whole path, training steps that do not recompile."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import localhessian as lh
+from localhessian.lab import zoo
+
+pytestmark = [pytest.mark.relaxed, pytest.mark.once]
+
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.zeros(()).dtype)
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 7, (4, 6)))
+LABELS = jnp.asarray([0, 1, 2, 1])
+
+FAMILIES = {
+    "mlp": lambda rngs: zoo.mlp((192, 5, 5, 3), rngs=rngs),
+    "mlp with batch norm": lambda rngs: zoo.mlp((192, 5, 3), norm="batch", activation="relu", init="he", rngs=rngs),
+    "deep linear": lambda rngs: zoo.mlp((192, 4, 4, 4, 3), activation="linear", init="orthogonal", rngs=rngs),
+    "vgg": lambda rngs: zoo.vgg(11, width=1 / 32, norm=None, stages=2, classes=3, rngs=rngs),
+    "vgg with batch norm": lambda rngs: zoo.vgg(11, width=1 / 32, stages=2, classes=3, rngs=rngs),
+    "resnet": lambda rngs: zoo.resnet(8, width=2, classes=3, rngs=rngs),
+    "resnet, preactivation": lambda rngs: zoo.resnet(8, width=2, preactivation=True, classes=3, rngs=rngs),
+    "resnet without skips and norms": lambda rngs: zoo.resnet(8, width=2, skip=False, norm=None, classes=3, rngs=rngs),
+    "vit": lambda rngs: zoo.vit(image=8, patch=4, classes=3, layers=2, dim=4, heads=2, rngs=rngs),
+    "gpt": lambda rngs: zoo.gpt(vocabulary=7, context=6, layers=2, dim=4, heads=2, rngs=rngs),
+}
+COUPLED = {"mlp with batch norm", "vgg with batch norm", "resnet", "resnet, preactivation"}
+
+
+def of(name):
+    """The model in training mode, its cut, and data."""
+    model = FAMILIES[name](nnx.Rngs(0))
+    model.train()
+    if name == "gpt":
+        x, y = TOKENS, TOKENS
+    else:
+        x, y = IMAGES.reshape(4, -1) if name.startswith(("mlp", "deep")) else IMAGES, LABELS
+    return model, lh.chain_from_nnx(model, x, at="layers.*"), x, y
+
+
+def loss(z, y):
+    losses = optax.softmax_cross_entropy_with_integer_labels(z, y)
+    return losses.mean(axis=1) if losses.ndim == 2 else losses
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_chain_is_the_model_and_its_identities_hold(name, tol):
+    model, (chain, params, context), x, y = of(name)
+    out = chain.forward(params, x, context)[-1]
+    np.testing.assert_allclose(out, model(x), rtol=10 * tol.identity, atol=10 * tol.identity)
+    few = chain.names[:2] + chain.names[-1:]
+    lh.check_identities(chain, params, x, y, loss, context, blocks=few)
+    matching = lh.back_match(chain, params, x, y, loss, context)
+    assert any(bool(coupled) for coupled in matching.coupled.values()) == (name in COUPLED)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
+    """Block by block, relative to the step; what the weights' own rounding adds is known."""
+    _, (chain, params, context), x, y = of(name)
+    step = jax.jit(lambda params: lh.propagate(chain, params, x, y, loss, lh.GradientStep(0.1), context=context)[0])
+    moved = step(params)
+    grads = jax.jit(jax.grad(lambda params: loss(chain.forward(params, x, context)[-1], y).mean()))(params)
+    for block in chain.names:
+        leaves = zip(*(jax.tree.leaves(tree[block]) for tree in (moved, params, grads)), strict=True)
+        gap = [np.asarray(m - p + 0.1 * g, np.float64) for m, p, g in leaves]
+        size = sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads[block])) ** 0.5
+        weights = sum(float(jnp.sum(p**2)) for p in jax.tree.leaves(params[block])) ** 0.5
+        error = sum(float(np.sum(g**2)) for g in gap) ** 0.5
+        assert error <= 10 * tol.identity * 0.1 * size + 2 * float(jnp.finfo(jnp.zeros(()).dtype).eps) * weights
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_analyze_and_a_training_step_that_does_not_recompile_it(name, count_compilations):
+    _, (chain, params, context), x, y = of(name)
+    chosen = chain.names[1:2]
+    first = lh.analyze(chain, params, x, y, loss, context, blocks=chosen, samples_per_block=2)
+    assert all(row.converged and row.rank > 0 for row in first.rows)
+    grads = jax.grad(lambda params: loss(chain.forward(params, x, context)[-1], y).mean())(params)
+    moved = optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, grads))
+    after = chain.next_context(params, x, context) if context is not None else None
+    with count_compilations() as seen:
+        second = lh.analyze(chain, moved, x, y, loss, after, blocks=chosen, samples_per_block=2)
+    assert seen.names == []
+    assert [row.lambda_max for row in first.rows] != [row.lambda_max for row in second.rows]
+
+
+def test_equal_layers_share_their_programs(count_compilations):
+    """A transformer three times as deep compiles not one program more."""
+
+    def programs(layers):
+        model = zoo.gpt(vocabulary=7, context=5, layers=layers, dim=6, heads=2, rngs=nnx.Rngs(0))
+        x = TOKENS[:, :5]
+        chain, params, context = lh.chain_from_nnx(model, x, at="layers.*")
+        jax.clear_caches()
+        with count_compilations() as seen:
+            lh.analyze(chain, params, x, x, loss, context, samples_per_block=2, wrt=("input",))
+        return sorted(seen.names)
+
+    shallow = programs(2)
+    assert len(programs(6)) <= len(shallow)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_cases_at_full_size(name):
+    case = zoo.case(name)
+    matching = lh.back_match(case.cut.chain, case.cut.params, case.x, case.y, case.loss, case.cut.context)
+    first, last = case.cut.chain.names[1], case.cut.chain.names[-1]
+    for block in (first, last):
+        found = lh.spectrum(lh.local_hessian(matching, block), lh.Lanczos(which="largest", k=1))
+        assert lh.Status(int(found.status)) is lh.Status.CONVERGED
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda rngs: zoo.mlp((3,), rngs=rngs), "`widths` must hold the input's and the output's at least, got (3,)."),
+        (lambda rngs: zoo.mlp((3, 2), init="zeros", rngs=rngs), "`init` must be one of orthogonal, he, lecun, xavier"),
+        (lambda rngs: zoo.vgg(12, rngs=rngs), "`depth` must be one of 11, 13, 16, 19, got 12."),
+        (lambda rngs: zoo.resnet(21, rngs=rngs), "`depth` must be 18, 34 or 6 n + 2 (8, 14, 20, ...), got 21."),
+        (lambda rngs: zoo.vit(image=8, patch=3, rngs=rngs), "`image` must be a multiple of `patch`, got 8 and 3."),
+        (lambda rngs: zoo.gpt(dim=6, heads=4, rngs=rngs), "`dim` must be a multiple of `heads`, got 6 and 4."),
+        (lambda rngs: zoo.mlp((3, 2, 2), norm="group", rngs=rngs), "`norm` must be one of batch, layer or None"),
+        (lambda rngs: zoo.mlp((3, 2, 2), activation="step", rngs=rngs), "`activation` must be one of linear, relu"),
+    ],
+)
+def test_messages(build, message):
+    with pytest.raises(ValueError, match="`") as error:
+        build(nnx.Rngs(0))
+    assert message in str(error.value)
