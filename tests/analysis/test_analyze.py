@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import localhessian as lh
+from localhessian.analysis import _analyze as analysis
+from localhessian.analysis import _survey as survey
 from localhessian.analysis._analyze import UNASKED, _chosen
 from localhessian.analysis._findings import findings
 from localhessian.analysis._measured import SURVEYED
 from localhessian.lab import MODELS, digits, digits_network, train
-from localhessian.lab import _analyze as analysis
-from localhessian.lab import _survey as survey
 from localhessian.linalg import Declined
 
 pytestmark = pytest.mark.once
