@@ -1,15 +1,17 @@
 """One clear sentence for bad input, naming the block and the remedy."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from localhessian._arguments import expect, expect_function
 from localhessian._memory import as_key
 from localhessian._programs import compiled
-from localhessian._tree import raw_bytes
+from localhessian._tree import floating, raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
 from localhessian.network._chain import Block, Chain
@@ -95,10 +97,11 @@ def validate_values(
         unlike: The blocks that answered otherwise when they were run again; None runs them again.
 
     Raises:
-        ValueError: The message names the block.
+        ValueError: The message names the block, or what is wrong with the labels.
     """
     if not all_finite((params, y, activations, losses)):
         _name_what_is_not_finite(chain, params, y, context, activations, losses, loss)
+    _check_labels(loss, activations[-1], y)
     if unlike is None:
         again = run_chain(chain, params, activations[0], context)
         unlike = [name for name, *pair in zip(chain.names, activations[1:], again[1:], strict=True) if not same(*pair)]
@@ -128,6 +131,45 @@ def _name_what_is_not_finite(
         check_finite(f"the output of block `{block.name}`", z, "its parameters and input are finite; it is ", why)
     why = functools.partial(birth, loss, activations[-1], y)
     check_finite("the loss", losses, "the outputs of the network are finite; it is ", why)
+
+
+def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
+    """Refuse negative labels where the loss counts them from the last class, as indexing does, without a word."""
+    leaves, treedef = jax.tree.flatten(y)
+    classes = floating(z)[0][0].shape[-1]
+    negative = [_from_the_last(leaf, classes) for leaf in leaves]
+    if not any(np.any(which) for which in negative):
+        return
+
+    def instead(change: Callable[[Any], Any]) -> Any:
+        pairs = zip(leaves, negative, strict=True)
+        return jax.tree.unflatten(
+            treedef, [jnp.where(which, change(leaf), leaf) if np.any(which) else leaf for leaf, which in pairs]
+        )
+
+    given, from_the_last, other = (
+        np.asarray(_losses(loss, z, labels))
+        for labels in (y, instead(lambda leaf: leaf + classes), instead(lambda leaf: (leaf + 1) % classes))
+    )
+    # A loss that gives them no weight differs from the first, one that does not look at labels agrees with the second.
+    if np.array_equal(given, from_the_last) and not np.array_equal(given, other):
+        raise ValueError(
+            f"`y` holds negative labels, which the loss counts from the last of {classes} classes: leave these samples "
+            "out, or let the loss give them no weight."
+        )
+
+
+def _from_the_last(leaf: Any, classes: int) -> np.ndarray:
+    """Where an integer is what indexing counts from the last class."""
+    if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.signedinteger)):
+        return np.zeros((), bool)
+    values = np.asarray(leaf)
+    return (values < 0) & (values >= -classes)
+
+
+@compiled(static_argnums=0)
+def _losses(loss: Loss, z: Activations, y: Any) -> Any:
+    return loss(z, y)
 
 
 def same(one: Any, two: Any) -> bool:

@@ -53,6 +53,32 @@ def test_inputs_without_a_common_sample_axis():
         lh.back_match(*case(x={"a": jnp.zeros((3, 4)), "b": jnp.zeros((2, 4))}))
 
 
+def test_negative_labels_are_no_last_classes():
+    y = case().y
+    for bad in (y.at[1].set(-1), y.at[:2].set(-3)):
+        with expect(ValueError, "`y` holds negative labels, which the loss counts from the last of 3 classes: leave"):
+            lh.back_match(*case(y=bad))
+    with expect(ValueError, "`y` holds negative labels"):
+        lh.propagate(*case(y=y - 1)[:5], lh.GradientStep(0.1))
+
+    def masked(z, y):
+        return jnp.where(y >= 0, networks.cross_entropy(z, jnp.maximum(y, 0)), 0)
+
+    def one_hot(z, y):
+        return -(jax.nn.one_hot(y, 3) * jax.nn.log_softmax(z)).sum(-1)
+
+    def regression(z, y):
+        return ((z - y[:, None].astype(z.dtype)) ** 2).sum(-1)
+
+    def without_labels(z, y):
+        return (z**2).sum(-1)
+
+    # Weights of zero, other meanings of integers, and labels that are far out of range for a reason.
+    for loss in (masked, one_hot, regression, without_labels):
+        assert lh.back_match(*case(y=y.at[1].set(-1), loss=loss)).samples == 7
+    assert lh.back_match(*case(y=y.at[1].set(-100), loss=masked)).samples == 7
+
+
 def test_labels_that_do_not_fit():
     with expect(ValueError, "`loss(z_B, y)` cannot be applied to the network's output float"):
         lh.back_match(*case(y=case().y[:3]))
