@@ -52,7 +52,7 @@ def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Loc
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
     """
-    template = (importlib.resources.files("localhessian.lab") / "templates" / "report.html.j2").read_text("utf-8")
+    template = (importlib.resources.files("localhessian.analysis") / "templates" / "report.html.j2").read_text("utf-8")
     environment = optional("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template).render(
         title=title,

@@ -10,7 +10,6 @@ from localhessian.linalg._solve import check_method as check_method
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg.krylov import GolubKahan as GolubKahan
 from localhessian.linalg.krylov import Lanczos as Lanczos
-from localhessian.linalg.krylov import repeat as repeat
 from localhessian.linalg.operators import LinearMap as LinearMap
 from localhessian.linalg.operators import SymmetricOperator as SymmetricOperator
 from localhessian.linalg.operators import call as call
@@ -19,6 +18,7 @@ from localhessian.linalg.operators import lazy_map as lazy_map
 from localhessian.linalg.operators import lazy_operator as lazy_operator
 from localhessian.linalg.operators import linear_map as linear_map
 from localhessian.linalg.operators import matrix_map as matrix_map
+from localhessian.linalg.operators import repeat as repeat
 from localhessian.linalg.operators import repeated as repeated
 from localhessian.linalg.operators import symmetric_operator as symmetric_operator
 from localhessian.linalg.spectra import ConditionNumber as ConditionNumber

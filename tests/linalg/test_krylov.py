@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 import localhessian as lh
 from localhessian.linalg import gram, matrix_map
+from localhessian.linalg.operators import in_loop
 from localhessian.linalg.operators._cpu import contains_convolution
 
 pytestmark = pytest.mark.once
@@ -198,8 +199,9 @@ def test_a_convolution_never_stands_in_a_compiled_loop_on_the_cpu():
         return lh.spectrum(operator, lh.Lanczos(max_matvecs=12, basis_size=8, k=1), key=key).eigenvalues
 
     program = jax.make_jaxpr(run)(jax.random.key(0))
-    assert contains_convolution(program)
+    assert contains_convolution(program)  # beside loops
     loops = [eqn for eqn in program.eqns if eqn.primitive.name in {"while", "scan"}]
+    assert loops
     for loop in loops:
         assert not any(
             contains_convolution(loop.params[name]) for name in ("body_jaxpr", "jaxpr") if name in loop.params
@@ -207,6 +209,48 @@ def test_a_convolution_never_stands_in_a_compiled_loop_on_the_cpu():
     np.testing.assert_allclose(
         jax.jit(run)(jax.random.key(0))[-1], lh.spectrum(lh.symmetric_operator(mv, 16)).lambda_max, rtol=1e-3
     )
+
+
+def test_a_compiled_program_over_convolutions_does_not_grow_with_its_steps():
+    def equations(steps):
+        convolve = lambda v: jnp.convolve(v, jnp.arange(3, dtype=v.dtype), mode="same")
+        operator = lh.linear_map(convolve, None, 30, 30)
+        method = lh.GolubKahan(max_matvecs=steps, basis_size=8, k=1)
+        return len(
+            str(jax.make_jaxpr(lambda key: lh.spectrum(operator, method, key=key).lambda_max)(jax.random.key(0)))
+        )
+
+    assert equations(400) < 1.1 * equations(100)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_convolutions_are_products_in_loops(data):
+    """Any window, stride, dilation, padding, groups of channels or of the batch; with both transposes."""
+    dimensions = data.draw(st.integers(1, 2))
+    draw = lambda low, high: [data.draw(st.integers(low, high)) for _ in range(dimensions)]
+    image, window, strides, holes, apart = draw(3, 6), draw(1, 4), draw(1, 2), draw(1, 2), draw(1, 2)
+    padding = list(zip(draw(-1, 3), draw(-1, 3), strict=True))
+    groups = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 2)]))
+    numbers = ("NWC", "WIO", "NWC") if dimensions == 1 else ("NHWC", "HWIO", "NHWC")
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    x = random.standard_normal((2 * groups[1], *image, 2 * groups[0]))
+    kernel = random.standard_normal((*window, 2, 4))
+    with jax.enable_x64(True):
+        convolve = lambda x, kernel: jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, holes, apart, numbers, *groups
+        )
+        shape = jax.eval_shape(convolve, x, kernel).shape
+        assume(0 not in shape)
+
+        def step(state):
+            out, transpose = jax.vjp(convolve, *state[:2])
+            return (*transpose(state[2]), out)
+
+        start = jax.tree.map(jnp.asarray, (x, kernel, random.standard_normal(shape)))
+        assert not contains_convolution(jax.make_jaxpr(in_loop(step))(start))
+        for ours, truth in zip(jax.jit(in_loop(step))(start), step(start), strict=True):
+            np.testing.assert_allclose(ours, truth, atol=1e-11)
 
 
 def test_products_that_are_broken_are_refused_before_long_work():

@@ -8,7 +8,6 @@ from localhessian.linalg.krylov._krylov import ROWS as ROWS
 from localhessian.linalg.krylov._krylov import Krylov as Krylov
 from localhessian.linalg.krylov._krylov import Plan as Plan
 from localhessian.linalg.krylov._krylov import products as products
-from localhessian.linalg.krylov._krylov import repeat as repeat
 from localhessian.linalg.krylov._krylov import repeats as repeats
 from localhessian.linalg.krylov._krylov import rows as rows
 from localhessian.linalg.krylov._lanczos import Lanczos as Lanczos

@@ -121,7 +121,7 @@ class GolubKahan(Krylov):
             state, interrupted = drive(step, restart, settled, state, plan, tell)
         else:
             interrupted = False
-            state = run_compiled(step, restart, state, plan, lambda: backward(forward(state.current)))
+            state = run_compiled(step, restart, state, plan)
         _, left, right, count = _ritz(state, plan, xp)
         chosen = plan.chosen(count, right.shape[1], xp)
         u = unit_rows(combine(take_weights(left, chosen, xp), state.left, xp), xp)

@@ -20,7 +20,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._vectors import lengths, pick
-from localhessian.linalg.operators import contains_convolution, skewed
+from localhessian.linalg.operators import skewed
 from localhessian.linalg.spectra import Spectrum, cutoff
 
 ROWS = 32
@@ -238,20 +238,6 @@ def repeats(multiplied: Callable, state: Any, first: Any, plan: Plan, xp: Any) -
     one, again = (multiplied(first[:, :1]) for _ in range(2))
     apart, norm = (lengths(part.reshape(len(first), -1), np) for part in (one - again, one))
     return ~(apart > plan.skewed * norm)
-
-
-def repeat(step: Callable, state: Any, count: int, example: Callable[[], Any]) -> Any:
-    """`count` steps inside a compiled program: a loop, unrolled where the CPU would run convolutions slowly in it."""
-    if unrolls(example):
-        for _ in range(count):
-            state = step(state)
-        return state
-    return jax.lax.fori_loop(0, count, lambda _, state: step(state), state)
-
-
-def unrolls(example: Callable[[], Any]) -> bool:
-    """Whether steps must not stand in a compiled loop."""
-    return jax.default_backend() == "cpu" and contains_convolution(jax.make_jaxpr(example)())
 
 
 def judge(

@@ -110,7 +110,7 @@ class Lanczos(Krylov):
             state, interrupted = drive(step, restart, settled, state, plan, tell)
         else:
             interrupted = False
-            state = run_compiled(step, restart, state, plan, lambda: multiplied(state.current))
+            state = run_compiled(step, restart, state, plan)
         _, weights, count = _ritz(state, plan, xp)
         chosen = plan.chosen(count, weights.shape[1], xp)
         ritz = unit_rows(combine(take_weights(weights, chosen, xp), state.right, xp), xp)

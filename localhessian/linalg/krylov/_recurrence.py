@@ -18,8 +18,9 @@ import numpy as np
 
 from localhessian._tree import pytree
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov._krylov import ROWS, Plan, unrolls
+from localhessian.linalg.krylov._krylov import ROWS, Plan
 from localhessian.linalg.krylov._vectors import combine, lengths, multiply, random_block, unit_rows
+from localhessian.linalg.operators import in_loop, repeat
 
 LOST = 0.5
 """A unit vector that one more pass of orthogonalization shortens below this was rounding."""
@@ -350,27 +351,15 @@ def drive(
     return state, False
 
 
-def run_compiled(step: Callable, restart: Callable, state: State, plan: Plan, example: Callable[[], Any]) -> State:
+def run_compiled(step: Callable, restart: Callable, state: State, plan: Plan) -> State:
     """All steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done."""
     first, length = min(plan.steps, plan.size // plan.block), (plan.size - plan.keep) // plan.block
-    unrolled = unrolls(example)
-
-    def steps(state, count):
-        if not unrolled:
-            return jax.lax.fori_loop(0, count, lambda _, state: step(state), state)
-        for _ in range(count):
-            state = step(state)
-        return state
-
-    state = steps(state, first)
+    state = repeat(step, state, first)
     cycles, rest = divmod(plan.steps - first, length) if plan.steps > first else (0, 0)
-    if unrolled:
-        for _ in range(cycles):
-            state = steps(restart(state), length)
-    elif cycles:
+    if cycles:
         state = jax.lax.while_loop(
             lambda state: (state.made < first + cycles * length) & jnp.any(state.live),
-            lambda state: steps(restart(state), length),
+            in_loop(lambda state: repeat(step, restart(state), length)),
             state,
         )
-    return steps(restart(state), rest) if rest else state
+    return repeat(step, restart(state), rest) if rest else state

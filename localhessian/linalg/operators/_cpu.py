@@ -37,25 +37,31 @@ def run_quickly(function: Any, *args: Any) -> Any:
     if jax.default_backend() != "cpu":
         return function(*args)
     closed, out = jax.make_jaxpr(lambda function, *args: function(*args), return_shape=True)(function, *args)
-    leaves = core.jaxpr_as_fun(_quick(closed))(*jax.tree.leaves((function, *args)))
+    leaves = core.jaxpr_as_fun(rewritten(closed, _instead))(*jax.tree.leaves((function, *args)))
     return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
 
-def _quick(program: Any) -> Any:
-    """The program with its slow equations replaced, at any depth."""
+def rewritten(program: Any, instead: Callable[[core.JaxprEqn, bool], Callable | None]) -> Any:
+    """The program with equations replaced, at any depth.
+
+    Args:
+        program: With constants or without.
+        instead: From an equation, and whether its result is transposed next, to a function that does the same; None
+            leaves it.
+    """
     inner = getattr(program, "jaxpr", program)  # newer JAX knows closed programs only
     turned = {id(eqn.invars[0]) for eqn in inner.eqns if eqn.primitive is primitives.transpose_p}
-    quick = inner.replace(eqns=[_quick_equation(eqn, any(id(v) in turned for v in eqn.outvars)) for eqn in inner.eqns])
+    equations = [_replaced(eqn, any(id(v) in turned for v in eqn.outvars), instead) for eqn in inner.eqns]
+    quick = inner.replace(eqns=equations)
     return quick if inner is program else program.replace(jaxpr=quick)
 
 
-def _quick_equation(eqn: core.JaxprEqn, turned: bool) -> core.JaxprEqn:
-    """The same equation done quickly; `turned`: its result is transposed next."""
-    instead = _instead(eqn, turned)
-    if instead is not None:
-        (call,) = jax.make_jaxpr(jax.jit(instead))(*(atom.aval for atom in eqn.invars)).eqns
+def _replaced(eqn: core.JaxprEqn, turned: bool, instead: Callable) -> core.JaxprEqn:
+    function = instead(eqn, turned)
+    if function is not None:
+        (call,) = jax.make_jaxpr(jax.jit(function))(*(atom.aval for atom in eqn.invars)).eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
-    inside = {name: _quick(value) for name, value in eqn.params.items() if _is_program(value)}
+    inside = {name: rewritten(value, instead) for name, value in eqn.params.items() if _is_program(value)}
     return eqn.replace(params={**eqn.params, **inside}) if inside else eqn
 
 

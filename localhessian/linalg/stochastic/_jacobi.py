@@ -25,12 +25,11 @@ from localhessian.linalg.krylov import (
     left_half,
     products,
     random_block,
-    repeat,
     repeats,
     right_half,
     rows,
 )
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, skewed
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, repeat, skewed
 from localhessian.linalg.spectra import working_dtype
 
 GROUP = 8
@@ -66,7 +65,7 @@ def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int,
         block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)
         state = begin(block, None, plan, key, xp)
         first = state.current
-        state = _drive(step, state, steps, lambda: multiplied(first), xp)
+        state = _drive(step, state, steps, xp)
         diagonal = xp.diagonal(state.matrix, axis1=1, axis2=2)
         # Decoupled rows get a value from within the spectrum, so that extremes need no mask.
         diagonal = xp.where(state.filled, diagonal, diagonal[:, :1])
@@ -97,7 +96,7 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleTy
         block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)
         state = begin(block, m, plan, key, xp)
         first = state.current
-        state = _drive(step, state, steps, lambda: backward(forward(first)), xp)
+        state = _drive(step, state, steps, xp)
         own, beside = (xp.diagonal(state.matrix, k, axis1=1, axis2=2) for k in (0, 1))
         beside = xp.concatenate([beside, xp.zeros_like(own[:, :1])], axis=1)
         off = xp.abs(xp.stack([own, beside], axis=2).reshape(len(own), -1)[:, :-1])
@@ -147,12 +146,10 @@ def _multiplied(product: Partial, batch: int | None, group: int, dtype: Any, xp:
     return lambda block: products(lambda v: call(together, v), block, len(block), dtype, xp)
 
 
-def _drive(
-    step: Callable[[State], State], state: State, steps: int, example: Callable[[], Any], xp: ModuleType
-) -> State:
+def _drive(step: Callable[[State], State], state: State, steps: int, xp: ModuleType) -> State:
     """All steps; on the host until every start has broken down."""
     if xp is not np:
-        return repeat(step, state, steps, example)
+        return repeat(step, state, steps)
     for _ in range(steps):
         state = step(state)
         if not np.any(state.live) or not np.any(state.finite):

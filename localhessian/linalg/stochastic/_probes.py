@@ -12,8 +12,8 @@ from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int, Key
-from localhessian.linalg.krylov import repeat, rows, unbatched
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, contradiction
+from localhessian.linalg.krylov import rows, unbatched
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, contradiction, repeat
 from localhessian.linalg.spectra import SpectrumError
 
 
@@ -46,7 +46,7 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Linear
         return i + 1, found.at[i].set(function(_probe_vector(vectors, i, shape, dtype)))
 
     start = jnp.zeros((), jnp.int32), jnp.zeros((count, *first.shape), first.dtype)
-    return repeat(step, start, count, lambda: function(_probe_vector(vectors, 0, shape, dtype)))[1]
+    return repeat(step, start, count)[1]
 
 
 def multiplied(operator: LinearMap | SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
