@@ -14,6 +14,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito: told apart by color-blind readers too."""
 SEPARATOR = " | "
 """Labels `model | stage`: reports of one model share a color; the last stage is drawn solid, the ones before dashed."""
+_INTERVALS = {"kappa_plus": ("kappa_lower", "kappa_upper"), "kappa_q05": ("kappa_q05_lower", "kappa_q05_upper")}
 _SYMBOLS = {"params": "$H_W$", "input": "$H_z$"}
 _STYLE = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path"}
 
@@ -95,15 +96,12 @@ def _along_depth(axes: Any, reports: Mapping[str, Analyzed], wrt: str, column: s
         at = np.array([names.index(row.block) for row in rows])
         value = np.array([getattr(row, column) for row in rows])
         has_numbers |= bool(np.any(value > 0))
-        if column == "kappa_plus":
-            low, high = (np.array([getattr(row, name) for row in rows]) for name in ("kappa_lower", "kappa_upper"))
-            error = np.nan_to_num(np.array([value - low, high - value]), nan=0, posinf=0)
-            axes.errorbar(at, value, yerr=np.maximum(error, 0), **look, markersize=8, linewidth=2, capsize=4)
-            only_bound = np.isnan(value) & np.isfinite(low)
-            has_numbers |= bool(np.any(only_bound))
-            axes.scatter(at[only_bound], low[only_bound], marker="$\\uparrow$", s=160, color=look["color"])
-        else:
-            axes.plot(at, value, **look, markersize=8, linewidth=2)
+        low, high = (np.array([getattr(row, name) for row in rows]) for name in _INTERVALS[column])
+        error = np.nan_to_num(np.array([value - low, high - value]), nan=0, posinf=0)
+        axes.errorbar(at, value, yerr=np.maximum(error, 0), **look, markersize=8, linewidth=2, capsize=4)
+        only_bound = np.isnan(value) & np.isfinite(low)
+        has_numbers |= bool(np.any(only_bound))
+        axes.scatter(at[only_bound], low[only_bound], marker="$\\uparrow$", s=160, color=look["color"])
     if has_numbers:  # a logarithmic axis cannot do without numbers
         axes.set_yscale("log")
     axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=30 if len(names) > 8 else 0)

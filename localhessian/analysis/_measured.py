@@ -107,6 +107,8 @@ def surveyed(key: Key, found: Spectrum, rest: Density, *, samples: int, coupled:
         name = f"kappa_q{q:02}"
         ends = {name: interval.value, f"{name}_lower": interval.lower, f"{name}_upper": interval.upper}
         figures |= {name: median(figure) for name, figure in ends.items()}
+        if not np.isfinite(figures[f"{name}_upper"]):  # zeros and small values are not told apart: a bound, no estimate
+            figures[name] = _NAN
     status = Status.INDEFINITE if indefinite else Status[row.status]
     reservations = _note(condition_number(found), rest.failure_probability())
     words = [reservations, _WORDS[status] if indefinite else "", SURVEYED]

@@ -27,7 +27,7 @@ STARTS, STEPS = 2, 12
 """Of the quadrature; two starts are the fewest that tell an error."""
 TOP = GolubKahan(which="largest", k=1, rtol=3e-3)
 """Its singular value to 0.3 %, by the residual; the error itself goes with the square of that."""
-MAX_OPERATIONS = 3e10
+MAX_OPERATIONS = 8e10
 """Multiplications, over all samples of a row, that a dense decomposition may take by itself: seconds."""
 
 

@@ -60,8 +60,8 @@ def cell(row: Row, column: str) -> str:
         return " + ".join(_SHORT.get(part.split("(")[0], part.split("(")[0]) for part in value.split(" + "))
     if column in {"kappa_q05", "kappa_q95"}:
         lower, upper = getattr(row, f"{column}_lower"), getattr(row, f"{column}_upper")
-        known = not (lower < value or value < upper)
-        return number(value) if known else f"{number(value)} [{number(lower)}, {number(upper)}]"
+        is_exact = math.isnan(lower) or lower == upper
+        return number(value) if is_exact else f"{number(value)} [{number(lower)}, {number(upper)}]"
     if column == "trace" and row.trace_error > 0:
         return f"{number(value)} ± {number(row.trace_error)}"
     if isinstance(value, bool):
