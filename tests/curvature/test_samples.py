@@ -8,6 +8,8 @@ import pytest
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 N = 6
 BOOTSTRAP = (2, 5, 2, 0, 2, 5)
 

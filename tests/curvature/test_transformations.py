@@ -8,6 +8,8 @@ import pytest
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 
 def kappas(case, params, x):
     """kappa_plus of every H_W and of two samples' H_z, by the method that is chosen."""

@@ -28,6 +28,8 @@ FAMILIES = {
     "vit": lambda rngs: zoo.vit(image=8, patch=4, classes=3, layers=2, dim=4, heads=2, rngs=rngs),
     "gpt": lambda rngs: zoo.gpt(vocabulary=7, context=6, layers=2, dim=4, heads=2, rngs=rngs),
 }
+SOON = {"mlp with batch norm", "resnet, preactivation", "vit"}
+SOME = [pytest.param(name, marks=() if name in SOON else pytest.mark.full) for name in FAMILIES]
 COUPLED = {"mlp with batch norm", "vgg with batch norm", "resnet", "resnet, preactivation"}
 
 
@@ -58,7 +60,7 @@ def test_the_chain_is_the_model_and_its_identities_hold(name, tol):
     assert any(bool(coupled) for coupled in matching.coupled.values()) == (name in COUPLED)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SOME)
 def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
     """Block by block, relative to the step; what the weights' own rounding adds is known."""
     _, (chain, params, context), x, y = of(name)
@@ -74,7 +76,7 @@ def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
         assert error <= 10 * tol.identity * 0.1 * size + 2 * float(jnp.finfo(jnp.zeros(()).dtype).eps) * weights
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SOME)
 def test_analyze_and_a_training_step_that_does_not_recompile_it(name, count_compilations):
     _, (chain, params, context), x, y = of(name)
     chosen = chain.names[1:2]

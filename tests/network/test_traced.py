@@ -8,6 +8,8 @@ import pytest
 import localhessian as lh
 from localhessian.network._traced import trace
 
+pytestmark = pytest.mark.once
+
 N, D = 4, 3
 
 
