@@ -7,10 +7,6 @@ from localhessian.network._backmatching import back_matching_loss as back_matchi
 from localhessian.network._chain import Block as Block
 from localhessian.network._chain import Chain as Chain
 from localhessian.network._coupling import loss_couples_samples as loss_couples_samples
-from localhessian.network._cut import Cut as Cut
-from localhessian.network._cut import TracedChain as TracedChain
-from localhessian.network._cut import chain_from_function as chain_from_function
-from localhessian.network._equinox import chain_from_equinox as chain_from_equinox
 from localhessian.network._finite import check_finite as check_finite
 from localhessian.network._jacobian import Place as Place
 from localhessian.network._jacobian import Variables as Variables
@@ -18,12 +14,8 @@ from localhessian.network._jacobian import View as View
 from localhessian.network._jacobian import flatten as flatten
 from localhessian.network._jacobian import jacobian as jacobian
 from localhessian.network._jacobian import meant as meant
-from localhessian.network._jaxpr import CutError as CutError
 from localhessian.network._jaxpr import program_text as program_text
 from localhessian.network._leaves import check_arrays as check_arrays
-from localhessian.network._linen import chain_from_linen as chain_from_linen
-from localhessian.network._mark import mark as mark
-from localhessian.network._nnx import chain_from_nnx as chain_from_nnx
 from localhessian.network._per_sample import MISFIT as MISFIT
 from localhessian.network._per_sample import contexts_of as contexts_of
 from localhessian.network._per_sample import first_samples as first_samples
@@ -32,3 +24,11 @@ from localhessian.network._per_sample import sample_indices as sample_indices
 from localhessian.network._validate import admit as admit
 from localhessian.network._validate import run_chain as run_chain
 from localhessian.network._validate import validate_values as validate_values
+from localhessian.network.cutting import Cut as Cut
+from localhessian.network.cutting import CutError as CutError
+from localhessian.network.cutting import TracedChain as TracedChain
+from localhessian.network.cutting import chain_from_equinox as chain_from_equinox
+from localhessian.network.cutting import chain_from_function as chain_from_function
+from localhessian.network.cutting import chain_from_linen as chain_from_linen
+from localhessian.network.cutting import chain_from_nnx as chain_from_nnx
+from localhessian.network.cutting import mark as mark

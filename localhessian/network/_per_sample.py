@@ -19,7 +19,7 @@ from localhessian._programs import at_once, compiled
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.network._chain import Chain
-from localhessian.network._program import CutContext
+from localhessian.network._context import given_of
 
 MOST = 4
 """Leaves in doubt of which every combination is tried; of more: all or none."""
@@ -84,18 +84,13 @@ def contexts_of(
     chain: Chain, x: Activations, context: Context, index: Array, n: int, params: dict[str, Params] | None = None
 ) -> Iterator[Context]:
     """What the context of the samples `index` may be, the likeliest first; to be proven by what the blocks answer."""
-    few, given = rows(x, index), _given(context)
+    few, given = rows(x, index), given_of(context)
     leading = have_leading(given, n)
     for belongs in dict.fromkeys((leading, (False,) * len(leading))):
         try:
             yield chain.context_for(few, take(given, index, belongs), params)
         except MISFIT:
             continue
-
-
-def _given(context: Context) -> Context:
-    """Without what a traced chain derives from the inputs."""
-    return context.given if isinstance(context, CutContext) else context
 
 
 def first_samples(
@@ -125,7 +120,7 @@ def first_samples(
         x, y, and the context as the blocks take it. Works under `jax.jit`: what belongs to samples is found from shapes
         and from made-up numbers.
     """
-    n, given = jax.tree.leaves(x)[0].shape[0], _given(context)
+    n, given = jax.tree.leaves(x)[0].shape[0], given_of(context)
     if n <= count:
         return x, y, chain.context_for(x, context, params)
     of_context: Flags | None

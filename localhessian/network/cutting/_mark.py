@@ -6,10 +6,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from localhessian._types import Activations
+from localhessian.network._jaxpr import MARKS
 from localhessian.network._leaves import check_arrays
 
-PREFIX = "localhessian:"
-ALIGN = PREFIX + "align"
+ALIGN = MARKS + "align"
 END = "end"
 START = "start"
 STOP = "stop"
@@ -30,14 +30,14 @@ class Tag:
 
     def __str__(self) -> str:
         """The form `parse` reads."""
-        return f"{PREFIX}{self.kind}:{self.leaf}:{self.leaves}:{self.name}"
+        return f"{MARKS}{self.kind}:{self.leaf}:{self.leaves}:{self.name}"
 
 
 def parse(text: str) -> Tag | None:
     """The tag in a checkpoint name; None for the names that users give themselves, and for `ALIGN`."""
-    if not text.startswith(PREFIX) or text == ALIGN:
+    if not text.startswith(MARKS) or text == ALIGN:
         return None
-    kind, leaf, leaves, name = text.removeprefix(PREFIX).split(":", 3)
+    kind, leaf, leaves, name = text.removeprefix(MARKS).split(":", 3)
     return Tag(kind, int(leaf), int(leaves), name)
 
 

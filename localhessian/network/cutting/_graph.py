@@ -13,8 +13,9 @@ from typing import Any
 from jax.extend import core
 
 from localhessian._programs import assemble
-from localhessian.network import _mark
-from localhessian.network._jaxpr import CutError, mark_names, tag_of, where
+from localhessian.network._jaxpr import where
+from localhessian.network.cutting import _mark
+from localhessian.network.cutting._open import CutError, mark_names, tag_of
 
 _PARAMS, _INPUT = 1, 2
 _ACTIVATION = _PARAMS | _INPUT

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from localhessian._programs import compiled
-from localhessian._tree import pytree, static
-from localhessian._types import Array, Context
-from localhessian.network import _graph, _layout
+from localhessian._types import Array
 from localhessian.network._jaxpr import fingerprint
+from localhessian.network.cutting import _graph, _layout
 
 Shapes = tuple[jax.ShapeDtypeStruct, ...]
 
@@ -45,22 +44,6 @@ class Key(NamedTuple):
     params: tuple[Any, ...]
     inputs: tuple[Any, ...]
     context: tuple[Any, ...]
-
-
-@pytree
-class CutContext:
-    """The context of the blocks of a traced chain."""
-
-    given: Context
-    """What the user gave."""
-    derived: tuple[Array, ...]
-    """What later blocks take of the input: masks, tables, the input itself."""
-    key: Key = static()
-    """The program of every block: static, so whatever is compiled with this context is compiled for these shapes."""
-
-    def __getitem__(self, name: Any) -> Any:
-        """A part of what was given."""
-        return self.given[name]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import jax
 
 from localhessian._arguments import expect, expect_function
-from localhessian.network._mark import END, START, STOP, tagged
+from localhessian.network.cutting._mark import END, START, STOP, tagged
 
 Path: TypeAlias = tuple[str, ...]
 Kinds: TypeAlias = tuple[str, ...]

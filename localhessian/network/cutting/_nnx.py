@@ -7,9 +7,9 @@ import jax
 
 from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
-from localhessian.network._cut import Cut, check_cut, cut_model
 from localhessian.network._leaves import check_samples
-from localhessian.network._submodules import At, Submodule, choose, marking_class
+from localhessian.network.cutting._cut import Cut, check_cut, cut_model
+from localhessian.network.cutting._submodules import At, Submodule, choose, marking_class
 
 
 def chain_from_nnx(

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from localhessian._arguments import expect_choice, expect_flag, expect_function
 from localhessian._types import Activations, Context, Params
-from localhessian.network import _layout
 from localhessian.network._chain import Block, Chain, _takes_context
 from localhessian.network._describe import table
-from localhessian.network._source import Source
-from localhessian.network._submodules import Path, Wish, check_called
+from localhessian.network.cutting import _layout
+from localhessian.network.cutting._source import Source
+from localhessian.network.cutting._submodules import Path, Wish, check_called
 
 
 class Cut(NamedTuple):

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from localhessian._types import Activations, Context, Params
-from localhessian.network import _graph, _layout
-from localhessian.network._jaxpr import CutError, Stack, Whole, evaluate
+from localhessian.network._context import CutContext, given_of
 from localhessian.network._leaves import check_arrays, check_real, check_samples
-from localhessian.network._program import (
-    CutContext,
+from localhessian.network.cutting import _graph, _layout
+from localhessian.network.cutting._open import CutError, Stack, Whole, evaluate
+from localhessian.network.cutting._program import (
     Key,
     Program,
     Settings,
@@ -125,7 +125,7 @@ class Source:
 
     def context_for(self, x: Activations, context: Context, params: dict[str, Params] | None) -> CutContext:
         """The context given, with what the blocks need of x, for the shapes at hand."""
-        given = context.given if isinstance(context, CutContext) else context
+        given = given_of(context)
         check_samples("x", x)
         check_arrays("`context`", given)
         inputs, leaves = self._leaves(1, x, "x"), self._leaves(2, given, "context")
@@ -225,7 +225,7 @@ class Source:
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context) -> Context:
         """The context after one more forward pass."""
-        given = context.given if isinstance(context, CutContext) else context
+        given = given_of(context)
         if self.has_aux:
             zeros = jax.tree.unflatten(self.structures[0], [jnp.zeros(s.shape, s.dtype) for s in self.template[0]])
             given = self.fn(self.merge(params, "owner", zeros), x, given)[1]
