@@ -14,25 +14,48 @@ from jax.extend import core
 _OUTSIDE = core.get_opaque_trace_state()
 """Nothing is being traced while modules are imported."""
 _WITHOUT_FUSED_SUMS: Any = {"xla_cpu_experimental_ynn_fusion_type": ""}
+_QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
-def compiled(function: Callable | None = None, /, *, static_argnums: Any = ()) -> Callable:
+def compiled(function: Callable | None = None, /, *, static_argnums: Any = (), once: bool = False) -> Callable:
     """`jax.jit`, without the fusion that makes jaxlib 0.10 compute wrong sums on the CPU.
 
     There `x - (w * x).sum(-1, keepdims=True)`, with a `w` that is broadcast over the leading axis of a large `x`, is
     off by 10 % and more: what layers of that form give, and what many products with one softmax or one normalization
     look like. Inside a program of somebody else's, JAX does not let us choose: there that program's options hold.
+
+    Args:
+        function: Of arrays.
+        static_argnums: As `jax.jit` takes them.
+        once: Whether it runs about once for each set of shapes, so that compiling it is what takes time: on the CPU XLA
+            then leaves out what makes programs fast, which takes a quarter.
     """
     if function is None:
-        return functools.partial(compiled, static_argnums=static_argnums)
+        return functools.partial(compiled, static_argnums=static_argnums, once=once)
     plain = jax.jit(function, static_argnums=static_argnums)
-    careful = jax.jit(function, static_argnums=static_argnums, compiler_options=_WITHOUT_FUSED_SUMS)
+
+    @functools.cache
+    def chosen() -> Callable:
+        options = (_WITHOUT_FUSED_SUMS if sums_go_wrong() else {}) | (_QUICKLY if once and _compiles_quickly() else {})
+        return jax.jit(function, static_argnums=static_argnums, compiler_options=options) if options else plain
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        return (careful if core.get_opaque_trace_state() == _OUTSIDE and sums_go_wrong() else plain)(*args)
+        return (chosen() if core.get_opaque_trace_state() == _OUTSIDE else plain)(*args)
 
     return run
+
+
+@functools.cache
+def _compiles_quickly() -> bool:
+    """Whether this JAX has the CPU's options for that. One tiny program."""
+    if jax.default_backend() != "cpu":
+        return False
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_QUICKLY)(np.float32(0))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def at_once() -> contextlib.AbstractContextManager:

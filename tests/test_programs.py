@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import localhessian as lh
+from localhessian import _programs
 from localhessian._programs import compiled, sums_go_wrong
 from localhessian.lab.zoo import token_loss
 
@@ -57,3 +58,16 @@ def test_inside_of_other_programs_theirs_are_the_options():
     assert sums_go_wrong() in {True, False}
     power = compiled(lambda x, n: x**n, static_argnums=1)
     assert power(3.0, 2) == 9
+
+
+def test_options_that_this_compiler_does_not_have_are_left_out(monkeypatch):
+    x = _numbers(100)
+    wanted = np.asarray(x) ** 2 + 1
+    for options in (_programs._QUICKLY, {"xla_of_another_version": 1}):
+        monkeypatch.setattr(_programs, "_QUICKLY", options)
+        _programs._compiles_quickly.cache_clear()
+        once = compiled(lambda x: x**2 + 1, once=True)
+        np.testing.assert_allclose(once(x), wanted, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(lambda x, once=once: 2 * once(x))(x), 2 * wanted, rtol=1e-6)
+    monkeypatch.undo()
+    _programs._compiles_quickly.cache_clear()

@@ -167,7 +167,7 @@ def _tolerance(matching: BackMatching) -> float:
     return max(TOLERANCES[jnp.dtype(dtype).name] for dtype in types)
 
 
-@compiled(static_argnums=(0, 1))
+@compiled(static_argnums=(0, 1), once=True)
 def _back_propagation(chain: Chain, loss: Loss, params, x, y, context):
     """dJ/dW by plain reverse mode, and dJ/dz_b as the gradient by a perturbation added to z_b."""
     activations = chain.forward(params, x, context)
@@ -199,7 +199,7 @@ def _first_order(matching: BackMatching, name: str, b: int, gradients, shifts):
         yield "delta_b = -n dJ/dz_b", _distance(floating(matching.displacements[b])[0], step)
 
 
-@compiled
+@compiled(once=True)
 def _gradient(loss, params, z):
     weights, rebuild = floating(params)
     return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
@@ -224,7 +224,7 @@ def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, random: n
         yield "H_z: samples are the diagonal blocks", _per_sample(matching, name, b, v, gauss_newton_v)
 
 
-@compiled
+@compiled(once=True)
 def _products(full, residual, u: Array, v: Array):
     """Full products of v and u, the residual one of v: in one program."""
     return [call(full, v), call(full, u)], call(residual, v)
@@ -238,7 +238,7 @@ def _from_scratch(matching: BackMatching, name: str, b: int, wrt: str, v: Array)
     return np.asarray(product) / matching.samples if wrt == "params" else product
 
 
-@compiled(static_argnums=(0, 1, 2))
+@compiled(static_argnums=(0, 1, 2), once=True)
 def _assemble(block, loss, wrt, params, z, context, y, v):
     leaves, rebuild = floating(params if wrt == "params" else z)
     unravel = ravel(leaves)[1]

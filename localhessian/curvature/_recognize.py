@@ -33,7 +33,7 @@ def candidates(z: Activations) -> list[Kind]:
     return [Kind.SOFTMAX, Kind.DIAGONAL] if one_row_of_classes else [Kind.DIAGONAL]
 
 
-@compiled(static_argnums=(0, 1))
+@compiled(static_argnums=(0, 1), once=True)
 def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[Root, Array]:
     """The root if S is of that kind, and for each sample whether it is."""
     eps = coarsest(loss, z, y)

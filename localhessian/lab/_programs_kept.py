@@ -13,7 +13,7 @@ MAX_BYTES = 2**31
 def keep_programs() -> None:
     """Let JAX keep what it compiles in the user's folder for caches, unless it keeps it elsewhere already.
 
-    By itself JAX keeps programs only that took a second to compile, of which an analysis has none.
+    By itself JAX keeps programs only that took a second to compile, of which an analysis has hardly any.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
