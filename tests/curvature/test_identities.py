@@ -134,6 +134,7 @@ def test_orthogonal_linear_block_has_the_identity_as_H_z():
     np.testing.assert_allclose(H.to_dense(), np.eye(5), atol=TOLERANCE)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("make", networks.SMALL)
 def test_per_sample_H_z_are_the_diagonal_blocks_of_the_batch(make):
     matching = networks.matched(make)
@@ -172,6 +173,7 @@ def test_batch_norm_couples_and_equals_the_dense_coupled_matrix():
     assert relative(ours, jacobian.T @ jacobian) < TOLERANCE
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("make", networks.SMALL)
 def test_check_identities_passes_on_every_kind_of_network(make):
     check = lh.check_identities(*make())
