@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import jax
@@ -27,10 +26,6 @@ jax.config.update("jax_debug_nans", False)
 hypothesis.settings.register_profile("local", deadline=None, max_examples=10, print_blob=True)
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("local"), derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-MANY_AREAS = 25_000
-"""The largest module of tests adds 18,000."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +74,10 @@ def _count_compilations() -> Iterator[Compilations]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _programs_leave_room() -> Iterator[None]:
-    """Each holds some of the 65,530 areas of memory that Linux gives a process; without them the next ends it."""
+def _no_program_outlives_its_module() -> Iterator[None]:
+    """Each holds some of the 65,530 areas of memory that Linux gives a process, and time of the garbage collector."""
     yield
-    areas = Path("/proc/self/maps")
-    if areas.exists() and areas.read_bytes().count(b"\n") > MANY_AREAS:
-        jax.clear_caches()
+    jax.clear_caches()
 
 
 @pytest.fixture
