@@ -29,7 +29,7 @@ UNREADABLE = (
     RuntimeError,  # zipfile's, of members that claim to be encrypted
     tokenize.TokenError,
     lzma.LZMAError,
-    OSError,  # of positions that do not exist; what cannot be opened was told before
+    OSError,  # of folders, and of positions that do not exist
 )
 """What readers say of damaged files."""
 
@@ -73,20 +73,15 @@ def opened(path: str | Path, max_bytes: int, what: str) -> Iterator[Archive]:
 
     Raises:
         FileNotFoundError: There is none.
-        OSError: It cannot be opened.
+        PermissionError: It may not be read.
         ValueError: It is damaged, or something else.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115  it is closed below
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            yield Archive(archive, max_bytes)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file `{path}`.") from error
-    except IsADirectoryError as error:
-        raise ValueError(f"`{path}` {what} (It is a folder.)") from error
-    except OSError as error:
-        raise OSError(f"`{path}` cannot be opened ({error.strerror}).") from error
-    with file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                yield Archive(archive, max_bytes)
-        except UNREADABLE as error:
-            raise ValueError(f"`{path}` {what} ({type(error).__name__}: {str(error)[:200]})") from error
+    except PermissionError as error:
+        raise PermissionError(f"`{path}` cannot be opened ({error.strerror}).") from error
+    except UNREADABLE as error:
+        raise ValueError(f"`{path}` {what} ({type(error).__name__}: {str(error)[:200]})") from error

@@ -61,11 +61,12 @@ def folder_of_ones_own(folder: Path) -> Iterator[None]:
         OSError: It cannot be made or written to; the message tells the path and the remedy.
     """
     check_folder(folder)
+    lock = folder / ".lock"
     try:
-        file = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  it is closed below
+        lock.touch()
     except OSError as error:
         raise OSError(_unwritable(folder, error)) from error
-    with file:
+    with open(lock, "w", encoding="utf-8") as file:
         try:
             _lock(file)
         except BlockingIOError:

@@ -92,6 +92,11 @@ def _is_wrong(**options: Any) -> bool:
     return bool(np.abs(np.asarray(found) - (x - (w * x).sum(-1, keepdims=True))).max() > 1e-2)
 
 
+def traced(function: Callable, *arguments: Any) -> tuple[core.ClosedJaxpr, Any]:
+    """Its program for arguments of these shapes and the shapes of its result, whatever JAX remembers of it. A trace."""
+    return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)  # noqa: PLW0108  to JAX another
+
+
 def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """Run one equation as JAX does, with its own source line: calls and custom rules need more than their primitive."""
     held = [(atom, value) for atom, value in zip(eqn.invars, values, strict=True) if isinstance(atom, core.Var)]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-# Compiling is what tests spend their time on: with XLA's quick ways it is a third. `make full` and `make docs` take the
-# usual ones. Flags that a jaxlib does not know end the process, so only for the one they were tried with.
+# Compiling is what tests spend their time on: XLA has quicker ways. `make full` and `make docs` take the usual ones.
+# Flags that a jaxlib does not know end the process, so only for the one they were tried with.
 if jax.__version_info__[:2] == (0, 10):
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")
 
 # The command line, called in this process, is not to choose where its programs are kept.
 os.environ.setdefault("LOCALHESSIAN_CACHE", "0")

@@ -7,21 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import localhessian as lh
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-
-
-def split(key, count=2):
-    """Seeds of NumPy: no shape needs a program for its numbers."""
-    return [(*key, i) for i in range(count)]
-
-
-def normal(key, shape):
-    return jax.device_put(np.random.default_rng(key).standard_normal(shape).astype(jnp.zeros(()).dtype))
 
 
 class Case(NamedTuple):
@@ -97,30 +87,30 @@ def masked(params, z, context):
 
 
 def dense_params(key, fan_in, fan_out, gain=1.0):
-    kernel, bias = split(key)
+    kernel, bias = jax.random.split(key)
     return {
-        "kernel": gain / math.sqrt(fan_in) * normal(kernel, (fan_in, fan_out)),
-        "bias": 0.1 * normal(bias, (fan_out,)),
+        "kernel": gain / math.sqrt(fan_in) * jax.random.normal(kernel, (fan_in, fan_out)),
+        "bias": 0.1 * jax.random.normal(bias, (fan_out,)),
     }
 
 
 def conv_params(key, fan_in, fan_out):
-    kernel, bias = split(key)
+    kernel, bias = jax.random.split(key)
     return {
-        "kernel": 0.3 * normal(kernel, (3, 3, fan_in, fan_out)),
-        "bias": 0.1 * normal(bias, (fan_out,)),
+        "kernel": 0.3 * jax.random.normal(kernel, (3, 3, fan_in, fan_out)),
+        "bias": 0.1 * jax.random.normal(bias, (fan_out,)),
     }
 
 
 def mlp(apply=tanh_dense, widths=(4, 6, 5, 3), n=7, gain=1.0, last_gain=1.0, loss=cross_entropy):
-    *hidden, last, data = split((1,), len(widths))
+    *hidden, last, data = jax.random.split(jax.random.key(1), len(widths))
     blocks = [lh.Block(f"layer{i}", apply) for i in range(len(hidden))] + [lh.Block("head", linear)]
     params = {
         f"layer{i}": dense_params(key, *sizes, gain)
         for i, (key, sizes) in enumerate(zip(hidden, itertools.pairwise(widths), strict=False))
     }
     params["head"] = dense_params(last, *widths[-2:], last_gain)
-    x = normal(data, (n, widths[0]))
+    x = jax.random.normal(data, (n, widths[0]))
     y = jnp.arange(n) % widths[-1]
     return Case(lh.Chain(blocks), params, x, y if loss is cross_entropy else jax.nn.one_hot(y, widths[-1]), loss)
 
@@ -146,15 +136,15 @@ def tiny_logits():
 
 
 def normalized():
-    keys = split((2,), 4)
+    keys = jax.random.split(jax.random.key(2), 4)
     blocks = [lh.Block("dense", linear), lh.Block("norm", batch_norm), lh.Block("head", linear)]
     norm = {"gamma": jnp.array([1.0, 0.5, 2.0, 1.5, 0.7]), "beta": jnp.full(5, 0.1)}
     params = {"dense": dense_params(keys[0], 4, 5), "norm": norm, "head": dense_params(keys[1], 5, 3)}
-    return Case(lh.Chain(blocks), params, normal(keys[2], (6, 4)), jnp.arange(6) % 3, cross_entropy)
+    return Case(lh.Chain(blocks), params, jax.random.normal(keys[2], (6, 4)), jnp.arange(6) % 3, cross_entropy)
 
 
 def convolutional():
-    keys = split((3,), 5)
+    keys = jax.random.split(jax.random.key(3), 5)
     names = (("conv", conv), ("norm", batch_norm), ("conv2", conv), ("flatten", flatten), ("head", linear))
     blocks = [lh.Block(name, apply) for name, apply in names]
     params = {
@@ -163,19 +153,19 @@ def convolutional():
         "conv2": conv_params(keys[1], 2, 2),
         "head": dense_params(keys[2], 32, 3),
     }
-    return Case(lh.Chain(blocks), params, normal(keys[3], (4, 4, 4, 1)), jnp.arange(4) % 3, cross_entropy)
+    return Case(lh.Chain(blocks), params, jax.random.normal(keys[3], (4, 4, 4, 1)), jnp.arange(4) % 3, cross_entropy)
 
 
 def transformer():
-    keys = split((4,), 6)
+    keys = jax.random.split(jax.random.key(4), 6)
     blocks = [lh.Block("embed", embed), lh.Block("attention", attention), lh.Block("head", linear_tokens)]
     names = ("query", "key", "value")
     params = {
-        "embed": {"table": normal(keys[0], (7, 4))},
-        "attention": {name: 0.5 * normal(k, (4, 4)) for name, k in zip(names, keys[1:4], strict=True)},
-        "head": {"kernel": normal(keys[4], (4, 7))},
+        "embed": {"table": jax.random.normal(keys[0], (7, 4))},
+        "attention": {name: 0.5 * jax.random.normal(k, (4, 4)) for name, k in zip(names, keys[1:4], strict=True)},
+        "head": {"kernel": jax.random.normal(keys[4], (4, 7))},
     }
-    tokens = jax.device_put(np.random.default_rng(5).integers(0, 7, (5, 3)).astype(jnp.arange(0).dtype))
+    tokens = jax.random.randint(keys[5], (5, 3), 0, 7)
     return Case(lh.Chain(blocks), params, tokens, tokens, token_cross_entropy)
 
 

@@ -191,6 +191,15 @@ def heavy_modules(statement: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
     return ran.stdout.split()
 
 
+def test_only_the_command_line_keeps_programs():
+    """What changes jax.config is of its process: nothing that is imported as a library reaches it."""
+    kept = f"{PACKAGE}.lab._programs_kept"
+    sources = package_sources()
+    assert [m for m, s in sources.items() if any(owner(n, sources) == kept for n, *_ in imports(m, s))] == [
+        f"{PACKAGE}.lab.cli"
+    ]
+
+
 def test_imports_flow_downward():
     modules = package_sources()
     assert len(modules) > 10

@@ -12,6 +12,8 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
+from localhessian._programs import traced
+
 CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
 CUSTOM = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 MARKS = "localhessian:"
@@ -60,8 +62,7 @@ def text_of_rules(closed: core.ClosedJaxpr, lasting: bool = False) -> tuple[str,
 
 def program_text(function: Callable, *arguments: Any) -> str:
     """The lasting fingerprint of a function's program for arguments of these shapes. Cost: a trace."""
-    traced = jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108 (traced anew)
-    return fingerprint(traced, (), lasting=True)
+    return fingerprint(traced(function, *arguments)[0], (), lasting=True)
 
 
 def text_of(closed: core.ClosedJaxpr, lasting: bool = False) -> str:

@@ -12,6 +12,7 @@ import jax
 from jax.extend import core
 
 from localhessian._memory import remembered
+from localhessian._programs import traced
 from localhessian._tree import abstracted, floating, is_floating, of_shapes, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._apart import keeps_apart
@@ -151,8 +152,7 @@ def batch_size(name: str, tree: Any) -> int:
 def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[core.ClosedJaxpr, Any]:
     """The program of a block, and the shapes of what it returns."""
     try:
-        # A new function object each time: jax would remember the trace of the old one.
-        return jax.make_jaxpr(lambda *given: block(*given), return_shape=True)(params, z, context)  # noqa: PLW0108
+        return traced(block, params, z, context)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise Inapplicable(block.name, z, params, error) from error
 
@@ -233,7 +233,7 @@ def trace_loss(loss: Loss, z: Any, y: Any, n: int) -> bool:
 def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
     z, y = of_shapes(treedef, leaves)
     try:
-        program, out = jax.make_jaxpr(lambda *given: loss(*given), return_shape=True)(z, y)  # noqa: PLW0108
+        program, out = traced(loss, z, y)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
             f"`loss(z_B, y)` cannot be applied to the network's output {shapes(z)} and `y` of {shapes(y)}: make the "

@@ -1,7 +1,7 @@
 """One clear sentence for bad input, naming the block and the remedy."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from localhessian._programs import compiled
 from localhessian._tree import floating, raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
-from localhessian.network._chain import Block, Chain
+from localhessian.network._chain import Block, Chain, check_params
 from localhessian.network._finite import all_finite, check_finite
 from localhessian.network._leaves import check_leaves
 from localhessian.network._traced import Inapplicable, batch_size, first_line, trace, trace_loss
@@ -33,7 +33,7 @@ def admit(
         ValueError: Anything else.
     """
     expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
-    expect("params", params, Mapping, "a dictionary with the parameters of each block by its name")
+    check_params("params", params)
     expect_function("loss", loss, "a function of (z_B, y)", takes=2)
     loss = as_key(loss, "`loss`")
     check_leaves(params, x, y, context)

@@ -16,7 +16,7 @@ def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: in
     """-(G + damping I)^-1 gradient by conjugate gradients, and a status.
 
     JAX's own solver iterates in a `while_loop`, in which the CPU runs convolutions a hundred times slower; this one
-    makes a fixed number of iterations without convolutions in a loop, and stands still once the residual is small.
+    makes a fixed number of iterations, unrolled there, and stands still once the residual is small.
     """
     curvature = problem.curvature()
     enough = rtol**2 * inner(gradient, gradient)
@@ -38,7 +38,7 @@ def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: in
 
     down = times(-1.0, gradient)
     state = ([jnp.zeros_like(leaf) for leaf in gradient], down, down, inner(gradient, gradient))
-    state = repeat(iterate, state, iterations)
+    state = repeat(iterate, state, iterations, few=iterations)
     done = jnp.where(state[3] <= enough, int(Status.CONVERGED), int(Status.BUDGET_SPENT)).astype(jnp.int32)
     return state[0], done
 

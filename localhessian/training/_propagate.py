@@ -10,7 +10,7 @@ from localhessian._arguments import expect, expect_function, expect_key, short
 from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.network import Chain, admit, run_chain, validate_values
+from localhessian.network import Chain, admit, check_params, run_chain, validate_values
 from localhessian.training._layouts import each_block
 from localhessian.training._problem import Problem, Step, norm, where
 from localhessian.training._solvers import GradientStep, Solver
@@ -176,7 +176,7 @@ def initial_state(
         input_solver: As in `lh.propagate`; its state must not depend on the shape of the input (no solver's here does).
     """
     expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
-    expect("params", params, Mapping, "a dictionary with the parameters of each block by its name")
+    check_params("params", params)
     for name in params:
         chain.index(name)
     of_weight_side = _picked("weight_solver", chain, weight_solver, 0.0)

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 import localhessian as lh
 from localhessian.curvature._identities import TOLERANCES
 
-TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 2e-5
+TOLERANCE = 1e-12 if jax.config.jax_enable_x64 else 1e-5
 
 
 def relative(ours, truth):
@@ -37,7 +37,7 @@ def objective(case):
 
 @pytest.mark.parametrize("make", [*networks.SMALL, networks.normalized, *networks.VANISHING])
 def test_back_matching_gradients_are_those_of_back_propagation(make):
-    """Against jax.grad in float64: in float32 it is as far from the truth as back-matching, through 50 blocks 1e-5."""
+    """Against jax.grad in float64: in float32 it is as far from the truth as back-matching, through 50 blocks 6e-6."""
     case = make()
     # Blocks may hold constants in float32.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):

@@ -77,7 +77,7 @@ def check(seed):
 def test_random_layers_against_dense_float64(seeds):
     with jax.numpy_rank_promotion("allow"):
         methods = [check(seed) for seed in seeds]
-    assert sum(method.startswith("Structured") for method in methods) >= 12
+    assert sum(method.startswith("Structured") for method in methods) >= 13
 
 
 @pytest.mark.full

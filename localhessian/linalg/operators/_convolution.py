@@ -17,9 +17,9 @@ FEW = 8
 """Steps that are written out one after the other instead, with convolutions as they are."""
 
 
-def repeat(step: Callable[[Any], Any], state: Any, count: int) -> Any:
-    """`count` steps inside a compiled program, whose size does not grow with them."""
-    if count <= FEW and jax.default_backend() == "cpu" and contains_convolution(jax.make_jaxpr(step)(state)):
+def repeat(step: Callable[[Any], Any], state: Any, count: int, few: int = FEW) -> Any:
+    """`count` steps inside a compiled program, whose size grows with them up to `few` only."""
+    if count <= few and jax.default_backend() == "cpu" and contains_convolution(jax.make_jaxpr(step)(state)):
         for _ in range(count):
             state = step(state)
         return state
