@@ -73,11 +73,11 @@ def check(seed):
     return found.method
 
 
-@pytest.mark.parametrize("seeds", [range(50), range(50, 100)])
+@pytest.mark.parametrize("seeds", [range(40), range(40, 100)])
 def test_random_layers_against_dense_float64(seeds):
     with jax.numpy_rank_promotion("allow"):
         methods = [check(seed) for seed in seeds]
-    assert sum(method.startswith("Structured") for method in methods) >= 13
+    assert sum(method.startswith("Structured") for method in methods) >= 10
 
 
 @pytest.mark.full
