@@ -1,13 +1,12 @@
 """CIFAR-10 and CIFAR-100 in their official binary layout: read, verified, and downloaded where they are not there."""
 
 import dataclasses
-import gzip
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from localhessian._archive import UNREADABLE
 from localhessian._files import whole
 from localhessian._optional import optional
 from localhessian.lab._data import Images, digits, images_from_npz
@@ -32,6 +31,8 @@ class BinaryLayout:
     md5: str
 
 
+MAX_BYTES = 2**28
+"""Of one file in an archive; the largest has 154 million."""
 CIFAR10 = BinaryLayout(
     folder="cifar-10-batches-bin",
     train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
@@ -158,22 +159,36 @@ def _downloaded(layout: BinaryLayout) -> Path:
     if all((place / name).is_file() for name in names):
         return place
     archive = pooch.retrieve(layout.url, known_hash=f"md5:{layout.md5}", path=cache, progressbar=False)
+    unpack(Path(archive), layout, place)
+    return place
+
+
+def unpack(archive: Path, layout: BinaryLayout, place: Path) -> None:
+    """The files of a layout out of its archive.
+
+    Raises:
+        ValueError: It is damaged, or none.
+    """
     try:
         with tarfile.open(archive) as packed:
-            for name in names:
-                with whole(place / name) as part:
-                    part.write_bytes(_member(packed, f"{layout.folder}/{name}"))
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError, ValueError) as error:
+            contents = {name: _member(packed, f"{layout.folder}/{name}") for name in (*layout.train, *layout.test)}
+            while packed.fileobj.read(2**20):
+                pass  # to the end, where the checksum is
+    except (tarfile.TarError, *UNREADABLE) as error:
         raise ValueError(
-            f"`{archive}` is no whole archive of {layout.folder} ({type(error).__name__}: {error}): remove it, and "
-            "it is downloaded again."
+            f"`{archive}` is no whole archive of {layout.folder} ({type(error).__name__}: {str(error)[:200]}): remove "
+            "it, and it is downloaded again."
         ) from error
-    return place
+    for name, content in contents.items():
+        with whole(place / name) as part:
+            part.write_bytes(content)
 
 
 def _member(packed: tarfile.TarFile, name: str) -> bytes:
     member = packed.getmember(name)
     if not member.isfile():  # a link may point anywhere
         raise ValueError(f"its {name} is no plain file.")
+    if member.size > MAX_BYTES:
+        raise ValueError(f"its {name} claims {member.size} bytes.")
     content = packed.extractfile(member)
     return b"" if content is None else content.read()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gzip
 import hashlib
 import http.server
 import tarfile
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from localhessian.lab import Augmentation, Images, digits, images_from_arrays, images_from_npz
-from localhessian.lab._cifar import CIFAR10, CIFAR100, load_binary, load_images
+from localhessian.lab._cifar import CIFAR10, CIFAR100, load_binary, load_images, unpack
 
 pytestmark = pytest.mark.once
 
@@ -92,6 +93,28 @@ def served(tmp_path):
         yield dataclasses.replace(SMALL100, url=url, md5=md5), asked
         server.shutdown()
         thread.join()
+
+
+def test_mutations_of_an_archive_give_the_images_or_one_sentence(served, tmp_path):
+    layout, _ = served
+    archive, random, refused = tmp_path / "mutated.tar.gz", np.random.default_rng(0), []
+    content = (tmp_path / "made" / "small.tar.gz").read_bytes()
+    plain = gzip.decompress(content)  # of which every bit is one of tar's or of the files'
+    expected = load_binary(SMALL100, tmp_path / "made")
+    for i in range(200):
+        changed = bytearray(plain if i % 2 else content)
+        changed[random.integers(len(changed) if i % 4 else 300)] ^= 1 << random.integers(8)
+        archive.write_bytes(changed[: random.integers(len(changed))] if i % 5 == 0 else changed)
+        place = tmp_path / "unpacked" / str(i)
+        try:
+            unpack(archive, layout, place)
+            images = load_binary(layout, place)
+        except ValueError as error:
+            refused.append(str(error))
+        else:  # a file has no checksum of its own inside a plain archive: one pixel or label is another
+            assert sum(np.sum(a != b) for a, b in zip(images, expected, strict=True)) <= i % 2
+    assert len(refused) > 80
+    assert all(" is no whole archive of " in sentence or "download it again" in sentence for sentence in refused)
 
 
 def test_download_once_with_a_checksum(served, tmp_path, monkeypatch):
