@@ -147,8 +147,11 @@ def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
             treedef, [jnp.where(which, change(leaf), leaf) if np.any(which) else leaf for leaf, which in pairs]
         )
 
+    # Outputs of which no two are alike, and which may be logits as well as probabilities.
+    random, (outputs, rebuild) = np.random.default_rng(0), floating(z)
+    unlike = rebuild([jnp.asarray(random.uniform(0.1, 0.9, leaf.shape), leaf.dtype) for leaf in outputs])
     given, from_the_last, other = (
-        np.asarray(_losses(loss, z, labels))
+        np.asarray(_losses(loss, unlike, labels))
         for labels in (y, instead(lambda leaf: leaf + classes), instead(lambda leaf: (leaf + 1) % classes))
     )
     # A loss that gives them no weight differs from the first, one that does not look at labels agrees with the second.

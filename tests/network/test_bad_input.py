@@ -58,6 +58,9 @@ def test_negative_labels_are_no_last_classes():
     for bad in (y.at[1].set(-1), y.at[:2].set(-3)):
         with expect(ValueError, "`y` holds negative labels, which the loss counts from the last of 3 classes: leave"):
             lh.back_match(*case(y=bad))
+    flat = jax.tree.map(jnp.zeros_like, case().params)  # every class as likely: at these outputs no label matters
+    with expect(ValueError, "`y` holds negative labels"):
+        lh.back_match(*case(params=flat, y=y.at[1].set(-1)))
     with expect(ValueError, "`y` holds negative labels"):
         lh.propagate(*case(y=y - 1)[:5], lh.GradientStep(0.1))
 
