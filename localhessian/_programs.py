@@ -18,7 +18,7 @@ _QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitte
 
 
 def compiled(function: Callable | None = None, /, *, static_argnums: Any = (), once: bool = False) -> Callable:
-    """`jax.jit`, without the fusion that makes jaxlib 0.10 compute wrong sums on the CPU.
+    """`jax.jit`, in full precision, and without the fusion that makes jaxlib 0.10 compute wrong sums on the CPU.
 
     There `x - (w * x).sum(-1, keepdims=True)`, with a `w` that is broadcast over the leading axis of a large `x`, is
     off by 10 % and more: what layers of that form give, and what many products with one softmax or one normalization
@@ -32,18 +32,37 @@ def compiled(function: Callable | None = None, /, *, static_argnums: Any = (), o
     """
     if function is None:
         return functools.partial(compiled, static_argnums=static_argnums, once=once)
-    plain = jax.jit(function, static_argnums=static_argnums)
+    precise = full_precision()(function)
+    plain = jax.jit(precise, static_argnums=static_argnums)
 
     @functools.cache
     def chosen() -> Callable:
         options = (_WITHOUT_FUSED_SUMS if sums_go_wrong() else {}) | (_QUICKLY if once and _compiles_quickly() else {})
-        return jax.jit(function, static_argnums=static_argnums, compiler_options=options) if options else plain
+        return jax.jit(precise, static_argnums=static_argnums, compiler_options=options) if options else plain
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
         return (chosen() if core.get_opaque_trace_state() == _OUTSIDE else plain)(*args)
 
     return run
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Where matrix products and convolutions are traced in the precision of their type, also on GPUs and TPUs.
+
+    By default those round what they multiply to 10 or 7 bits, a thousand times coarser than float32: products are no
+    longer linear, and the small end of a spectrum is noise. A `jax_default_matmul_precision` of the user's holds.
+    """
+    if jax.config.jax_default_matmul_precision is not None or not _multiplies_coarsely():
+        yield
+        return
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def _multiplies_coarsely() -> bool:
+    return jax.default_backend() != "cpu"
 
 
 @functools.cache

@@ -71,3 +71,45 @@ def test_options_that_this_compiler_does_not_have_are_left_out(monkeypatch):
         np.testing.assert_allclose(jax.jit(lambda x, once=once: 2 * once(x))(x), 2 * wanted, rtol=1e-6)
     monkeypatch.undo()
     _programs._compiles_quickly.cache_clear()
+
+
+def _multiply(chain, params, x, y):
+    """Everything that multiplies matrices, in one program."""
+    loss = lambda z, y: 0.5 * ((z - y) ** 2).sum(1)
+    matching = lh.back_match(chain, params, x, y, loss)
+    operators = [lh.local_hessian(matching, "a", wrt) for wrt in ("params", "input")]
+    methods = lh.Dense(), lh.Lanczos(max_matvecs=4), lh.GolubKahan(max_matvecs=4)
+    return (
+        [H.mv(jnp.ones(H.size)) for H in operators],
+        [lh.spectrum(H, method).eigenvalues for H in operators for method in methods],
+        lh.trace(operators[0], probes=2).value,
+        lh.spectral_density(operators[0], steps=2, probes=2).density.value,
+        jax.grad(lh.back_matching_loss(matching, matching.chain.names[0]))(params[matching.chain.names[0]], x),
+        lh.propagate(chain, params, x, y, loss, lh.GaussNewton())[0],
+    )
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_products_ask_for_full_precision_where_the_device_would_round_their_operands(monkeypatch, cut):
+    # On GPUs and TPUs: operands of 10 or 7 bits make products that are not linear, and small eigenvalues of noise.
+    def program():
+        jax.clear_caches()
+        params, x, y = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}, jnp.ones((5, 3)), jnp.zeros((5, 2))
+        of_block = {"a": lambda w, z: jnp.tanh(z @ w), "b": lambda w, z: z @ w}
+        if cut:
+            model = lambda params, x: of_block["b"](params["b"], lh.mark(of_block["a"](params["a"], x), "a"))
+            chain, params, _ = lh.chain_from_function(model, params, x)
+        else:
+            chain = lh.Chain([lh.Block(*block) for block in of_block.items()])
+        return str(jax.make_jaxpr(lambda *args: _multiply(chain, *args))(params, x, y))
+
+    def counts(text):
+        return text.count("dot_general["), text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+
+    monkeypatch.setattr(_programs, "_multiplies_coarsely", lambda: True)
+    products, precise = counts(program())
+    assert products == precise > 100
+    with jax.default_matmul_precision("tensorfloat32"):  # the user's own choice holds
+        products, precise = counts(program())
+    assert 0 < precise < products  # our own linear algebra has none
+    jax.clear_caches()

@@ -21,16 +21,23 @@ ONE_CORE = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     "JAX_PLATFORMS": "cpu",
 }
+
+
+def place(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Where to run: what a command begins with, and its environment."""
+    if options.device == "cuda":
+        return [], {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "BENCHMARK_DEVICE": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return ["taskset", "-c", str(options.core)], ONE_CORE
 
 
 def measure(options: argparse.Namespace, contender: str, case: str, weights: str) -> dict:
     python = sys.executable if contender in SCRIPTS else options.peers
     script = str(HERE / SCRIPTS.get(contender, "peers.py"))
-    command = ["taskset", "-c", str(options.core), python, script, contender, case, weights, str(options.seed)]
-    environment = {**os.environ, **ONE_CORE}
+    command = [*place(options)[0], python, script, contender, case, weights, str(options.seed)]
+    environment = {**os.environ, **place(options)[1]}
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=options.limit
@@ -62,6 +69,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="*", default=list(CONTENDERS))
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
     parser.add_argument("--limit", type=int, default=600, help="seconds for one contender")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="one core (default), or a GPU")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
@@ -71,7 +79,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             weights = str(pathlib.Path(folder) / "weights.npz")
             prepare = [sys.executable, str(HERE / "ours.py"), "export", case, weights, str(options.seed)]
-            subprocess.run(prepare, env={**os.environ, **ONE_CORE}, check=True)
+            subprocess.run(prepare, env={**os.environ, **place(options)[1]}, check=True)
             found = {name: measure(options, name, case, weights) for name in options.contenders}
             _compare(found)
             for contender, one in found.items():

@@ -3,19 +3,20 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from work import DEVICE
 
 
 def load(path: str):
     """Parameters by block, inputs and labels."""
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
-    x, y = torch.tensor(arrays.pop("x")), torch.tensor(arrays.pop("y")).long()
+    x, y = torch.tensor(arrays.pop("x")).to(DEVICE), torch.tensor(arrays.pop("y")).long().to(DEVICE)
     params: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in arrays.items():
         block, place = key.split("|")
         name = ".".join(part.strip("'") for part in place.strip("[]").split("]["))
         array = np.ascontiguousarray(value.transpose(3, 2, 0, 1)) if value.ndim == 4 else value  # HWIO to OIHW
-        params.setdefault(block, {})[name] = torch.tensor(array)
+        params.setdefault(block, {})[name] = torch.tensor(array).to(DEVICE)
     order = sorted(params, key=lambda name: int(name.split(".")[1]))
     return {name: params[name] for name in order}, x, y
 
@@ -74,7 +75,7 @@ def _layer(p, z, heads=4):
     h = _norm(z, p["norm1.scale"], p["norm1.bias"])
     q, k, v = (h @ p["qkv.kernel"]).reshape(n, tokens, 3 * heads, dim // heads).split(heads, dim=2)
     scores = torch.einsum("nqhd,nkhd->nhqk", q, k) / (dim // heads) ** 0.5
-    seen = torch.tril(torch.ones(tokens, tokens, dtype=torch.bool))
+    seen = torch.tril(torch.ones(tokens, tokens, dtype=torch.bool, device=z.device))
     mixed = torch.einsum("nhqk,nkhd->nqhd", torch.softmax(torch.where(seen, scores, -1e9), -1), v)
     z = z + mixed.reshape(n, tokens, dim) @ p["out.kernel"]
     h = _norm(z, p["norm2.scale"], p["norm2.bias"])

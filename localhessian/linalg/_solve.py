@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from localhessian._arguments import expect_flag, expect_key, number, short
+from localhessian._programs import full_precision
 from localhessian._progress import Progress, follow, silent
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
@@ -100,7 +101,7 @@ def spectrum(
         raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {short(vectors)}.")
     if start is not None:
         _check_start(start, operator, size)
-    with quietly(), follow(progress, "product") as show:
+    with quietly(), full_precision(), follow(progress, "product") as show:
         wrong = contradiction(operator)
         if throw and wrong is not None:
             raise SpectrumError(_sentence(operator, wrong))

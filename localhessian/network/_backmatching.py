@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect
-from localhessian._programs import compiled
+from localhessian._programs import compiled, full_precision
 from localhessian._tree import floating, is_concrete, is_floating, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
@@ -254,6 +254,7 @@ class _LastLoss:
     block: Block
     loss: Loss
 
+    @full_precision()
     def __call__(self, y, context, params, z):
         return self.loss(self.block(params, z, context), y).mean()
 
@@ -262,6 +263,7 @@ class _LastLoss:
 class _MatchingLoss:
     block: Block
 
+    @full_precision()
     def __call__(self, params0, z0, displacement, context, params, z):
         center = floating(self.block(params0, z0, context))[0]
         value = floating(self.block(params, z, context))[0]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import at_once, compiled
+from localhessian._programs import at_once, compiled, full_precision
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.network._chain import Chain
@@ -88,9 +88,11 @@ def contexts_of(
     leading = have_leading(given, n)
     for belongs in dict.fromkeys((leading, (False,) * len(leading))):
         try:
-            yield chain.context_for(few, take(given, index, belongs), params)
+            with full_precision():
+                of_few = chain.context_for(few, take(given, index, belongs), params)
         except MISFIT:
             continue
+        yield of_few
 
 
 def first_samples(

@@ -10,7 +10,7 @@ import numpy as np
 
 from localhessian._arguments import expect, expect_function
 from localhessian._memory import as_key
-from localhessian._programs import compiled
+from localhessian._programs import compiled, full_precision
 from localhessian._tree import floating, raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
@@ -37,7 +37,8 @@ def admit(
     expect_function("loss", loss, "a function of (z_B, y)", takes=2)
     loss = as_key(loss, "`loss`")
     check_leaves(params, x, y, context)
-    context = chain.context_for(x, context, params)
+    with full_precision():  # a cut chain is cut for settings of JAX, which it keeps in its context
+        context = chain.context_for(x, context, params)
     validate_shapes(chain, params, x, y, loss, context)
     return loss, context
 

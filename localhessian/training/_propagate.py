@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from localhessian._arguments import expect, expect_function, expect_key, short
+from localhessian._programs import full_precision
 from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
@@ -201,6 +202,7 @@ class _Side(NamedTuple):
     problem: Problem
     solver: Any
 
+    @full_precision()
     def solve(self, state: Any, key: Key) -> tuple[Step, Any, Array, tuple[Scalar, Scalar]]:
         """A trusted step, the solver's next state, a status, and phi before and after."""
         problem = self.problem

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_choice, expect_count, expect_share
+from localhessian._programs import compiled
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
@@ -225,7 +226,7 @@ def _on_host(product: Callable[[Array], Array], v: Any, batch: int | None, dtype
     return out.astype(v.dtype, copy=False)
 
 
-_compiled = jax.jit(
+_compiled = compiled(
     lambda method, operator, key, vectors, start: method.compute(operator, key, vectors, start, silent, jnp),
     static_argnums=(0, 3),
 )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_choice, expect_count, expect_flag, expect_key, expect_share, number, short
+from localhessian._programs import compiled, full_precision
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -179,7 +180,8 @@ class _Axis:
 def _run(operator: LinearMap | SymmetricOperator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
     """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
     if not is_concrete(operator, key):
-        return _compute(operator, key, probes, steps, scale, jnp)
+        with full_precision():
+            return _compute(operator, key, probes, steps, scale, jnp)
     if jax.default_backend() != "cpu":
         return _compiled(operator, key, probes, steps, scale)
     try:
@@ -243,7 +245,7 @@ def _nonzero(nodes, errors, relative: float, dtype: Any, has_factor: bool, xp: M
     return smallest**2 if has_factor else smallest
 
 
-_compiled = jax.jit(partial(_compute, xp=jnp), static_argnums=(2, 3, 4))
+_compiled = compiled(partial(_compute, xp=jnp), static_argnums=(2, 3, 4))
 
 
 def _density(parts, batch: int | None, dtype: Any, scale: _Axis, sizes: tuple[int, int], run: tuple[int, int], xp):
