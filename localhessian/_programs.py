@@ -54,7 +54,8 @@ def full_precision() -> Iterator[None]:
     By default those round what they multiply to 10 or 7 bits, a thousand times coarser than float32: products are no
     longer linear, and the small end of a spectrum is noise. A `jax_default_matmul_precision` of the user's holds.
     """
-    if jax.config.jax_default_matmul_precision is not None or not _multiplies_coarsely():
+    config: Any = jax.config
+    if config.jax_default_matmul_precision is not None or not _multiplies_coarsely():
         yield
         return
     with jax.default_matmul_precision("highest"):

@@ -21,6 +21,9 @@ os.environ.setdefault("LOCALHESSIAN_CACHE", "0")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", False)
+if jax.default_backend() != "cpu":
+    # What results are compared with is plain JAX, where GPUs and TPUs round what they multiply.
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 # Compilation makes the first example slow, so time limits would only be noise.
 hypothesis.settings.register_profile("local", deadline=None, max_examples=10, print_blob=True)

@@ -107,9 +107,23 @@ def test_products_ask_for_full_precision_where_the_device_would_round_their_oper
         return text.count("dot_general["), text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
 
     monkeypatch.setattr(_programs, "_multiplies_coarsely", lambda: True)
-    products, precise = counts(program())
+    with jax.default_matmul_precision(None):
+        products, precise = counts(program())
     assert products == precise > 100
     with jax.default_matmul_precision("tensorfloat32"):  # the user's own choice holds
         products, precise = counts(program())
     assert 0 < precise < products  # our own linear algebra has none
     jax.clear_caches()
+
+
+def test_products_of_this_device_have_the_precision_of_their_type():
+    w, x, v = _numbers(64, 32), _numbers(128, 64), _numbers(64, 32).ravel()
+    chain = lh.Chain([lh.Block("a", lambda w, z: z @ w), lh.Block("b", lambda w, z: w * z)])
+    loss = lambda z, y: 0.5 * ((z - y) ** 2).sum(1)
+    with jax.default_matmul_precision(None):
+        matching = lh.back_match(chain, {"a": w, "b": np.float32(1)}, x, np.zeros((128, 32), np.float32), loss)
+        found = lh.local_hessian(matching, "a").mv(v)
+    wide = x.astype(np.float64)
+    exact = (wide.T @ (wide @ v.reshape(w.shape)) / 128).ravel()
+    # Rounding of sums of 64 and of 128 numbers in float32; operands of 10 bits would make it 5e-4.
+    np.testing.assert_allclose(found, exact, atol=2e-6 * np.abs(exact).max())

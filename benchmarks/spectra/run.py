@@ -16,12 +16,13 @@ CASES = ("mlp", "vgg13-bn/4", "gpt")
 CONTENDERS = ("localhessian", "curvlinops", "torch by hand", "hessian-eigenthings", "PyHessian", "matfree")
 SCRIPTS = {"localhessian": "ours.py", "matfree": "by_matfree.py"}
 """In JAX: run by this Python; the others are torch."""
+PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "PYTHONPATH": PATH,
     "JAX_PLATFORMS": "cpu",
 }
 
@@ -29,7 +30,7 @@ ONE_CORE = {
 def place(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """Where to run: what a command begins with, and its environment."""
     if options.device == "cuda":
-        return [], {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "BENCHMARK_DEVICE": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        return [], {"PYTHONPATH": PATH, "BENCHMARK_DEVICE": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return ["taskset", "-c", str(options.core)], ONE_CORE
 
 

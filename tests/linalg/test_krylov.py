@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 import localhessian as lh
+from localhessian._programs import sums_go_wrong
 from localhessian.linalg import gram, matrix_map
 from localhessian.linalg.operators import in_loop
 from localhessian.linalg.operators._cpu import contains_convolution
@@ -317,6 +318,22 @@ def test_a_map_that_answers_differently_twice_is_refused(method, side):
     if side and not isinstance(method, lh.GolubKahan):
         told = {lh.Status.NOT_ADJOINT}
     assert status(found) in told
+
+
+@pytest.mark.once
+def test_noise_is_told_from_a_wrong_transpose_where_methods_are_compiled_whole(monkeypatch):
+    """As on accelerators; equal products in one program are one product."""
+    sums_go_wrong()  # asked of the device that there is
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(50, 40)))
+    method = lh.GolubKahan(max_matvecs=8, which="largest", k=1, basis_size=6)
+    for forward, backward, told in (
+        (noisy(matrix), Partial(times, matrix.T), lh.Status.NOT_DETERMINISTIC),
+        (Partial(times, matrix), noisy(matrix.T), lh.Status.NOT_DETERMINISTIC),
+        (Partial(times, matrix), Partial(times, -2 * matrix.T), lh.Status.NOT_ADJOINT),
+    ):
+        found = lh.spectrum(lh.linear_map(forward, backward, 40, 50), method, throw=False)
+        assert status(found) == told
 
 
 def test_asymmetry_within_rounding_is_in_the_error_bound(dtype):

@@ -10,6 +10,7 @@ from localhessian.linalg.krylov._krylov import Plan as Plan
 from localhessian.linalg.krylov._krylov import products as products
 from localhessian.linalg.krylov._krylov import repeats as repeats
 from localhessian.linalg.krylov._krylov import rows as rows
+from localhessian.linalg.krylov._krylov import told_apart as told_apart
 from localhessian.linalg.krylov._lanczos import Lanczos as Lanczos
 from localhessian.linalg.krylov._lanczos import advance as advance
 from localhessian.linalg.krylov._recurrence import State as State

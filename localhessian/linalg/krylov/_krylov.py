@@ -21,7 +21,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._vectors import lengths, pick
-from localhessian.linalg.operators import skewed
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, gram, skewed
 from localhessian.linalg.spectra import Spectrum, cutoff
 
 ROWS = 32
@@ -68,7 +68,7 @@ class Krylov:
         if not is_concrete(operator, key, start):
             return self.compute(operator, key, vectors, start, show, jnp)
         if jax.default_backend() != "cpu":
-            return _compiled(self, operator, key, vectors, start)
+            return told_apart(_compiled(self, operator, key, vectors, start), operator)
         try:
             return self.compute(operator, key, vectors, start, show, np)
         except jax.errors.TracerArrayConversionError:
@@ -239,6 +239,21 @@ def repeats(multiplied: Callable, state: Any, first: Any, plan: Plan, xp: Any) -
     one, again = (multiplied(first[:, :1]) for _ in range(2))
     apart, norm = (lengths(part.reshape(len(first), -1), np) for part in (one - again, one))
     return ~(apart > plan.skewed * norm)
+
+
+def told_apart(found: Any, operator: LinearMap | SymmetricOperator) -> Any:
+    """What a program compiled whole says, with noise told from a wrong transpose: it asks nothing twice."""
+    wrong = np.isin(found.status, (int(Status.NOT_ADJOINT), int(Status.NOT_SYMMETRIC)))
+    if not wrong.any():
+        return found
+    symmetric = gram(operator) if isinstance(operator, LinearMap) else operator
+    lead = () if symmetric.batch is None else (symmetric.batch,)
+    v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, symmetric.size)), symmetric.dtype)
+    one, again = (np.asarray(symmetric.mv(v), np.float64) for _ in range(2))
+    limit = skewed(float(jnp.finfo(symmetric.dtype).eps)) * np.linalg.norm(one, axis=-1)
+    noisy = wrong & (np.linalg.norm(one - again, axis=-1) > limit)
+    status = np.where(noisy, int(Status.NOT_DETERMINISTIC), found.status)
+    return dataclasses.replace(found, status=jnp.asarray(status, found.status.dtype))
 
 
 def judge(

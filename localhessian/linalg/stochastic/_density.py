@@ -22,7 +22,7 @@ from localhessian._programs import compiled, full_precision
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov import unbatched
+from localhessian.linalg.krylov import told_apart, unbatched
 from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, contradiction, rounding
 from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
 from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
@@ -183,7 +183,7 @@ def _run(operator: LinearMap | SymmetricOperator, key: Key, probes: int, steps: 
         with full_precision():
             return _compute(operator, key, probes, steps, scale, jnp)
     if jax.default_backend() != "cpu":
-        return _compiled(operator, key, probes, steps, scale)
+        return told_apart(_compiled(operator, key, probes, steps, scale), operator)
     try:
         with quietly():
             return _compute(operator, key, probes, steps, scale, np)
