@@ -10,7 +10,7 @@ from localhessian._programs import compiled
 from localhessian._tree import floating, ravel_samples
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator
-from localhessian.network import MISFIT, Block, ByInput, Place, Side, jacobian, meant, run
+from localhessian.network import MISFIT, Block, ByInput, Place, Side, applied, jacobian, meant
 
 
 def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activations) -> bool:
@@ -57,7 +57,7 @@ def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
 
 @compiled(static_argnums=0)
 def _outputs(block: Block, place: Place) -> Activations:
-    return run(block, place)
+    return applied(block, place)
 
 
 def _random(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:

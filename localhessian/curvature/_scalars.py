@@ -11,7 +11,7 @@ from localhessian._arguments import expect_choice
 from localhessian._tree import ravel, size
 from localhessian._types import Array, Key, Loss, Scalar
 from localhessian.curvature._recognize import loss_hessian
-from localhessian.network import Leaves, Place, Side, curved, run
+from localhessian.network import Leaves, Place, Side, applied, curved
 
 SCALARS = ("mean", "range_mean", "max")
 """The names that `local_scalar` takes."""
@@ -60,7 +60,7 @@ def local_scalar(
     Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """
     variables, outputs, scale = side.variables(place)[0], side.outputs(place), side.scale(place)
-    hessian = None if loss is None else loss_hessian(loss, jax.tree.map(_wider, run(side.block, place)), y)
+    hessian = None if loss is None else loss_hessian(loss, jax.tree.map(_wider, applied(side.block, place)), y)
 
     def curve(image: Leaves) -> Leaves:
         return _wide(image) if hessian is None else hessian(_wide(image))

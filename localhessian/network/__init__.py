@@ -10,7 +10,6 @@ from localhessian.network._chain import check_params as check_params
 from localhessian.network._coupling import loss_couples_samples as loss_couples_samples
 from localhessian.network._finite import check_finite as check_finite
 from localhessian.network._jacobian import jacobian as jacobian
-from localhessian.network._jaxpr import program_text as program_text
 from localhessian.network._leaves import check_arrays as check_arrays
 from localhessian.network._per_sample import MISFIT as MISFIT
 from localhessian.network._per_sample import contexts_of as contexts_of
@@ -26,10 +25,10 @@ from localhessian.network._side import Place as Place
 from localhessian.network._side import Side as Side
 from localhessian.network._side import View as View
 from localhessian.network._side import Wrt as Wrt
+from localhessian.network._side import applied as applied
 from localhessian.network._side import curved as curved
 from localhessian.network._side import displaced as displaced
 from localhessian.network._side import meant as meant
-from localhessian.network._side import run as run
 from localhessian.network._validate import admit as admit
 from localhessian.network._validate import run_chain as run_chain
 from localhessian.network._validate import validate_values as validate_values

@@ -22,7 +22,7 @@ from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples, gradients_leak, linearized_loss
 from localhessian.network._finite import validate_derivatives
 from localhessian.network._jacobian import jacobian_of, linearized, root_scale
-from localhessian.network._side import ByInput, ByParams, Place, half_square, matching_loss, run
+from localhessian.network._side import ByInput, ByParams, Place, applied, half_square, matching_loss
 from localhessian.network._traced import trace, trace_loss
 from localhessian.network._validate import admit, same, validate_values
 
@@ -257,7 +257,7 @@ class _LastLoss:
     loss: Loss
 
     def __call__(self, y: Any, context: Context, params: Params, z: Activations) -> Scalar:
-        return self.loss(run(self.block, Place(params, z, context)), y).mean()
+        return self.loss(applied(self.block, Place(params, z, context)), y).mean()
 
 
 @dataclasses.dataclass(frozen=True)

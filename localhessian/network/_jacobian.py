@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
-from jax.extend import core
 from jax.tree_util import Partial
 
-from localhessian._programs import assemble
+from localhessian._programs import live, run
 from localhessian._tree import floating
 from localhessian._types import Activations, Array
 from localhessian.linalg import LinearMap, call, lazy_map
 from localhessian.network._chain import Block
-from localhessian.network._side import Place, Side, run
+from localhessian.network._side import Place, Side, applied
 
 
 def linearized(block: Block, place: Place) -> tuple[Activations, Partial]:
@@ -62,7 +61,7 @@ class _Linearized:
         inputs, rebuild_input = floating(place.z)
 
         def outputs(weights: list[Array], inputs: list[Array]) -> tuple[list[Array], Activations]:
-            z = run(self.block, dataclasses.replace(place, params=rebuild_params(weights), z=rebuild_input(inputs)))
+            z = applied(self.block, dataclasses.replace(place, params=rebuild_params(weights), z=rebuild_input(inputs)))
             return floating(z)[0], z
 
         _, jvp, z = jax.linearize(outputs, weights, inputs, has_aux=True)
@@ -87,8 +86,8 @@ class _Times:
             return jax.jvp(lambda v: view.meant(view.run(v)), (view.start,), (v,))[1]
 
         program = jax.make_jaxpr(push)(view.start)
-        live = core.jaxpr_as_fun(_live(program))
-        return lambda v: live(v)[0], program.in_avals[0], program.out_avals[0]
+        needed = live(program)
+        return lambda v: run(needed, v)[0], program.in_avals[0], program.out_avals[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +97,3 @@ class _TransposeTimes(_Times):
     def __call__(self, jvp: Partial, point: Place, u: Array) -> Array:
         push, start, out = self.product(jvp, point)
         return root_scale(self.side, point) * jax.linear_transpose(push, start)(u.astype(out.dtype))[0]
-
-
-def _live(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """Without the equations that nothing depends on."""
-    jaxpr = program.jaxpr
-    needed, kept = set(filter(_is_variable, jaxpr.outvars)), []
-    for eqn in reversed(jaxpr.eqns):
-        if needed.intersection(eqn.outvars):
-            needed.update(filter(_is_variable, eqn.invars))
-            kept.append(eqn)
-    return assemble(jaxpr.constvars, program.consts, jaxpr.invars, jaxpr.outvars, kept[::-1])
-
-
-def _is_variable(atom: Any) -> bool:
-    return isinstance(atom, core.Var)

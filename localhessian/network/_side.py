@@ -40,7 +40,7 @@ class Place:
         return jax.tree.leaves(self.z)[0].shape[0]
 
 
-def run(block: Block, place: Place) -> Activations:
+def applied(block: Block, place: Place) -> Activations:
     """F_b(W_b, z_{b-1})."""
     return block(place.params, place.z, place.context)
 
@@ -118,7 +118,7 @@ class Side(abc.ABC):
     def outputs(self, place: Place) -> Callable[[Leaves], Leaves]:
         """v -> the floating-point leaves of F(v)."""
         _, fill = self.variables(place)
-        return lambda values: floating(run(self.block, fill(values)))[0]
+        return lambda values: floating(applied(self.block, fill(values)))[0]
 
     def pull(self, place: Place) -> tuple[Leaves, Callable[[Leaves], Leaves]]:
         """F, and u -> s J^T u."""
@@ -153,7 +153,7 @@ class Side(abc.ABC):
 
         def outputs(v: Array) -> Activations:
             there = moved(v)
-            return run(self.block, there) if jvp is None else jvp(floating(there.params)[0], floating(there.z)[0])
+            return applied(self.block, there) if jvp is None else jvp(floating(there.params)[0], floating(there.z)[0])
 
         return View(start, outputs, lambda z: self.arrangement.lay(meant(z, place.index))[0])
 
@@ -230,7 +230,7 @@ def matching_loss(block: Block, place: Place, displacement: Activations) -> Call
     """
 
     def total(there: Place) -> Scalar:
-        value, center = (floating(run(block, at))[0] for at in (there, place))
+        value, center = (floating(applied(block, at))[0] for at in (there, place))
         is_there = _equal((place.params, place.z), (there.params, there.z))
         center = [jnp.where(is_there, f, c) for f, c in zip(value, center, strict=True)]
         return displaced(floating(displacement)[0], value, center)

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 from localhessian._memory import remembered
-from localhessian._programs import traced
+from localhessian._programs import Program, has_custom_rule, text_of, text_of_rules, traced
 from localhessian._tree import abstracted, floating, is_floating, of_shapes, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
-from localhessian.network._jaxpr import has_custom_rule, text_of, text_of_rules
 from localhessian.network._leaves import check_real, check_samples
 
 _NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
@@ -92,7 +90,7 @@ class _Seen:
 
     number: int
     apply: Callable
-    program: core.ClosedJaxpr
+    program: Program
     shapes: Any
     is_steady: bool = True
     is_apart: bool = False
@@ -117,16 +115,16 @@ class _Seen:
             return None
 
 
-def _same(one: core.ClosedJaxpr, two: core.ClosedJaxpr) -> bool:
+def _same(one: Program, two: Program) -> bool:
     """Whether two traces of one function are equal; functions of the host that it calls are new ones in each."""
     pairs = zip(one.consts, two.consts, strict=True)
     return str(one) == str(two) and all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
 
 
-def _is_apart(block: Block, program: core.ClosedJaxpr, params: Any, z: Any, context: Any) -> bool:
+def _is_apart(block: Block, program: Program, params: Any, z: Any, context: Any) -> bool:
     """Whether block and derivative keep the samples apart."""
     axes = [axis for axis, tree in ((None, params), (0, z), (None, context)) for _ in jax.tree.leaves(tree)]
-    if not has_custom_rule(program.jaxpr):
+    if not has_custom_rule(program):
         return keeps_apart(program, axes)
 
     def moved(params: Any, z: Any, context: Any, tangents: list) -> Any:
@@ -149,7 +147,7 @@ def batch_size(name: str, tree: Any) -> int:
     return n
 
 
-def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[core.ClosedJaxpr, Any]:
+def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[Program, Any]:
     """The program of a block, and the shapes of what it returns."""
     try:
         return traced(block, params, z, context)
@@ -255,7 +253,7 @@ def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
     except _NO_DERIVATIVE as error:
         raise ValueError(_no_derivative("`loss`", error)) from error
     axes = [0] * len(jax.tree.leaves(z)) + [None] * len(jax.tree.leaves(y))
-    return not has_custom_rule(program.jaxpr) and keeps_apart(program, axes)
+    return not has_custom_rule(program) and keeps_apart(program, axes)
 
 
 def first_line(error: Exception) -> str:

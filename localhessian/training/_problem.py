@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from localhessian._tree import floating, pytree, size, static
 from localhessian._types import Activations, Key, Loss, Scalar
 from localhessian.curvature import local_scalar, loss_hessian, random_words
-from localhessian.network import Leaves, Place, Side, run
+from localhessian.network import Leaves, Place, Side, applied
 
 Step = Leaves
 """One array for each floating-point leaf of the variables."""
@@ -46,7 +46,7 @@ class Problem:
         if self.loss is None:
             return self.side.loss(self.place, self.target)(moved)
         there = self.side.variables(self.place)[1](moved)
-        return self.side.scale(self.place) * self.loss(run(self.side.block, there), self.target).sum()
+        return self.side.scale(self.place) * self.loss(applied(self.side.block, there), self.target).sum()
 
     def gradient(self) -> Step:
         """The gradient of phi at 0: the vjp of the block, exact to rounding at any size of the displacement."""
@@ -69,7 +69,7 @@ class Problem:
     @property
     def _z(self) -> Activations:
         """F_b(v)."""
-        return run(self.side.block, self.place)
+        return applied(self.side.block, self.place)
 
 
 def norm(step: Step) -> Scalar:
