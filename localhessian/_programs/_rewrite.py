@@ -35,7 +35,7 @@ def live(program: Program) -> Program:
     return assemble(jaxpr.constvars, program.consts, jaxpr.invars, jaxpr.outvars, kept[::-1])
 
 
-Rule = Callable[[Equation, bool], Callable | None]
+Rule = Callable[[Equation, bool], Callable[..., Any] | None]
 """From an equation, and whether its result is transposed next, to a function that does the same; None leaves it."""
 
 
@@ -48,7 +48,7 @@ def rewritten(program: Any, instead: Rule) -> Any:
     return other if inner is program else program.replace(jaxpr=other)
 
 
-def run_rewritten(function: Callable, instead: Rule, *args: Any) -> Any:
+def run_rewritten(function: Callable[..., Any], instead: Rule, *args: Any) -> Any:
     """function(*args), to be traced, with equations of its program replaced."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     leaves = core.jaxpr_as_fun(rewritten(closed, instead))(*jax.tree.leaves(args))

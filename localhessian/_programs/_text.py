@@ -29,7 +29,7 @@ def fingerprint(program: Program, labels: Any, *, lasting: bool = False) -> str:
     return "\n".join([str(labels), text_of(program, lasting), *text_of_rules(program, lasting)])
 
 
-def program_text(function: Callable, *arguments: Any) -> str:
+def program_text(function: Callable[..., Any], *arguments: Any) -> str:
     """The lasting fingerprint of a function's program for arguments of these shapes. Cost: a trace."""
     return fingerprint(traced(function, *arguments)[0], (), lasting=True)
 

@@ -269,7 +269,7 @@ class _MatchingLoss:
         return matching_loss(self.block, place, displacement)(there) / there.samples
 
 
-def _mapped(function: Callable, tree: Any, *rest: Any) -> Any:
+def _mapped(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """A function of the floating-point leaves of trees of one structure; the other leaves are those of the first."""
     leaves, rebuild = floating(tree)
     return rebuild([function(*them) for them in zip(leaves, *(floating(other)[0] for other in rest), strict=True)])

@@ -15,7 +15,7 @@ UNDEFINED = (
 )
 
 
-def birth(function: Callable, *arguments: Any) -> str:
+def birth(function: Callable[..., Any], *arguments: Any) -> str:
     """In words: which operation of function(*arguments) is the first to leave the finite numbers, and on which line.
 
     Cost: the program's operations one after another; for the wording of an error only.

@@ -140,7 +140,7 @@ class Side(abc.ABC):
 
     # ---- on vectors
 
-    def view(self, place: Place, jvp: Callable | None = None) -> View:
+    def view(self, place: Place, jvp: Callable[..., Any] | None = None) -> View:
         """Lay the variables out as a vector; with `jvp` of the linearization in place of the block."""
         leaves, fill = self.variables(place)
         start, unravel = self.arrangement.lay(_at(leaves, place.index))
@@ -206,7 +206,9 @@ def _at(leaves: Leaves, index: Array | None) -> Leaves:
     return leaves if index is None else [leaf[index] for leaf in leaves]
 
 
-def curved(jvp: Callable, like: Any, curvature: Callable | None, scale: float) -> Callable:
+def curved(
+    jvp: Callable[..., Any], like: Any, curvature: Callable[..., Any] | None, scale: float
+) -> Callable[..., Any]:
     """v -> s J^T S J v, on whatever pytrees the linear map J takes and gives."""
     back = jax.linear_transpose(jvp, like)
 
@@ -270,7 +272,7 @@ def batch_of(start: Any) -> int | None:
 
 @remembered
 def _sizes(
-    apply: Callable, kind: type[Side], keep: Any, arrangement: Arrangement, treedef: Any, leaves: Any
+    apply: Callable[..., Any], kind: type[Side], keep: Any, arrangement: Arrangement, treedef: Any, leaves: Any
 ) -> tuple[int, int, Any, int | None]:
     side = kind(Block("", apply), keep, arrangement)
 

@@ -89,7 +89,7 @@ class _Seen:
     """A block with its program."""
 
     number: int
-    apply: Callable
+    apply: Callable[..., Any]
     program: Program
     shapes: Any
     is_steady: bool = True
@@ -127,7 +127,7 @@ def _is_apart(block: Block, program: Program, params: Any, z: Any, context: Any)
     if not has_custom_rule(program):
         return keeps_apart(program, axes)
 
-    def moved(params: Any, z: Any, context: Any, tangents: list) -> Any:
+    def moved(params: Any, z: Any, context: Any, tangents: list[Any]) -> Any:
         inputs, rebuild = floating(z)
         return jax.jvp(lambda leaves: floating(block(params, rebuild(leaves), context))[0], (inputs,), (tangents,))
 
@@ -175,10 +175,10 @@ def _check_output(name: str, out: Any, n: int) -> None:
 def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
     """Trace both."""
 
-    def products(params, z, context):
+    def products(params: Params, z: Activations, context: Context) -> Any:
         inputs, rebuild = floating((params, z))
 
-        def outputs(leaves: list) -> list:
+        def outputs(leaves: list[Any]) -> list[Any]:
             params, z = rebuild(leaves)
             return floating(block(params, z, context))[0]
 
@@ -191,7 +191,7 @@ def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
         raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
 
 
-def _forward_and_reverse(jvp, inputs: list, outputs: list):
+def _forward_and_reverse(jvp: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
     # A custom_vjp shows only when its linearization is transformed again.
     forward = jax.vmap(jvp)([leaf[None] for leaf in inputs])
     return forward, jax.linear_transpose(jvp, inputs)(outputs)
@@ -243,7 +243,7 @@ def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
             "per-sample losses and leave the mean to localhessian."
         )
 
-    def hessian(z, y):
+    def hessian(z: Activations, y: Any) -> Any:
         outputs, rebuild = floating(z)
         gradient, jvp = jax.linearize(jax.grad(lambda leaves: loss(rebuild(leaves), y).sum()), outputs)
         return gradient, jax.vmap(jvp)([leaf[None] for leaf in outputs])

@@ -34,7 +34,7 @@ MAX_PROGRAMS = 32
 class Source:
     """A function and its programs. Equal only to itself, so a chain hashes by identity."""
 
-    fn: Callable
+    fn: Callable[..., Any]
     params: Params
     x: Activations
     context: Context
