@@ -164,6 +164,13 @@ def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     return found
 
 
+def names_a_side(compared: ast.Compare) -> bool:
+    """Whether something called `wrt` is compared with a word."""
+    operands = [compared.left, *compared.comparators]
+    words = any(isinstance(operand, ast.Constant) and isinstance(operand.value, str) for operand in operands)
+    return words and any(ast.unparse(operand).rsplit(".", 1)[-1] == "wrt" for operand in operands)
+
+
 def code_violations(module: str, source: str) -> list[str]:
     """One sentence for each thing that no module may hold."""
     found = []
@@ -173,8 +180,13 @@ def code_violations(module: str, source: str) -> list[str]:
             found.append(f"{where} asserts: raise with a sentence, or return a status")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
             found.append(f"{where} calls {node.func.id}")
+        if isinstance(node, ast.Compare) and names_a_side(node):
+            found.append(f"{where} compares the name of a side: turn it into a `Side` at the door")
     if any(name.split(".")[0] == "pickle" for name, _, _ in imports(module, source)):
         found.append(f"{module} imports pickle")
+    traced = any(name.startswith("jax.extend") for name, _, _ in imports(module, source))
+    if traced and not module.startswith(f"{PACKAGE}._programs."):
+        found.append(f"{module} imports jax.extend: only _programs does")
     if re.search(r"allow_pickle\s*=\s*True", source):
         found.append(f"{module} allows pickles")
     if "jax.config.update" in source and module != f"{PACKAGE}.lab._programs_kept":  # the command line's own process
@@ -281,6 +293,10 @@ def test_code_keeps_the_rules(module):
         ("np.load(path, allow_pickle=True)", "allows pickles"),
         ("jax.config.update('jax_enable_x64', True)", "changes jax.config"),
         ("x = 1\n" * 401, "has 401 lines"),
+        ("if problem.wrt == 'params': pass", "compares the name of a side"),
+        ("one = wrt != 'input' and x", "compares the name of a side"),
+        ("from jax.extend import core", "imports jax.extend"),
+        ("import jax.extend.core", "imports jax.extend"),
     ],
 )
 def test_broken_rules_are_found(source, sentence):

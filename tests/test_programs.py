@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import localhessian as lh
-from localhessian import _programs
-from localhessian._programs import compiled, sums_go_wrong
+from localhessian._programs import _compile, compiled, sums_go_wrong
 from localhessian.lab.zoo import token_loss
 
 pytestmark = pytest.mark.once
@@ -63,14 +62,14 @@ def test_inside_of_other_programs_theirs_are_the_options():
 def test_options_that_this_compiler_does_not_have_are_left_out(monkeypatch):
     x = _numbers(100)
     wanted = np.asarray(x) ** 2 + 1
-    for options in (_programs._QUICKLY, {"xla_of_another_version": 1}):
-        monkeypatch.setattr(_programs, "_QUICKLY", options)
-        _programs._compiles_quickly.cache_clear()
+    for options in (_compile._QUICKLY, {"xla_of_another_version": 1}):
+        monkeypatch.setattr(_compile, "_QUICKLY", options)
+        _compile._compiles_quickly.cache_clear()
         once = compiled(lambda x: x**2 + 1, once=True)
         np.testing.assert_allclose(once(x), wanted, rtol=1e-6)
         np.testing.assert_allclose(jax.jit(lambda x, once=once: 2 * once(x))(x), 2 * wanted, rtol=1e-6)
     monkeypatch.undo()
-    _programs._compiles_quickly.cache_clear()
+    _compile._compiles_quickly.cache_clear()
 
 
 def _multiply(chain, params, x, y):
@@ -106,7 +105,7 @@ def test_products_ask_for_full_precision_where_the_device_would_round_their_oper
     def counts(text):
         return text.count("dot_general["), text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
 
-    monkeypatch.setattr(_programs, "_multiplies_coarsely", lambda: True)
+    monkeypatch.setattr(_compile, "_multiplies_coarsely", lambda: True)
     with jax.default_matmul_precision(None):
         products, precise = counts(program())
     assert products == precise > 100

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -20,12 +20,11 @@ from localhessian.analysis._report import Report
 from localhessian.analysis._row import Key as RowKey
 from localhessian.analysis._row import Row, RowSpectrum
 from localhessian.analysis._survey import Survey
-from localhessian.curvature import local_hessian
+from localhessian.curvature import Part, local_hessian
 from localhessian.linalg import Method, SpectrumInterrupt, check_method, spectrum
-from localhessian.network import BackMatching, Chain, back_match_partly, sample_indices
+from localhessian.network import SIDES, BackMatching, Chain, Side, Wrt, back_match_partly, sample_indices
 
-SIDES = ("params", "input")
-PARTS = ("gauss_newton", "full", "residual")
+PARTS: tuple[Part, ...] = get_args(Part)
 AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
 """Rows that `resume` does not keep."""
 UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
@@ -40,8 +39,8 @@ def analyze(
     context: Context = None,
     *,
     blocks: str | Iterable[str] | None = None,
-    wrt: str | Iterable[str] = SIDES,
-    part: str | Iterable[str] = "gauss_newton",
+    wrt: Wrt | Iterable[Wrt] = tuple(SIDES),
+    part: Part | Iterable[Part] = "gauss_newton",
     samples: int | Sequence[int] | Array | None = None,
     samples_per_block: int = 16,
     method: Method | None = None,
@@ -106,7 +105,7 @@ def analyze(
     names = chain.names if blocks is None else _several("blocks", blocks)
     for name in names:
         chain.index(name)
-    sides, parts = _several("wrt", wrt, SIDES), _several("part", part, PARTS)
+    sides, parts = _several("wrt", wrt, tuple(SIDES)), _several("part", part, PARTS)
     jobs = [(b, w, p) for b in chain.names if b in names for w in sides for p in parts]
     key = jax.random.key(0) if key is None else key
     matching = back_match_partly(chain, params, x, y, loss, context)
@@ -141,15 +140,15 @@ def _analyze_one(
 ) -> tuple[Row, RowSpectrum | None, bool]:
     """The row, the spectrum behind it, and whether it was interrupted."""
     block, wrt, part = job
-    coupled = bool(matching.coupled[block])
-    missing = _missing(matching, block, wrt) or ("" if asked else _unasked(matching, block))
+    kind, coupled = SIDES[wrt], bool(matching.coupled[block])
+    missing = _missing(matching, block, kind) or ("" if asked else _unasked(matching, block))
     if missing:
         return without_figures(job, coupled=coupled, note=missing), None, False
-    one_by_one = wrt == "input" and not coupled
+    one_by_one = kind.per_sample and not coupled
     count = len(samples) if one_by_one else matching.samples
     key = jax.random.fold_in(key, matching.chain.index(block))
     try:
-        operator = local_hessian(matching, block, wrt, part, samples=samples if one_by_one else None)  # type: ignore[arg-type]
+        operator = local_hessian(matching, block, wrt, part, samples=samples if one_by_one else None)
         survey = Survey()
         found = spectrum(operator, survey if method is None else method, key=key, throw=False)
         rest = survey.rest(operator, found, key) if method is None else None
@@ -166,7 +165,7 @@ def _analyze_one(
         return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count), None, False
 
 
-def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tuple[Any, ...]:
     """One name or several, walked once."""
     words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
     if not words or not all(isinstance(word, str) for word in words):
@@ -177,12 +176,11 @@ def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tup
     return tuple(dict.fromkeys(words))
 
 
-def _missing(matching: BackMatching, block: str, wrt: str) -> str:
-    if wrt == "params" and not size(floating(matching.params[block])[0]):
-        return "H_W does not exist: the block has no parameters"
-    if wrt == "input" and not floating(matching.activations[matching.chain.index(block)])[0]:
-        return "H_z does not exist: the block's input holds integers"
-    return ""
+def _missing(matching: BackMatching, block: str, kind: type[Side]) -> str:
+    variables = floating(kind.varied(matching.place(block)))[0]
+    if kind.per_sample:
+        return "" if variables else "H_z does not exist: the block's input holds integers"
+    return "" if size(variables) else "H_W does not exist: the block has no parameters"
 
 
 def _unasked(matching: BackMatching, block: str) -> str:

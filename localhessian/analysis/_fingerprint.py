@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian.network import BackMatching, program_text
+from localhessian._programs import program_text
+from localhessian.network import BackMatching
 
 
 def fingerprint(matching: BackMatching, settings: Any) -> str:

@@ -54,7 +54,7 @@ def measured(key: Key, found: Spectrum, *, samples: int, coupled: bool) -> tuple
     block, wrt, part = key
     row = Row(
         block=block,
-        wrt=wrt,  # type: ignore[arg-type]  # a key of a report holds strings
+        wrt=wrt,
         part=part,
         size=found.size,
         samples=samples,
@@ -139,7 +139,7 @@ def without_figures(
     block, wrt, part = key
     return Row(
         block,
-        wrt,  # type: ignore[arg-type]
+        wrt,
         part,
         size,
         samples,

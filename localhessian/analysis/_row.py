@@ -3,9 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+from localhessian.curvature import Part
+from localhessian.network import Wrt
 
 COLUMNS = (
     "block",
@@ -35,7 +38,7 @@ COLUMNS = (
     "kappa_q95_lower",
     "kappa_q95_upper",
 )
-Key = tuple[str, str, str]
+Key = tuple[str, Wrt, Part]
 """(block, wrt, part)."""
 
 
@@ -44,8 +47,8 @@ class Row:
     """One local Hessian; of an uncoupled H_z, medians over those of the samples analyzed that have a value."""
 
     block: str
-    wrt: Literal["params", "input"]
-    part: str
+    wrt: Wrt
+    part: Part
     size: int
     """Order of the matrix (of an uncoupled H_z: of each sample's)."""
     samples: int

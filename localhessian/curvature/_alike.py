@@ -1,7 +1,6 @@
 """Is a block the same for some samples alone as in their batch? By its values and by products, sample by sample."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,14 @@ from localhessian._programs import compiled
 from localhessian._tree import floating, ravel_samples
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator
-from localhessian.network import MISFIT, Place, Variables, jacobian, meant
+from localhessian.network import MISFIT, Block, ByInput, Place, Side, applied, jacobian, meant
 
 
-def answers_alike(variables: Variables, in_batch: Place, alone: Place, outputs: Activations) -> bool:
+def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activations) -> bool:
     """Whether a block gives the samples alone the outputs and the derivatives that it gives them in the batch.
 
     Args:
-        variables: The block and how its inputs are laid out.
+        side: The input of the block, and how it is laid out.
         in_batch: The whole batch, with the samples meant.
         alone: These samples.
         outputs: z_b of the whole batch.
@@ -27,7 +26,7 @@ def answers_alike(variables: Variables, in_batch: Place, alone: Place, outputs: 
         Whether they agree to rounding, each relative to its own sample. Cost: a forward pass and a jvp, of the samples
         and of the batch; the programs are those that back-matching and products with the samples take.
     """
-    block, index = variables.block, in_batch.index
+    block, index = side.block, in_batch.index
     try:
         few = jax.eval_shape(block, alone.params, alone.z, alone.context)
     except MISFIT:
@@ -39,11 +38,11 @@ def answers_alike(variables: Variables, in_batch: Place, alone: Place, outputs: 
         return False
     whole = dataclasses.replace(in_batch, index=None)
     leaves = _random([leaf.shape for leaf in floating(whole.z)[0]])
-    by_input = jacobian(Variables(block, "input"), 1.0, whole)
+    by_input = jacobian(ByInput(block), whole)
     moved = by_input.prepare().mv(jnp.asarray(np.concatenate([leaf.ravel() for leaf in leaves]), by_input.dtype))
     rows = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)[np.asarray(index)]
-    of_alone = jacobian(variables, 1.0, alone)
-    moved_alone = of_alone.mv(jnp.asarray(rows[0] if variables.samples == "one" else rows, of_alone.dtype))
+    of_alone = jacobian(side, alone)
+    moved_alone = of_alone.mv(jnp.asarray(rows if of_alone.batch else rows[0], of_alone.dtype))
     ends = np.cumsum([leaf.size for leaf in floating(outputs)[0]])[:-1]
     parts = [part.reshape(len(leaves[0]), -1) for part in np.split(np.asarray(moved), ends)]
     return _near(np.atleast_2d(moved_alone), np.concatenate(parts, axis=1)[np.asarray(index)])
@@ -57,8 +56,8 @@ def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
 
 
 @compiled(static_argnums=0)
-def _outputs(block: Any, place: Place) -> Activations:
-    return block(place.params, place.z, place.context)
+def _outputs(block: Block, place: Place) -> Activations:
+    return applied(block, place)
 
 
 def _random(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:

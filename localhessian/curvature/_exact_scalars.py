@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect, expect_count, expect_key
-from localhessian._tree import floating
 from localhessian._types import Array, Float, Key
-from localhessian.curvature._local_hessian import Wrt, local_hessian
+from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._scalars import check_scalar
 from localhessian.linalg import (
     Lanczos,
@@ -21,7 +20,7 @@ from localhessian.linalg import (
     spectrum,
     trace,
 )
-from localhessian.network import BackMatching
+from localhessian.network import SIDES, BackMatching, Wrt
 
 
 class LocalScalars(NamedTuple):
@@ -82,16 +81,12 @@ def local_scalars(
     check_scalar(scalar)
     expect_count("probes", probes, 3 if scalar == "range_mean" else 2)
     key = jax.random.key(0) if key is None else key
-    values: dict[str, list[Any]] = {"params": [], "input": []}
-    exact: dict[str, list[bool]] = {"params": [], "input": []}
+    values: dict[Wrt, list[Any]] = {wrt: [] for wrt in SIDES}
+    exact: dict[Wrt, list[bool]] = {wrt: [] for wrt in SIDES}
     for b, block in enumerate(matching.chain.blocks):
-        sides: tuple[tuple[Wrt, Any], ...] = (
-            ("params", matching.params.get(block.name, ())),
-            ("input", matching.activations[b]),
-        )
-        for wrt, variables in sides:
+        for wrt, kind in SIDES.items():
             value, is_exact = 1.0, True
-            if floating(variables)[0]:
+            if kind(block).variables(matching.place(block.name))[0]:
                 operator = local_hessian(matching, block.name, wrt)
                 value, is_exact = _scalar(operator, scalar, probes, jax.random.fold_in(key, b))
             values[wrt].append(value)

@@ -14,10 +14,10 @@ from localhessian._programs import compiled, floating_types
 from localhessian._progress import Progress, follow
 from localhessian._tree import floating, ravel
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
-from localhessian.curvature._local_hessian import Wrt, local_hessian
+from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._recognize import loss_hessian
 from localhessian.linalg import call
-from localhessian.network import BackMatching, Chain, back_match, back_matching_loss
+from localhessian.network import SIDES, BackMatching, Chain, Side, back_match, back_matching_loss
 
 TOLERANCES = {"float64": 1e-12, "float32": 2.5e-5, "bfloat16": 0.35, "float16": 0.04}
 """Relative, by dtype: the roundings that deep networks and means over a few samples accumulate.
@@ -142,9 +142,9 @@ def check_identities(
             show(done, len(chosen), name)
             b = chain.index(name) + 1
             errors |= {(name, identity): error for identity, error in _first_order(matching, name, b, *reference)}
-            for wrt in ("params", "input"):
-                if floating(matching.params[name] if wrt == "params" else matching.activations[b - 1])[0]:
-                    found = _second_order(matching, name, b, wrt, np.random.default_rng([*entropy, b]))
+            for side in (kind(matching.kinds[b - 1]) for kind in SIDES.values()):
+                if side.variables(matching.place(name))[0]:
+                    found = _second_order(matching, name, b, side, np.random.default_rng([*entropy, b]))
                     errors |= {(name, identity): error for identity, error in found}
         show(len(chosen), len(chosen), "done")
     check = IdentityCheck(errors, _tolerance(matching) if tolerance is None else tolerance)
@@ -205,10 +205,10 @@ def _gradient(loss, params, z):
     return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
 
 
-def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, random: np.random.Generator):
-    symbol = "H_W" if wrt == "params" else "H_z"
-    full, residual = (local_hessian(matching, name, wrt, part) for part in ("full", "residual"))
-    gauss_newton = local_hessian(matching, name, wrt, "gauss_newton")
+def _second_order(matching: BackMatching, name: str, b: int, side: Side, random: np.random.Generator):
+    symbol = side.symbol
+    full, residual = (local_hessian(matching, name, side.wrt, part) for part in ("full", "residual"))
+    gauss_newton = local_hessian(matching, name, side.wrt, "gauss_newton")
     u, v = jax.device_put(list(random.standard_normal((2, full.size)).astype(full.dtype)))
     gauss_newton_v = gauss_newton.mv(v)
     (fv, fu), residual_v = _products(full.product, residual.product, u, v)
@@ -218,9 +218,9 @@ def _second_order(matching: BackMatching, name: str, b: int, wrt: Wrt, random: n
     product = abs(float(_host([u]) @ fv - _host([v]) @ fu))
     yield f"{symbol}: <u, H v> = <v, H u>", _ratio(product, _norm(_host([u])) * scale)
     if gauss_newton.factor is not None:
-        truth = _from_scratch(matching, name, b, wrt, v)
+        truth = _from_scratch(matching, name, b, side, v)
         yield f"{symbol}: Gauss-Newton = R^T R", _distance([gauss_newton_v], [truth])
-    if wrt == "input" and not bool(matching.coupled[name]):
+    if side.per_sample and not bool(matching.coupled[name]):
         yield "H_z: samples are the diagonal blocks", _per_sample(matching, name, b, v, gauss_newton_v)
 
 
@@ -230,26 +230,26 @@ def _products(full, residual, u: Array, v: Array):
     return [call(full, v), call(full, u)], call(residual, v)
 
 
-def _from_scratch(matching: BackMatching, name: str, b: int, wrt: str, v: Array) -> ArrayLike:
+def _from_scratch(matching: BackMatching, name: str, b: int, side: Side, v: Array) -> ArrayLike:
     """scale J^T S J v by a plain jvp and vjp, with S by differentiating the loss."""
-    block, z = matching.kinds[b - 1], matching.activations[b - 1]
     loss = matching.loss if b == len(matching.chain) else None
-    product = _assemble(block, loss, wrt, matching.params[name], z, matching.context, matching.y, v)
-    return np.asarray(product) / matching.samples if wrt == "params" else product
+    arguments = (matching.params[name], matching.activations[b - 1])
+    varied = 1 if side.per_sample else 0
+    product = _assemble(side.block, loss, varied, arguments, matching.context, matching.y, v)
+    return product if side.per_sample else np.asarray(product) / matching.samples
 
 
 @compiled(static_argnums=(0, 1, 2), once=True)
-def _assemble(block, loss, wrt, params, z, context, y, v):
-    leaves, rebuild = floating(params if wrt == "params" else z)
+def _assemble(block, loss, varied, arguments, context, y, v):
+    leaves, rebuild = floating(arguments[varied])
     unravel = ravel(leaves)[1]
 
     def outputs(leaves):
-        given = (rebuild(leaves), z) if wrt == "params" else (params, rebuild(leaves))
-        return floating(block(*given, context))[0]
+        return floating(block(*arguments[:varied], rebuild(leaves), *arguments[varied + 1 :], context))[0]
 
     _, moved = jax.jvp(outputs, (leaves,), (unravel(v),))
     if loss is not None:
-        moved = loss_hessian(loss, block(params, z, context), y)(moved)
+        moved = loss_hessian(loss, block(*arguments, context), y)(moved)
     return ravel(jax.vjp(outputs, leaves)[1](moved)[0])[0]
 
 

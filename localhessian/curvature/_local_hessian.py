@@ -7,7 +7,7 @@ With F the block, J its Jacobian, S = I (last block: the loss Hessian) and r the
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,19 @@ from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
-from localhessian.curvature._recipe import Layout, OperatorSetup, Point, Recipe, with_root
+from localhessian.curvature._recipe import Layout, OperatorSetup, Part, Point, Recipe, with_root
 from localhessian.linalg import SymmetricOperator, call, gram, lazy_operator, repeated
-from localhessian.network import BackMatching, Place, Variables, contexts_of, jacobian, meant, rows, sample_indices
-
-Wrt = Literal["params", "input"]
-Part = Literal["gauss_newton", "full", "residual"]
+from localhessian.network import (
+    SIDES,
+    Arrangement,
+    BackMatching,
+    Wrt,
+    contexts_of,
+    jacobian,
+    meant,
+    rows,
+    sample_indices,
+)
 
 
 def local_hessian(
@@ -81,31 +88,29 @@ def local_hessian(
     expect("matching", matching, BackMatching, "what `lh.back_match` returns")
     expect("block", block, str, "the name of a block")
     b = matching.chain.index(block) + 1
-    for name, value, choices in (("wrt", wrt, get_args(Wrt)), ("part", part, get_args(Part))):
+    for name, value, choices in (("wrt", wrt, tuple(SIDES)), ("part", part, get_args(Part))):
         expect_choice(name, value, choices, f"one of {', '.join(map(repr, choices))}")
     if select is not None:
         expect_function("select", select, "a function of the path of a parameter", takes=1)
-    keep, index, axes = None, None, None
-    if wrt == "params":
-        if samples is not None:
-            raise ValueError('`samples` belongs to wrt="input": H_W is one matrix for the whole batch.')
-        keep = _selected(matching, block, select)
-    else:
+    kind, keep, index, arrangement = SIDES[wrt], None, None, Arrangement.BATCH
+    if kind.per_sample:
         if select is not None:
             raise ValueError('`select` belongs to wrt="params": it chooses parameters.')
         _check_input(matching, block, b)
         if samples is not None:
             _check_uncoupled(matching, block, samples)
             index, is_one = sample_indices(samples, matching.samples)
-            axes = "one" if is_one else "many"
-    scale = 1 / matching.samples if wrt == "params" else 1.0
-    variables = Variables(matching.kinds[b - 1], wrt, keep, axes)
-    recipe = Recipe(variables, matching.loss if b == len(matching.chain) else None, part, scale)
-    symbol = "H_W" if wrt == "params" else "H_z"
-    label = f"{symbol} of block `{block}` ({part.replace('_', '-')})"
+            arrangement = Arrangement.ONE if is_one else Arrangement.ROWS
+    else:
+        if samples is not None:
+            raise ValueError('`samples` belongs to wrt="input": H_W is one matrix for the whole batch.')
+        keep = _selected(matching, block, select)
+    side = kind(matching.kinds[b - 1], keep, arrangement)
+    recipe = Recipe(side, matching.loss if b == len(matching.chain) else None, part)
+    label = f"{side.symbol} of block `{block}` ({part.replace('_', '-')})"
     if index is None:
         return _operator(recipe, _whole(matching, b), matching.y, label)
-    if axes == "one":
+    if arrangement is Arrangement.ONE:
         return _of_samples(matching, b, recipe, index, label)
     if not is_concrete(index):  # any sample may come twice
         everything = _of_samples(matching, b, recipe, jnp.arange(matching.samples), label)
@@ -119,25 +124,23 @@ def local_hessian(
 def _operator(recipe: Recipe, point: Point, y: Any, label: str) -> SymmetricOperator:
     factor, layout = None, None
     if recipe.part == "gauss_newton":
-        factor = jacobian(recipe.variables, recipe.scale, point.place, label)
+        factor = jacobian(recipe.side, point.place, label)
     if recipe.loss is not None and recipe.part != "residual":
         found = curvature(recipe.loss, point.outputs, y, point.index)
         leaves = tuple((leaf.shape, leaf.dtype) for leaf in meant(point.outputs, point.index))
-        layout = Layout(leaves, recipe.variables.samples)
+        layout = Layout(leaves, recipe.side.arrangement)
         point = dataclasses.replace(point, curvature=found.hessian)
         if factor is not None:
             factor = None if found.root is None else with_root(factor, found.root, layout)
     if factor is not None and (layout is None or found.product is None):
         return gram(factor)
-    d, _, dtype, batch = recipe.variables.sizes(point.place)
+    d, _, dtype, batch = recipe.side.sizes(point.place)
     setup = Partial(call, Partial(OperatorSetup(recipe, layout), point, factor))
     return dataclasses.replace(lazy_operator(setup, d, dtype, batch, label), factor=factor)
 
 
 def _whole(matching: BackMatching, b: int) -> Point:
-    name = matching.chain.names[b - 1]
-    place = Place(matching.params[name], matching.activations[b - 1], matching.context)
-    return Point(place, matching.residuals[b], matching.activations[b])
+    return Point(matching.place(matching.chain.names[b - 1]), matching.residuals[b], matching.activations[b])
 
 
 # ---- some samples
@@ -159,7 +162,7 @@ def _of_samples(matching: BackMatching, b: int, recipe: Recipe, index: Array, la
     if is_concrete(in_batch):
         with at_once():
             for alone in _alone(matching, b, index):
-                if answers_alike(recipe.variables, in_batch.place, alone.place, in_batch.outputs):
+                if answers_alike(recipe.side, in_batch.place, alone.place, in_batch.outputs):
                     operator = _operator(recipe, alone, matching.y, label)
                     # The Jacobian is compared already, and S is that of the batch.
                     if recipe.part == "gauss_newton" or multiply_alike(

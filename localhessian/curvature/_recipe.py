@@ -6,17 +6,19 @@ scaled Jacobian of the block, R is the one that back-matching multiplied by.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from localhessian._tree import pytree, ravel, ravel_samples
+from localhessian._tree import pytree
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Root
 from localhessian.linalg import LinearMap, SymmetricOperator
-from localhessian.network import Place, Variables, View, flatten
+from localhessian.network import Arrangement, Place, Side, View, curved, displaced
+
+Part = Literal["gauss_newton", "full", "residual"]
 
 
 @pytree
@@ -38,12 +40,10 @@ class Point:
 class Recipe:
     """What is differentiated and by what."""
 
-    variables: Variables
+    side: Side
     loss: Loss | None
     """Of the last block; None before it."""
-    part: str
-    scale: float
-    """1/n for H_W, 1 for H_z."""
+    part: Part
 
 
 def with_root(jacobian: LinearMap, root: Root, layout: "Layout") -> LinearMap:
@@ -60,18 +60,12 @@ class Layout:
 
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
     """Shape and dtype of each floating-point leaf of the samples meant."""
-    samples: str | None
-    """As of `Variables`."""
+    arrangement: Arrangement
 
     def through(self, function: Callable[[list[Array]], list[Array]], vector: Array) -> Array:
         """A function of leaves on vectors."""
-        zeros = [jnp.zeros(shape, dtype) for shape, dtype in self.leaves]
-        if self.samples is None:
-            leaves = ravel(zeros)[1](vector)
-        else:
-            rows, unravel = ravel_samples(zeros)
-            leaves = unravel(vector.reshape(rows.shape))
-        return flatten(function(leaves), self.samples)
+        unravel = self.arrangement.lay([jnp.zeros(shape, dtype) for shape, dtype in self.leaves])[1]
+        return self.arrangement.lay(function(unravel(vector)))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,16 +98,17 @@ class OperatorSetup:
 
     def __call__(self, point: Point, factor: LinearMap | None) -> SymmetricOperator:
         """Linearize at the point. Cost: one forward and one backward pass; of a full last block two of them."""
-        recipe, view, terms = self.recipe, self.recipe.variables.view(point.place), []
+        recipe, view, terms = self.recipe, self.recipe.side.view(point.place), []
         if self.layout is not None and recipe.part != "residual":
             jvp = jax.linearize(lambda v: view.meant(view.run(v)), view.start)[1]
-            terms = [Partial(_GaussNewtonProduct(recipe.scale, self.layout), jvp, point.curvature, view.start)]
+            product = _GaussNewtonProduct(recipe.side.scale(point.place), self.layout)
+            terms = [Partial(product, jvp, point.curvature, view.start)]
         if recipe.part != "gauss_newton":
             # Of the last block the residual part beside J^T S J: S of the loss is known more exactly than it rounds.
             scalar = _residual_form if self.layout is not None or recipe.part == "residual" else _matching_form
             terms.append(Partial(_as_variables, _second_derivative(scalar(recipe, point, view), view), view.start))
         prepared = None if factor is None else factor.prepare()
-        d, _, dtype, batch = recipe.variables.sizes(point.place)
+        d, _, dtype, batch = recipe.side.sizes(point.place)
         return SymmetricOperator(Partial(_sum, terms), prepared, None, d, dtype, batch)
 
 
@@ -131,19 +126,18 @@ def _as_variables(derivative: Partial, start: Array, v: Array) -> Array:
 
 
 def _residual_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Array]:
-    """v -> scale <r, F(v)>, whose Hessian is the residual part."""
-    residual = view.meant(point.residual)
-    return lambda v: recipe.scale * jnp.sum(residual * view.meant(view.run(v)))
+    """v -> s <r, F(v)>, whose Hessian is the residual part."""
+    residual, scale = view.meant(point.residual), recipe.side.scale(point.place)
+    return lambda v: scale * jnp.sum(residual * view.meant(view.run(v)))
 
 
 def _matching_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Array]:
-    """v -> scale n l_b before the last block, whose Hessian is the full one."""
-    residual = view.meant(point.residual)
+    """v -> s n l_b before the last block, whose Hessian is the full one."""
+    displacement, scale = -view.meant(point.residual), recipe.side.scale(point.place)
 
     def back_matching_loss(v: Array) -> Array:
-        # delta + center - F with delta = -r; the center is this very value, so at the point the gap is exactly -r.
-        value = view.meant(view.run(v))
-        return recipe.scale * 0.5 * jnp.sum((residual + (value - jax.lax.stop_gradient(value))) ** 2)
+        value = view.meant(view.run(v))  # it is differentiated at the point, so that this is the center too
+        return scale * displaced([displacement], [value], [value])
 
     return back_matching_loss
 
@@ -157,6 +151,4 @@ class _GaussNewtonProduct:
 
     def __call__(self, jvp: Partial, curvature: Partial, start: Array, v: Array) -> Array:
         v = v.astype(start.dtype)
-        moved = jvp(v)
-        curved = self.layout.through(curvature, moved).astype(moved.dtype)
-        return self.scale * jax.linear_transpose(jvp, v)(curved)[0]
+        return curved(jvp, v, lambda image: self.layout.through(curvature, image), self.scale)(v)

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from localhessian._programs import compiled
+from localhessian._programs import compiled, floating_types
 from localhessian._tree import floating, ravel_samples
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Kind, Root
@@ -114,17 +113,5 @@ def _largest(rows: Array) -> Array:
 
 def coarsest(loss: Loss, z: Activations, y: Any) -> float:
     """The largest eps of the numbers that the loss computes with, whatever it is given."""
-    return _coarsest(jax.make_jaxpr(loss)(z, y), float(jnp.finfo(floating(z)[0][0].dtype).eps))
-
-
-def _coarsest(jaxpr: Any, found: float) -> float:
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        dtypes = [var.aval.dtype for var in eqn.outvars if hasattr(var.aval, "dtype")]
-        found = max([found, *(float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.floating))])
-        for inside in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program):
-            found = _coarsest(inside, found) if _is_program(inside) else found
-    return found
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+    types = [floating(z)[0][0].dtype, *floating_types(jax.make_jaxpr(loss)(z, y))]
+    return max(float(jnp.finfo(dtype).eps) for dtype in types)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_choice
-from localhessian._tree import floating, ravel, size
-from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
+from localhessian._tree import ravel, size
+from localhessian._types import Array, Key, Loss, Scalar
 from localhessian.curvature._recognize import loss_hessian
-from localhessian.network import Block
+from localhessian.network import Leaves, Place, Side, applied, curved
 
 SCALARS = ("mean", "range_mean", "max")
 """The names that `local_scalar` takes."""
@@ -37,32 +37,20 @@ def random_words(key: Key, count: int, probes: int) -> Array:
 
 
 def local_scalar(
-    block: Block,
-    loss: Loss | None,
-    wrt: str,
-    scalar: str,
-    params: Params,
-    z: Activations,
-    y: Any,
-    context: Context,
-    words: Array,
-    probes: int = 2,
+    side: Side, loss: Loss | None, scalar: str, place: Place, y: Any, words: Array, probes: int = 2
 ) -> Scalar:
     """One number m for H_W or H_z of a block (Gauss-Newton part, whole batch), estimated with random vectors.
 
     With H = s J^T S J and random signs v, w: tr H = s E <Jv, S J v>, tr H^2 = s^2 E <Jv, S J w>^2.
 
     Args:
-        block: The block.
+        side: The block, by its parameters (s = 1/n) or its input (s = 1).
         loss: Of the last block; None before it (S = I).
-        wrt: `"params"` (s = 1/n) or `"input"` (s = 1).
         scalar: `mean` = tr(H) / dimension, the multiple of I nearest to H; `range_mean` = tr(H^2) / tr(H), the mean
             curvature where gradients lie; `max` = lambda_max, from below: the largest Ritz value after `probes` steps
             of Lanczos, a lower bound up to rounding, and equal to it where H has no more than `probes` eigenvalues.
-        params: W.
-        z: The block's input.
+        place: Its parameters, input and context.
         y: What the loss compares with.
-        context: Of the block.
         words: From `random_words`, for the floating-point variables of this side.
         probes: Random vectors, at least 2; of `max` products.
 
@@ -71,19 +59,16 @@ def local_scalar(
 
     Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """
-    n = jax.tree.leaves(z)[0].shape[0]
-    variables, rebuild = floating(params if wrt == "params" else z)
+    variables, outputs, scale = side.variables(place)[0], side.outputs(place), side.scale(place)
+    hessian = None if loss is None else loss_hessian(loss, jax.tree.map(_wider, applied(side.block, place)), y)
 
-    def outputs(leaves: list[Array]) -> list[Array]:
-        filled = rebuild(leaves)
-        return floating(block(filled, z, context) if wrt == "params" else block(params, filled, context))[0]
+    def curve(image: Leaves) -> Leaves:
+        return _wide(image) if hessian is None else hessian(_wide(image))
 
-    curve = _wide if loss is None else loss_hessian(loss, jax.tree.map(_wider, block(params, z, context)), y)
-    scale = 1 / n if wrt == "params" else 1.0
     signs = _signs(words, variables, probes)
     if scalar == "max":
-        start = [leaf[0] for leaf in signs]
-        return scale * _largest(_product(outputs, variables, curve), start, min(probes, size(variables)))
+        product = curved(jax.linearize(outputs, variables)[1], variables, curve, 1.0)
+        return scale * _largest(product, [leaf[0] for leaf in signs], min(probes, size(variables)))
     images = jax.vmap(lambda sign: _wide(jax.jvp(outputs, (variables,), (sign,))[1]))(signs)
     pairs = list(zip(images, jax.vmap(curve)(images), strict=True))
     if scalar == "mean":
@@ -108,19 +93,6 @@ def _signs(words: Array, variables: list[Array], probes: int) -> list[Array]:
         one = jnp.ones((), leaf.dtype)
         signs.append(jnp.where(bits == 0, -one, one).reshape(probes, *leaf.shape))
     return signs
-
-
-def _product(outputs: Callable, variables: list[Array], curve: Callable) -> Callable:
-    """v -> J^T S J v."""
-    _, jvp = jax.linearize(outputs, variables)
-    back = jax.linear_transpose(jvp, variables)
-
-    def product(v: list[Array]) -> list[Array]:
-        image = jvp(v)
-        curved = curve(_wide(image))
-        return back([one.astype(like.dtype) for one, like in zip(curved, image, strict=True)])[0]
-
-    return product
 
 
 def _largest(product: Callable, start: list[Array], steps: int) -> Scalar:

@@ -8,9 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend import core
-
-from localhessian.network._jaxpr import CALLS, CUSTOM, sub_jaxprs
+from localhessian._programs import Equation, Program, entered, evaluate
 
 Axis = int | None
 """Of the samples; None: the same for all of them."""
@@ -20,7 +18,7 @@ class _Unknown(Exception):
     """No rule says where the samples go."""
 
 
-def keeps_apart(program: core.ClosedJaxpr, axes: Sequence[Axis]) -> bool:
+def keeps_apart(program: Program, axes: Sequence[Axis]) -> bool:
     """Whether each entry of the outputs along their leading axis depends on that sample alone.
 
     Args:
@@ -32,28 +30,20 @@ def keeps_apart(program: core.ClosedJaxpr, axes: Sequence[Axis]) -> bool:
         True is proof; False says nothing.
     """
     try:
-        return all(axis in (0, None) for axis in _run(program.jaxpr, axes))
+        return all(axis in (0, None) for axis in _run(program, axes))
     except _Unknown:
         return False
 
 
-def _run(jaxpr: core.Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
-    env: dict[Any, Axis] = dict(zip(jaxpr.invars, axes, strict=True))
-
-    def read(atom: Any) -> Axis:
-        return None if isinstance(atom, core.Literal) else env.get(atom)  # constants are the same for all
-
-    for eqn in jaxpr.eqns:
-        given = [read(atom) for atom in eqn.invars]
-        env.update(zip(eqn.outvars, _results(eqn, given), strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _run(program: Program, axes: Sequence[Axis]) -> list[Axis]:
+    return evaluate(program, axes, _results, constant=lambda _: None)  # constants are the same for all
 
 
-def _results(eqn: core.JaxprEqn, given: list[Axis]) -> list[Axis]:
+def _results(eqn: Equation, given: list[Axis]) -> list[Axis]:
     if all(axis is None for axis in given):
         return [None] * len(eqn.outvars)
-    if eqn.primitive in (*CALLS, *CUSTOM):
-        inner, _ = next(sub_jaxprs(eqn))
+    inner = entered(eqn)
+    if inner is not None:
         return _run(inner, given)
     rule = _RULES.get(eqn.primitive.name)
     if rule is None:

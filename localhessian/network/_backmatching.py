@@ -6,7 +6,6 @@ Targets are never stored: z^{k+1/2} = z^k + delta, and z^k swamps delta in round
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +21,8 @@ from localhessian._types import Activations, Array, Context, Loss, Params, Scala
 from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples, gradients_leak, linearized_loss
 from localhessian.network._finite import validate_derivatives
-from localhessian.network._jacobian import Place, Variables, jacobian_of, linearized
+from localhessian.network._jacobian import jacobian_of, linearized, root_scale
+from localhessian.network._side import ByInput, ByParams, Place, applied, half_square, matching_loss
 from localhessian.network._traced import trace, trace_loss
 from localhessian.network._validate import admit, same, validate_values
 
@@ -78,6 +78,10 @@ class BackMatching:
     def kinds(self) -> tuple[Block, ...]:
         """For each block the first of the chain that computes the same, without its name: a key of programs."""
         return trace(self.chain, self.params, self.activations[0], self.context).run_as(self.chain)
+
+    def place(self, block: str) -> Place:
+        """Where a block is taken: W_b^k, z_{b-1}^k and the context."""
+        return Place(self.params[block], self.activations[self.chain.index(block)], self.context)
 
     @property
     def samples(self) -> int:
@@ -167,7 +171,7 @@ def back_match_partly(
         if is_known and not same(after, again):
             unlike.append(name)
         gradients[name] = _gradient(jvp, kind, place, cotangent)
-        by_input = jacobian_of(jvp, Variables(kind, "input"), 1.0, place) if floating(before)[0] else None
+        by_input = jacobian_of(jvp, ByInput(kind), place) if floating(before)[0] else None
         coupled[name] = np.False_ if traced.apart[b - 1] else couples_samples(by_input, before, after)
         if by_input is not None and b > 1:
             cotangent = by_input.rmv(cotangent)
@@ -188,9 +192,8 @@ def _gradient(jvp: Partial, kind: Block, place: Place, cotangent: Array) -> Para
     """dl_b/dW_b, by the map whose Gram matrix is H_W."""
     if not floating(place.params)[0]:
         return jax.tree.map(jnp.zeros_like, place.params)
-    factor = math.sqrt(1 / jax.tree.leaves(place.z)[0].shape[0])
-    by_params = jacobian_of(jvp, Variables(kind, "params"), factor, place)
-    return _as_tree(place.params, by_params.rmv(cotangent), factor)
+    side = ByParams(kind)
+    return _as_tree(place.params, jacobian_of(jvp, side, place).rmv(cotangent), root_scale(side, place))
 
 
 def _as_tree(like: Any, vector: Array, factor: float = 1.0) -> Any:
@@ -245,8 +248,7 @@ def back_matching_loss(matching: BackMatching, block: str, /) -> Callable[[Param
     where = matching.chain.blocks[b - 1]
     if b == len(matching.chain):
         return Partial(_LastLoss(where, matching.loss), matching.y, matching.context)
-    point = (matching.params[block], matching.activations[b - 1])
-    return Partial(_MatchingLoss(where), *point, matching.displacements[b], matching.context)
+    return Partial(_MatchingLoss(where), matching.place(block), matching.displacements[b])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +257,8 @@ class _LastLoss:
     loss: Loss
 
     @full_precision()
-    def __call__(self, y, context, params, z):
-        return self.loss(self.block(params, z, context), y).mean()
+    def __call__(self, y: Any, context: Context, params: Params, z: Activations) -> Scalar:
+        return self.loss(applied(self.block, Place(params, z, context)), y).mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,24 +266,12 @@ class _MatchingLoss:
     block: Block
 
     @full_precision()
-    def __call__(self, params0, z0, displacement, context, params, z):
-        center = floating(self.block(params0, z0, context))[0]
-        value = floating(self.block(params, z, context))[0]
-        at_center = _equal((params0, z0), (params, z))
-        squares = []
-        for delta, c, f in zip(floating(displacement)[0], center, value, strict=True):
-            # At the expansion point c = f but for the compiler's rounding, which would swamp a small delta.
-            rounding = jax.lax.stop_gradient(jnp.where(at_center, c - f, 0))
-            squares.append(0.5 * jnp.sum((delta + (jax.lax.stop_gradient(c) - f - rounding)) ** 2))
-        return sum(squares[1:], start=squares[0]) / value[0].shape[0]
+    def __call__(self, place: Place, displacement: Activations, params: Params, z: Activations) -> Scalar:
+        there = Place(params, z, place.context)
+        return matching_loss(self.block, place, displacement)(there) / there.samples
 
 
-def _equal(one: Any, two: Any) -> Array:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    return jnp.all(jnp.stack([jnp.all(a == b) for a, b in pairs]))
-
-
-def _mapped(function: Callable, tree: Any, *rest: Any) -> Any:
+def _mapped(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """A function of the floating-point leaves of trees of one structure; the other leaves are those of the first."""
     leaves, rebuild = floating(tree)
     return rebuild([function(*them) for them in zip(leaves, *(floating(other)[0] for other in rest), strict=True)])
@@ -306,5 +296,4 @@ def _on_device(tree: Any) -> Any:
 @compiled
 def _mean_half_square(residual: Activations) -> Scalar:
     leaves = floating(residual)[0]
-    squares = [0.5 * jnp.sum(leaf**2) for leaf in leaves]
-    return sum(squares[1:], start=squares[0]) / leaves[0].shape[0]
+    return half_square(leaves) / leaves[0].shape[0]

@@ -35,7 +35,7 @@ class Block:
     """
 
     name: str
-    apply: Callable
+    apply: Callable[..., Any]
     takes_context: bool = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Chain:
 
     blocks: tuple[Block, ...]
 
-    def __init__(self, blocks) -> None:
+    def __init__(self, blocks: Iterable[Block]) -> None:
         """Check that there are blocks and that their names differ."""
         expect("blocks", blocks, Iterable, "a list of blocks (`lh.Block`)")
         object.__setattr__(self, "blocks", tuple(blocks))
@@ -190,7 +190,7 @@ class UnknownBlock(KeyError):
         return str(self.args[0])
 
 
-def _takes_context(function: Callable) -> bool:
+def _takes_context(function: Callable[..., Any]) -> bool:
     """Three arguments must be given, or the third is called `context`; `lambda w, z, i=i: ...` binds, it takes none."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -201,5 +201,5 @@ def _takes_context(function: Callable) -> bool:
     return bool(third) and (third[0].default is inspect.Parameter.empty or third[0].name == "context")
 
 
-def _list(names) -> str:
+def _list(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

@@ -156,7 +156,9 @@ class _OfLoss:
         return self.loss(z, y)
 
 
-def belongs_to_samples(function: Callable, params: Any, z: Any, extra: Any, n: int, count: int) -> Flags | None:
+def belongs_to_samples(
+    function: Callable[..., Any], params: Any, z: Any, extra: Any, n: int, count: int
+) -> Flags | None:
     """Which leaves of `extra` belong to the samples of z; None where that cannot be said.
 
     Args:
@@ -188,7 +190,7 @@ def _combinations(leading: Flags) -> Iterator[Flags]:
             yield tuple(i in chosen for i in range(len(leading)))
 
 
-def _takes(function: Callable, params: Any, z: Any, extra: Any, belongs: Flags, count: int) -> bool:
+def _takes(function: Callable[..., Any], params: Any, z: Any, extra: Any, belongs: Flags, count: int) -> bool:
     """Whether the function takes `count` samples, and gives as many, with those leaves cut."""
     few, some = _cut_shapes(z, None, count), _cut_shapes(extra, belongs, count)
     try:
@@ -209,7 +211,7 @@ def _cut_shapes(tree: Any, belongs: Flags | None, count: int) -> Any:
     return jax.tree.unflatten(treedef, structs)
 
 
-def _is_equivariant(function: Callable, params: Any, z: Any, extra: Any, belongs: Flags, n: int) -> bool:
+def _is_equivariant(function: Callable[..., Any], params: Any, z: Any, extra: Any, belongs: Flags, n: int) -> bool:
     """Whether samples in another order are answered alike, in that order; on made-up numbers."""
     params, z, extra = jax.tree.map(_made_up, (params, z, extra))
     turn = np.roll(np.arange(n), 1)
@@ -220,7 +222,7 @@ def _is_equivariant(function: Callable, params: Any, z: Any, extra: Any, belongs
 
 
 @compiled(static_argnums=0)
-def _answer(function: Callable, params: Any, z: Any, extra: Any) -> Any:
+def _answer(function: Callable[..., Any], params: Any, z: Any, extra: Any) -> Any:
     return function(params, z, extra)
 
 

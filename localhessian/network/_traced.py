@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 from localhessian._memory import remembered
-from localhessian._programs import traced
+from localhessian._programs import Program, has_custom_rule, text_of, text_of_rules, traced
 from localhessian._tree import abstracted, floating, is_floating, of_shapes, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
-from localhessian.network._jaxpr import has_custom_rule, text_of, text_of_rules
 from localhessian.network._leaves import check_real, check_samples
 
 _NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
@@ -91,8 +89,8 @@ class _Seen:
     """A block with its program."""
 
     number: int
-    apply: Callable
-    program: core.ClosedJaxpr
+    apply: Callable[..., Any]
+    program: Program
     shapes: Any
     is_steady: bool = True
     is_apart: bool = False
@@ -117,19 +115,19 @@ class _Seen:
             return None
 
 
-def _same(one: core.ClosedJaxpr, two: core.ClosedJaxpr) -> bool:
+def _same(one: Program, two: Program) -> bool:
     """Whether two traces of one function are equal; functions of the host that it calls are new ones in each."""
     pairs = zip(one.consts, two.consts, strict=True)
     return str(one) == str(two) and all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
 
 
-def _is_apart(block: Block, program: core.ClosedJaxpr, params: Any, z: Any, context: Any) -> bool:
+def _is_apart(block: Block, program: Program, params: Any, z: Any, context: Any) -> bool:
     """Whether block and derivative keep the samples apart."""
     axes = [axis for axis, tree in ((None, params), (0, z), (None, context)) for _ in jax.tree.leaves(tree)]
-    if not has_custom_rule(program.jaxpr):
+    if not has_custom_rule(program):
         return keeps_apart(program, axes)
 
-    def moved(params: Any, z: Any, context: Any, tangents: list) -> Any:
+    def moved(params: Any, z: Any, context: Any, tangents: list[Any]) -> Any:
         inputs, rebuild = floating(z)
         return jax.jvp(lambda leaves: floating(block(params, rebuild(leaves), context))[0], (inputs,), (tangents,))
 
@@ -149,7 +147,7 @@ def batch_size(name: str, tree: Any) -> int:
     return n
 
 
-def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[core.ClosedJaxpr, Any]:
+def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[Program, Any]:
     """The program of a block, and the shapes of what it returns."""
     try:
         return traced(block, params, z, context)
@@ -177,10 +175,10 @@ def _check_output(name: str, out: Any, n: int) -> None:
 def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
     """Trace both."""
 
-    def products(params, z, context):
+    def products(params: Params, z: Activations, context: Context) -> Any:
         inputs, rebuild = floating((params, z))
 
-        def outputs(leaves: list) -> list:
+        def outputs(leaves: list[Any]) -> list[Any]:
             params, z = rebuild(leaves)
             return floating(block(params, z, context))[0]
 
@@ -193,7 +191,7 @@ def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
         raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
 
 
-def _forward_and_reverse(jvp, inputs: list, outputs: list):
+def _forward_and_reverse(jvp: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
     # A custom_vjp shows only when its linearization is transformed again.
     forward = jax.vmap(jvp)([leaf[None] for leaf in inputs])
     return forward, jax.linear_transpose(jvp, inputs)(outputs)
@@ -245,7 +243,7 @@ def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
             "per-sample losses and leave the mean to localhessian."
         )
 
-    def hessian(z, y):
+    def hessian(z: Activations, y: Any) -> Any:
         outputs, rebuild = floating(z)
         gradient, jvp = jax.linearize(jax.grad(lambda leaves: loss(rebuild(leaves), y).sum()), outputs)
         return gradient, jax.vmap(jvp)([leaf[None] for leaf in outputs])
@@ -255,7 +253,7 @@ def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
     except _NO_DERIVATIVE as error:
         raise ValueError(_no_derivative("`loss`", error)) from error
     axes = [0] * len(jax.tree.leaves(z)) + [None] * len(jax.tree.leaves(y))
-    return not has_custom_rule(program.jaxpr) and keeps_apart(program, axes)
+    return not has_custom_rule(program) and keeps_apart(program, axes)
 
 
 def first_line(error: Exception) -> str:

@@ -1,14 +1,16 @@
 """Linear systems with the Gauss-Newton part: conjugate gradients, and dense least squares."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from localhessian._status import Status
-from localhessian._tree import floating, ravel, ravel_samples
+from localhessian._tree import floating
 from localhessian._types import Array
 from localhessian.linalg import repeat
+from localhessian.network import Arrangement
 from localhessian.training._problem import Problem, Step, inner, plus, times, where
 
 
@@ -50,15 +52,11 @@ def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
         ValueError: The Jacobian has more than `max_numbers` numbers.
     """
     targets = floating(problem.target)[0]
-    if problem.wrt == "params":
-        start, unravel = ravel(problem.start)
-        target = ravel(targets)[0][None]
-        shape = (1, target.shape[1], start.shape[0])
-    else:
-        rows, unravel_rows = ravel_samples(problem.start)
-        target = ravel_samples(targets)[0]
-        shape = (target.shape[0], target.shape[1], rows.shape[1])
-    numbers = shape[0] * shape[1] * shape[2]
+    arrangement = Arrangement.ROWS if problem.side.per_sample else Arrangement.BATCH
+    start, unravel = arrangement.lay(problem.start)
+    target = jnp.atleast_2d(arrangement.lay(targets)[0])  # a row for each problem
+    shape = (*target.shape, start.shape[-1])
+    numbers = math.prod(shape)
     if numbers > max_numbers:
         raise ValueError(
             f"`LeastSquares(max_numbers={max_numbers})` cannot hold a Jacobian of {numbers} numbers (block with "
@@ -67,9 +65,7 @@ def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
     _, jvp = jax.linearize(problem.of_variables, problem.start)
 
     def column(unit: Array) -> Array:
-        if problem.wrt == "params":
-            return ravel(jvp(unravel(unit)))[0][None]
-        return ravel_samples(jvp(unravel_rows(jnp.broadcast_to(unit, rows.shape))))[0]
+        return jnp.atleast_2d(arrangement.lay(jvp(unravel(jnp.broadcast_to(unit, start.shape))))[0])
 
     jacobian = jax.vmap(column, out_axes=-1)(jnp.eye(shape[2], dtype=target.dtype))
     left, sigma, right = jnp.linalg.svd(jacobian, full_matrices=False)
@@ -79,4 +75,4 @@ def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
     highest = jax.lax.Precision.HIGHEST
     parts = weights * jnp.einsum("smk,sm->sk", left, target, precision=highest)
     solution = jnp.einsum("skd,sk->sd", right, parts, precision=highest)
-    return unravel(solution[0]) if problem.wrt == "params" else unravel_rows(solution)
+    return unravel(solution.reshape(start.shape))

@@ -11,7 +11,7 @@ from localhessian._programs import full_precision
 from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.network import Chain, admit, check_params, run_chain, validate_values
+from localhessian.network import ByInput, ByParams, Chain, Place, admit, check_params, run_chain, validate_values
 from localhessian.training._layouts import each_block
 from localhessian.training._problem import Problem, Step, norm, where
 from localhessian.training._solvers import GradientStep, Solver
@@ -144,10 +144,9 @@ def propagate(
         of_block = loss if b == len(chain) else None
         before = None if state is None else state[block.name]
         keys = jax.random.split(jax.random.fold_in(key, b))
-        of_weights = Problem(of_params, z, context, target, block=block, loss=of_block, wrt="params")
-        of_inputs = Problem(of_params, z, context, target, block=block, loss=of_block, wrt="input")
-        weights = _Side(of_weights, of_weight_side[block.name])
-        inputs = _Side(of_inputs, of_input_side[block.name])
+        place = Place(of_params, z, context)
+        weights = _Argmin(Problem(place, target, side=ByParams(block), loss=of_block), of_weight_side[block.name])
+        inputs = _Argmin(Problem(place, target, side=ByInput(block), loss=of_block), of_input_side[block.name])
         step, weight_state, weight_status, values = weights.solve(None if before is None else before[0], keys[0])
         steps[block.name] = floating(of_params)[1](step)
         delta: Step | None = None
@@ -186,8 +185,8 @@ def initial_state(
     for b, block in enumerate(chain.blocks):
         of_block = params.get(block.name, ())
         stand_in = jnp.zeros((), jnp.result_type(*floating(params)[0] or [jnp.zeros(())]))
-        of_weights = Problem(of_block, stand_in, None, None, block=block, loss=None, wrt="params")
-        of_inputs = Problem(of_block, stand_in, None, None, block=block, loss=None, wrt="input")
+        place = Place(of_block, stand_in, None)
+        of_weights, of_inputs = (Problem(place, None, side=side(block), loss=None) for side in (ByParams, ByInput))
         weights, inputs = of_weight_side[block.name], of_input_side[block.name]
         states[block.name] = (
             weights.init(of_weights) if of_weights.start else (),
@@ -196,7 +195,7 @@ def initial_state(
     return states
 
 
-class _Side(NamedTuple):
+class _Argmin(NamedTuple):
     """One argmin of one block."""
 
     problem: Problem
@@ -213,8 +212,8 @@ class _Side(NamedTuple):
         first = self.solver.init(problem)
         if state is not None and not _alike(state, first):
             raise ValueError(
-                f"`state` holds for block `{problem.block.name}` what another solver left: pass the `info.state` of "
-                "the step before, by the same solvers, or None to begin."
+                f"`state` holds for block `{problem.side.block.name}` what another solver left: pass the `info.state` "
+                "of the step before, by the same solvers, or None to begin."
             )
         state = first if state is None else state
         step, next_state, status = self.solver.solve(problem, state, key)
@@ -222,7 +221,7 @@ class _Side(NamedTuple):
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
         rounding = 100 * float(jnp.finfo(zero[0].dtype).eps) * jnp.abs(before)
         kept = finite if self.solver.trusted else finite & (after <= before + rounding)
-        instead = zero if problem.wrt == "params" else _unit_gradient(problem, self.solver.trusted)
+        instead = _unit_gradient(problem, self.solver.trusted) if problem.side.per_sample else zero
         step = where(kept, step, instead)
         next_state = where(finite, next_state, state)
         status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)

@@ -15,7 +15,10 @@ from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
 from localhessian.curvature import LocalScalars, check_scalar, local_scalar, random_words
 from localhessian.network import (
+    ByInput,
+    ByParams,
     Chain,
+    Place,
     TracedChain,
     admit,
     check_arrays,
@@ -269,19 +272,19 @@ def _scalars(chain, loss, scalar, params, x, y, context, key, probes, dtype) -> 
     """m_W and m_z of every block; 1 for a side that does not exist."""
     activations = chain.forward(params, x, context)
     sides = [
-        (wrt, block, params.get(block.name, ()), z, loss if b == len(chain) - 1 else None)
+        (side(block), Place(params.get(block.name, ()), z, context), loss if b == len(chain) - 1 else None)
         for b, (block, z) in enumerate(zip(chain.blocks, activations, strict=False))
-        for wrt in ("params", "input")
+        for side in (ByParams, ByInput)
     ]
-    variables = [floating(of_block if wrt == "params" else z)[0] for wrt, _, of_block, z, _ in sides]
+    variables = [side.variables(place)[0] for side, place, _ in sides]
     variables[1] = []  # of the input of the first block nothing is asked
     ends = np.cumsum([size(leaves) for leaves in variables]).tolist()
     words = random_words(key, ends[-1], probes)
     found = [jnp.ones((), dtype)] * len(sides)
-    for i, (wrt, block, of_block, z, last) in enumerate(sides):
+    for i, (side, place, last) in enumerate(sides):
         if variables[i]:
             own = words[:, ends[i] - size(variables[i]) : ends[i]]
-            found[i] = local_scalar(block, last, wrt, scalar, of_block, z, y, context, own, probes).astype(dtype)
+            found[i] = local_scalar(side, last, scalar, place, y, own, probes).astype(dtype)
     return jnp.stack(found[0::2]), jnp.stack(found[1::2])
 
 

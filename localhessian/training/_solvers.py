@@ -126,12 +126,12 @@ class OptaxSteps:
 
     def init(self, problem: Problem) -> Any:
         """The optimizer's state; none for the input."""
-        return () if problem.wrt == "input" else self.optimizer.init(problem.start)
+        return () if problem.side.per_sample else self.optimizer.init(problem.start)
 
     def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
         """Cost: n gradients of the block."""
         del key
-        anew = problem.wrt == "input"
+        anew = problem.side.per_sample
         current = self.optimizer.init(problem.start) if anew else state
         step = [jnp.zeros_like(leaf) for leaf in problem.start]
         for i in range(self.n):  # unrolled: convolutions run slowly in loops on the CPU

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import localhessian as lh
-from localhessian.network import Place, Variables, jacobian
+from localhessian.network import ByInput, Place, jacobian
 from localhessian.network._coupling import _patterns, couples_samples, loss_couples_samples
 
 
@@ -113,7 +113,7 @@ def test_coupling_of_any_size_is_seen_in_every_dtype(dtype):
 
 def coupled_input(apply, w, z):
     """The probe alone, without a chain."""
-    by_input = jacobian(Variables(lh.Block("", apply), "input"), 1.0, Place(w, z, None)).prepare()
+    by_input = jacobian(ByInput(lh.Block("", apply)), Place(w, z, None)).prepare()
     return couples_samples(by_input, z, apply(w, z))
 
 

@@ -8,8 +8,10 @@ import optax
 import pytest
 
 import localhessian as lh
+from localhessian._tree import size
 from localhessian.curvature import SCALARS, local_scalar, random_words
 from localhessian.curvature._scalars import _signs
+from localhessian.network import SIDES, ByInput, Place
 
 
 def norm(tree):
@@ -50,10 +52,11 @@ def estimates(case, scalars, probes):
         for b, block in enumerate(case.chain.blocks):
             for wrt in ("params", "input") if b else ("params",):
                 last = case.loss if b == len(case.chain) - 1 else None
-                count = sum(leaf.size for leaf in jax.tree.leaves(params[block.name] if wrt == "params" else z[b]))
-                words = random_words(jax.random.key(3), count, probes)
-                place = (params[block.name], z[b], y, context, words, probes)
-                found[block.name, wrt] = {s: local_scalar(block, last, wrt, s, *place) for s in scalars}
+                place = Place(params[block.name], z[b], context)
+                words = random_words(jax.random.key(3), size(SIDES[wrt].varied(place)), probes)
+                found[block.name, wrt] = {
+                    s: local_scalar(SIDES[wrt](block), last, s, place, y, words, probes) for s in scalars
+                }
         return found
 
     return jax.jit(all_of_them)(case.params, case.x, case.y, case.context)
@@ -85,7 +88,7 @@ def test_all_scalars_of_the_identity_are_one(tol):
         x = jnp.ones((2, 512), dtype)
         words = random_words(jax.random.key(0), x.size, 4)
         for scalar in ("mean", "max"):
-            value = local_scalar(chain.blocks[0], None, "input", scalar, (), x, None, None, words, 4)
+            value = local_scalar(ByInput(chain.blocks[0]), None, scalar, Place((), x, None), None, words, 4)
             np.testing.assert_allclose(value, 1, rtol=tol.identity if dtype != jnp.float16 else 1e-3)
     matching = lh.back_match(chain, {}, jnp.ones((2, 512)), jnp.ones((2, 512)), networks.squared_error)
     for scalar in SCALARS:

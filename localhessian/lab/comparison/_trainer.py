@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from localhessian._programs import compiled
+from localhessian._programs import compiled, program_text
 from localhessian._types import Array, Context, Key, Loss, Params, Scalar
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._data import Images
 from localhessian.lab.comparison._algorithm import Algorithm, Batch
 from localhessian.lab.comparison._checkpoint import Checkpoint
 from localhessian.lab.comparison._network import Network
-from localhessian.network import program_text
 
 PLAIN = Augmentation()
 """Samples as they are; `uint8` as x / 255."""

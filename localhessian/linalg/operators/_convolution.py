@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
-from jax.extend.core import primitives
 
+from localhessian._programs import Equation, primitives, run_rewritten
 from localhessian._types import Array
-from localhessian.linalg.operators._cpu import contains_convolution, rewritten
+from localhessian.linalg.operators._cpu import contains_convolution
 
 FEW = 8
 """Steps that are written out one after the other instead, with convolutions as they are."""
@@ -33,16 +32,13 @@ def in_loop(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def run(state: Any) -> Any:
         if jax.default_backend() != "cpu":
             return function(state)
-        closed, out = jax.make_jaxpr(function, return_shape=True)(state)
-        if contains_convolution(closed):
-            closed = rewritten(closed, lambda eqn, _: _by_products(eqn))
-        leaves = core.jaxpr_as_fun(closed)(*jax.tree.leaves(state))
-        return jax.tree.unflatten(jax.tree.structure(out), leaves)
+        return run_rewritten(function, _by_products, state)
 
     return run
 
 
-def _by_products(eqn: core.JaxprEqn) -> Callable[[Array, Array], Array] | None:
+def _by_products(eqn: Equation, turned: bool) -> Callable[[Array, Array], Array] | None:
+    del turned
     if eqn.primitive is not primitives.conv_general_dilated_p:
         return None
     return lambda image, window: _convolve(eqn, image, window)

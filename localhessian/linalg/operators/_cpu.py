@@ -8,22 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
-from jax.extend.core import primitives
 
+from localhessian._programs import Equation, equations, primitives, run_rewritten
 from localhessian._types import Array
 
 LARGE = 1e6
 """Multiplications of a matrix product that are worth a transposition (heuristic)."""
 
 
-def contains_convolution(jaxpr: Any) -> bool:
+def contains_convolution(program: Any) -> bool:
     """Whether a program convolves, at any depth (jax#12868: 100 times slower inside a loop on the CPU)."""
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    return any(
-        eqn.primitive is primitives.conv_general_dilated_p or any(map(contains_convolution, _programs(eqn)))
-        for eqn in inner.eqns
-    )
+    return any(eqn.primitive is primitives.conv_general_dilated_p for eqn in equations(program))
 
 
 def run_quickly(function: Any, *args: Any) -> Any:
@@ -36,36 +31,10 @@ def run_quickly(function: Any, *args: Any) -> Any:
     """
     if jax.default_backend() != "cpu":
         return function(*args)
-    closed, out = jax.make_jaxpr(lambda function, *args: function(*args), return_shape=True)(function, *args)
-    leaves = core.jaxpr_as_fun(rewritten(closed, _instead))(*jax.tree.leaves((function, *args)))
-    return jax.tree.unflatten(jax.tree.structure(out), leaves)
+    return run_rewritten(lambda function, *args: function(*args), _instead, function, *args)
 
 
-def rewritten(program: Any, instead: Callable[[core.JaxprEqn, bool], Callable | None]) -> Any:
-    """The program with equations replaced, at any depth.
-
-    Args:
-        program: With constants or without.
-        instead: From an equation, and whether its result is transposed next, to a function that does the same; None
-            leaves it.
-    """
-    inner = getattr(program, "jaxpr", program)  # newer JAX knows closed programs only
-    turned = {id(eqn.invars[0]) for eqn in inner.eqns if eqn.primitive is primitives.transpose_p}
-    equations = [_replaced(eqn, any(id(v) in turned for v in eqn.outvars), instead) for eqn in inner.eqns]
-    quick = inner.replace(eqns=equations)
-    return quick if inner is program else program.replace(jaxpr=quick)
-
-
-def _replaced(eqn: core.JaxprEqn, turned: bool, instead: Callable) -> core.JaxprEqn:
-    function = instead(eqn, turned)
-    if function is not None:
-        (call,) = jax.make_jaxpr(jax.jit(function))(*(atom.aval for atom in eqn.invars)).eqns
-        return eqn.replace(primitive=call.primitive, params=call.params)
-    inside = {name: rewritten(value, instead) for name, value in eqn.params.items() if _is_program(value)}
-    return eqn.replace(params={**eqn.params, **inside}) if inside else eqn
-
-
-def _instead(eqn: core.JaxprEqn, turned: bool) -> Callable | None:
+def _instead(eqn: Equation, turned: bool) -> Callable | None:
     """A function that does what a slow equation does; None for any other."""
     if eqn.primitive is primitives.conv_general_dilated_p and any(_too_wide(eqn)) and _only_adds(eqn):
         return functools.partial(_convolve_padded, eqn)
@@ -157,12 +126,3 @@ def _put_at_maxima(window: tuple[int, ...], source: Array, image: Array) -> Arra
     here = jax.lax.broadcasted_iota(np.int32, tiles.shape, image.ndim)
     put = jnp.where(first == here, source[..., None], 0)
     return put.reshape(*source.shape, *window).transpose(np.argsort(order).tolist()).reshape(image.shape)
-
-
-def _programs(eqn: core.JaxprEqn) -> list[Any]:
-    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
-    return [leaf for leaf in leaves if _is_program(leaf)]
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))

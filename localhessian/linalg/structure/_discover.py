@@ -9,15 +9,14 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from localhessian._programs import bind
+from localhessian._programs import Equation, bind, entered, evaluate
 from localhessian._tree import is_concrete
 from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.structure import _mixing
@@ -95,7 +94,7 @@ def walk(prepared: LinearMap, by_channel: bool, max_bytes: float) -> Found:
     if not is_concrete(program.consts):
         raise Declined("its numbers are not known while JAX traces it")
     walker = _Walker(by_channel, max_bytes)
-    (output,) = walker.run(program.jaxpr, program.consts, [variables(shape)])
+    (output,) = evaluate(program, [variables(shape)], walker.step)
     if not isinstance(output, Dependent):
         raise Declined("the result does not depend on the variables")
     grid = walker.grid
@@ -110,32 +109,17 @@ class _Walker:
         self.grid: Grid | None = None
         self.sums = Sums()
 
-    def run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
-        last_use = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if isinstance(atom, core.Var)}
-        kept = {atom for atom in jaxpr.outvars if isinstance(atom, core.Var)}
-        for i, eqn in enumerate(jaxpr.eqns):
-            values = [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in eqn.invars]
-            if any(isinstance(value, Dependent) for value in values):
-                results = self.step(eqn, values)
-            else:
-                results = _evaluate(eqn, values)
-            env.update(zip(eqn.outvars, results, strict=True))
-            for atom in eqn.invars:  # arrays as large as activations: hold no more of them than needed
-                if isinstance(atom, core.Var) and last_use[atom] == i and atom not in kept:
-                    env.pop(atom, None)
-        return [atom.val if isinstance(atom, core.Literal) else env[atom] for atom in jaxpr.outvars]
-
-    def step(self, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
-        name = eqn.primitive.name
-        if name in _CALLS:
-            inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            closed = isinstance(inner, core.ClosedJaxpr)
-            return self.run(inner.jaxpr, inner.consts, values) if closed else self.run(inner, (), values)
-        if name in _RULES:
-            return _RULES[name](self, eqn, values)
-        raise Declined(f"it applies `{name}` to them")
+    def step(self, eqn: Equation, values: list[Any]) -> list[Any]:
+        """What an equation makes of values, of which some are `Dependent`; of constants, as JAX does."""
+        if not any(isinstance(value, Dependent) for value in values):
+            return _evaluate(eqn, values)
+        inner = entered(eqn)
+        if inner is not None:
+            return evaluate(inner, values, self.step)
+        rule = _RULES.get(eqn.primitive.name)
+        if rule is None:
+            raise Declined(f"it applies `{eqn.primitive.name}` to them")
+        return rule(self, eqn, values)
 
     def enter(self, grid: Grid, place: np.ndarray, channel: np.ndarray, shape: tuple[int, ...]) -> Dependent:
         """u itself."""
@@ -149,7 +133,7 @@ class _Walker:
         return Dependent(shape, np.broadcast_to(units, shape), own, np.broadcast_to(inner, shape))
 
 
-def _evaluate(eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _evaluate(eqn: Equation, values: list[Any]) -> list[Any]:
     """An equation of constants."""
     return bind(eqn, [jnp.asarray(value) for value in values])
 
@@ -159,7 +143,7 @@ def _numbers(value: Any) -> np.ndarray:
     return array if array.dtype in (np.float32, np.float64, np.bool_) else array.astype(np.float32)
 
 
-def _add(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _add(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     x, y = (value if isinstance(value, Dependent) else None for value in values)
     if x is None or y is None:
         one, constant = (y, values[0]) if x is None else (x, values[1])
@@ -190,49 +174,49 @@ def _bias(walker: _Walker, u: Dependent, other: Dependent) -> np.ndarray | None:
     return found if np.all(found[channel] == entry) and np.all(found >= 0) and alone and not np.any(taken) else None
 
 
-def _subtract(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _subtract(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     x, y = values
     return _add(walker, eqn, [x, y.times(np.float32(-1)) if isinstance(y, Dependent) else y])
 
 
-def _multiply(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _multiply(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     x, y = values
     if isinstance(x, Dependent) and isinstance(y, Dependent):
         raise Declined("it multiplies them with each other: the program is not linear")
     return [x.times(_numbers(y)) if isinstance(x, Dependent) else y.times(_numbers(x))]
 
 
-def _divide(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _divide(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     x, y = values
     if isinstance(y, Dependent):
         raise Declined("it divides by them: the program is not linear")
     return [x.times(1 / _numbers(y))]
 
 
-def _negate(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _negate(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [values[0].times(np.float32(-1))]
 
 
-def _keep(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _keep(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return list(values)
 
 
-def _reshape(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _reshape(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
     return [values[0].rearranged(lambda field: field.reshape(shape))]
 
 
-def _transpose(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _transpose(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [values[0].rearranged(lambda field: field.transpose(eqn.params["permutation"]))]
 
 
-def _broadcast(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _broadcast(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     shape, axes = eqn.params["shape"], eqn.params["broadcast_dimensions"]
     sizes = [values[0].shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(shape))]
     return [values[0].rearranged(lambda field: np.broadcast_to(field.reshape(sizes), shape))]
 
 
-def _split(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _split(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     sizes, axis = eqn.params["sizes"], eqn.params["axis"]
     ends = np.cumsum(sizes)
     return [
@@ -241,40 +225,40 @@ def _split(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
     ]
 
 
-def _slice(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _slice(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     p = eqn.params
     steps = p["strides"] or (1,) * len(p["start_indices"])
     chosen = tuple(slice(*one) for one in zip(p["start_indices"], p["limit_indices"], steps, strict=True))
     return [values[0].rearranged(lambda field: field[chosen])]
 
 
-def _reverse(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _reverse(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [values[0].rearranged(lambda field: np.flip(field, eqn.params["dimensions"]))]
 
 
-def _concatenate(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _concatenate(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     if not all(isinstance(value, Dependent) for value in values):
         raise Declined("it joins them with constants")
     return [concatenate(values, eqn.params["dimension"])]
 
 
-def _stack(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _stack(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     if not all(isinstance(value, Dependent) for value in values):
         raise Declined("it joins them with constants")
     axis = eqn.params["axis"]
     return [concatenate([value.rearranged(lambda field: np.expand_dims(field, axis)) for value in values], axis)]
 
 
-def _unstack(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _unstack(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     lead = (slice(None),) * eqn.params["axis"]
     return [values[0].rearranged(operator.itemgetter((*lead, i))) for i in range(len(eqn.outvars))]
 
 
-def _tile(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _tile(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [values[0].rearranged(lambda field: np.tile(field, eqn.params["reps"]))]
 
 
-def _select(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _select(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     which, *cases = values
     if isinstance(which, Dependent):
         raise Declined("it chooses by their values: the program is not linear")
@@ -283,11 +267,11 @@ def _select(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]
     return [select(np.asarray(which).astype(np.int32), dependents, shape)]
 
 
-def _reduce_sum(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _reduce_sum(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))]
 
 
-def _window_sum(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _window_sum(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     """Average pooling: the numbers of the elements are unfolded (0: padding), and what stands there is added."""
     (x,), p = values, eqn.params
     if not x.is_without_product or math.prod(p["window_dimensions"]) * len(x.single) > MAX_TERMS:
@@ -302,7 +286,7 @@ def _window_sum(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[
     return [functools.reduce(add, terms)]
 
 
-def _chosen(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _chosen(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     """One element each, found by sending the numbers of the elements through the equation: gather, max pooling."""
     x, *rest = values
     if not isinstance(x, Dependent) or any(isinstance(value, Dependent) for value in rest):
@@ -319,17 +303,17 @@ def _chosen(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]
     return [x.rearranged(lambda field: field.ravel()[at - 1])]
 
 
-def _dot(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _dot(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [_product(walker, eqn, values, lambda x, y, first: _mixing.of_dot(eqn, x, y, first))]
 
 
-def _convolution(walker: _Walker, eqn: core.JaxprEqn, values: list[Any]) -> list[Any]:
+def _convolution(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     if isinstance(values[0], Dependent):
         raise Declined("it convolves them, which couples neighbouring positions")
     return [_product(walker, eqn, values, lambda x, y, first: _mixing.of_convolution(eqn, x, y, walker.max_bytes))]
 
 
-def _product(walker: _Walker, eqn: core.JaxprEqn, values: list[Any], make: Callable) -> Dependent:
+def _product(walker: _Walker, eqn: Equation, values: list[Any], make: Callable) -> Dependent:
     first = isinstance(values[0], Dependent)
     dependent, constant = values if first else values[::-1]
     if isinstance(constant, Dependent):
@@ -340,10 +324,7 @@ def _product(walker: _Walker, eqn: core.JaxprEqn, values: list[Any], make: Calla
     return walker.enter(grid, place, channel, eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
 
 
-_CALLS = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2", "remat"}
-)
-_RULES: dict[str, Callable[[_Walker, core.JaxprEqn, list[Any]], list[Any]]] = {
+_RULES: dict[str, Callable[[_Walker, Equation, list[Any]], list[Any]]] = {
     "add": _add,
     "add_any": _add,
     "sub": _subtract,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from localhessian._arguments import expect_choice, expect_flag, expect_function
 from localhessian._types import Activations, Context, Params
@@ -121,7 +121,7 @@ class TracedChain(Chain):
 
 
 def chain_from_function(
-    fn: Callable,
+    fn: Callable[..., Any],
     params: Params,
     x: Activations,
     context: Context = None,
@@ -180,7 +180,7 @@ def chain_from_function(
     return cut_of(source, params, x, context)
 
 
-def check_cut(call: Callable | None = None, takes: int = 2, **flags: bool) -> None:
+def check_cut(call: Callable[..., Any] | None = None, takes: int = 2, **flags: bool) -> None:
     """Refuse a way to call that is none, and flags that are neither True nor False."""
     if call is not None:
         expect_function("call", call, "a function that runs a model", takes)
@@ -195,14 +195,14 @@ def cut_of(source: Source, params: Params, x: Activations, context: Context) -> 
 
 
 def cut_model(
-    fn: Callable,
+    fn: Callable[..., Any],
     params: Params,
     x: Activations,
     context: Context,
     asked: dict[Path, Wish],
     *,
     carry: bool,
-    to_params: Callable,
+    to_params: Callable[..., Any],
     has_aux: bool = True,
 ) -> Cut:
     """The chain of a model whose submodules `asked` mark what goes through them."""

@@ -18,7 +18,7 @@ def chain_from_equinox(
     x: Activations,
     *,
     at: At = None,
-    call: Callable | None = None,
+    call: Callable[..., Any] | None = None,
     context: Context = None,
     carry: bool = False,
     has_aux: bool = False,
@@ -66,7 +66,7 @@ def chain_from_equinox(
     check_cut(call, 2 if context is None else 3, carry=carry, has_aux=has_aux)
     if context is not None and call is None:
         raise ValueError("`context` is given: say by `call(model, x, context)` how the model takes it.")
-    run: Callable = call or (lambda model, x: jax.vmap(model)(x))
+    run: Callable[..., Any] = call or (lambda model, x: jax.vmap(model)(x))
     params, static = eqx.partition(model, eqx.is_inexact_array)
     asked = choose(modules, at)
 

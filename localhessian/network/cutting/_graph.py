@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax.extend import core
-
-from localhessian._programs import assemble
-from localhessian.network._jaxpr import where
+from localhessian._programs import Equation, Program, assemble, is_variable, variables, where
 from localhessian.network.cutting import _mark
 from localhessian.network.cutting._open import CutError, mark_names, tag_of
 
@@ -35,7 +32,7 @@ class Piece:
     """One block of a cut: a program of (parameters, z, context leaves, derived values) and which of them it takes."""
 
     name: str
-    program: core.ClosedJaxpr
+    program: Program
     params: tuple[int, ...]
     context: tuple[int, ...]
     derived: tuple[int, ...]
@@ -46,11 +43,11 @@ class Piece:
 class Graph:
     """A flat program with its marks taken out, the variables behind them, and what every variable depends on."""
 
-    closed: core.ClosedJaxpr
+    closed: Program
     n_params: int
     n_inputs: int
     boundaries: list[Boundary] = field(default_factory=list)
-    equations: list[core.JaxprEqn] = field(default_factory=list)
+    equations: list[Equation] = field(default_factory=list)
     made_by: dict[Any, int] = field(default_factory=dict)
     depends: dict[Any, int] = field(default_factory=dict)
 
@@ -64,21 +61,21 @@ class Graph:
         self.context = jaxpr.invars[self.n_params + self.n_inputs :]
         self.depends |= dict.fromkeys(self.params, _PARAMS) | dict.fromkeys(self.inputs, _INPUT)
         for eqn in jaxpr.eqns:
-            sources = [alias.get(atom, atom) if isinstance(atom, core.Var) else atom for atom in eqn.invars]
+            sources = [alias.get(atom, atom) if is_variable(atom) else atom for atom in eqn.invars]
             tag = tag_of(eqn)
             if tag is None:
                 self._keep(eqn.replace(invars=sources))
                 continue
             alias[eqn.outvars[0]] = sources[0]
-            leaves.extend(_variables(sources))
+            leaves.extend(variables(sources))
             if tag.leaf == tag.leaves - 1:
                 self._bound(Boundary(tag.name, tag.kind, tuple(leaves)))
                 leaves = []
-        self.outputs = [alias.get(atom, atom) if isinstance(atom, core.Var) else atom for atom in jaxpr.outvars]
+        self.outputs = [alias.get(atom, atom) if is_variable(atom) else atom for atom in jaxpr.outvars]
 
-    def _keep(self, eqn: core.JaxprEqn) -> None:
+    def _keep(self, eqn: Equation) -> None:
         kind = 0
-        for variable in _variables(eqn.invars):
+        for variable in variables(eqn.invars):
             kind |= self.depends.get(variable, 0)
         for variable in eqn.outvars:
             self.made_by[variable] = len(self.equations)
@@ -89,12 +86,12 @@ class Graph:
         self.boundaries.append(boundary)
         if boundary.kind != _mark.END:
             return
-        if not any(self.depends.get(v, 0) & _INPUT for v in _variables(boundary.variables)):
+        if not any(self.depends.get(v, 0) & _INPUT for v in variables(boundary.variables)):
             raise CutError(
                 f"the boundary `{boundary.name}` marks a value that does not depend on the input, so it cannot be the "
                 "output of a block: mark the activations instead."
             )
-        self.depends |= dict.fromkeys((v for v in _variables(boundary.variables) if v in self.made_by), _ACTIVATION)
+        self.depends |= dict.fromkeys((v for v in variables(boundary.variables) if v in self.made_by), _ACTIVATION)
 
     def carries(self, variable: Any) -> bool:
         """Whether a variable is an activation: it depends on the input and on parameters."""
@@ -103,7 +100,7 @@ class Graph:
     def back(self, targets: Iterable[Any], stop: Iterable[Any] = (), stop_derived: bool = False) -> "Slice":
         """Everything that `targets` are computed from, back to the variables in `stop`."""
         found, stop = Slice(), set(stop)
-        pending = list(_variables(targets))
+        pending = list(variables(targets))
         while pending:
             variable = pending.pop()
             if variable in found.seen:
@@ -117,7 +114,7 @@ class Graph:
             elif variable in self.made_by:
                 index = self.made_by[variable]
                 found.equations.add(index)
-                pending.extend(_variables(self.equations[index].invars))
+                pending.extend(variables(self.equations[index].invars))
             else:
                 found.leaves.add(variable)
         return found
@@ -126,20 +123,20 @@ class Graph:
         """Whether a value takes one other of x that is no larger: then equal layers share that one (their mask)."""
         if variable not in self.made_by:
             return False
-        used = _variables(self.equations[self.made_by[variable]].invars)
+        used = variables(self.equations[self.made_by[variable]].invars)
         sources = {v for v in used if self.depends.get(v, 0) & _INPUT}
         return len(sources) == 1 and sources.pop().aval.size <= variable.aval.size
 
     def cuts(self, boundary: Boundary) -> bool:
         """Whether every activation that the outputs need passes through the boundary."""
-        if not all(isinstance(v, core.Var) and self.carries(v) for v in boundary.variables):
+        if not all(is_variable(v) and self.carries(v) for v in boundary.variables):
             return False
         after = self.back(self.outputs, boundary.variables, stop_derived=True)
         before = self.back(boundary.variables)
         shared = (self.equations[i] for i in after.equations & before.equations)
         return bool(after.reached) and not any(self.carries(v) for eqn in shared for v in eqn.outvars)
 
-    def program(self, found: "Slice", inputs: Sequence[Any], outputs: Sequence[Any]) -> core.ClosedJaxpr:
+    def program(self, found: "Slice", inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
         """The equations of a slice as a program of their own."""
         equations = [self.equations[i] for i in sorted(found.equations)]
         constants = dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
@@ -221,7 +218,7 @@ def _numbered(boundaries: list[Boundary]) -> list[Boundary]:
     return numbered
 
 
-def cut(graph: Graph, boundaries: Sequence[Boundary], carry: bool) -> tuple[list[Piece], core.ClosedJaxpr]:
+def cut(graph: Graph, boundaries: Sequence[Boundary], carry: bool) -> tuple[list[Piece], Program]:
     """The program of every block, and the one that derives from the input what later blocks take as context.
 
     Raises:
@@ -274,7 +271,7 @@ def _first_needed(
 ) -> list[Any]:
     """Of the values of earlier blocks that block b reaches, those its own equations use or hand on."""
     own = [graph.equations[i] for i in found.equations if owner.get(i, b) == b]
-    used = {v for eqn in own for v in _variables(eqn.invars)} | set(_variables(targets))
+    used = {v for eqn in own for v in variables(eqn.invars)} | set(variables(targets))
     return _ordered(graph, [v for v in jumping if v in used])
 
 
@@ -297,7 +294,3 @@ def _ordered(graph: Graph, variables: Iterable[Any]) -> list[Any]:
     """In program order: inputs first."""
     place = {v: i for i, v in enumerate([*graph.inputs, *(v for eqn in graph.equations for v in eqn.outvars)])}
     return sorted(variables, key=place.__getitem__)
-
-
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [atom for atom in atoms if isinstance(atom, core.Var)]

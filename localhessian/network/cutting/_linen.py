@@ -18,7 +18,7 @@ def chain_from_linen(
     x: Activations,
     *,
     at: At = None,
-    call: Callable | None = None,
+    call: Callable[..., Any] | None = None,
     rngs: Mapping[str, Any] | None = None,
     carry: bool = False,
 ) -> Cut:
@@ -71,7 +71,9 @@ def chain_from_linen(
     rest = {name: value for name, value in variables.items() if name != "params"}
     run = call or (lambda module, x: module(x))
 
-    def apply(interceptor: Callable, params: Params, x: Activations, context: Context) -> tuple[Activations, Context]:
+    def apply(
+        interceptor: Callable[..., Any], params: Params, x: Activations, context: Context
+    ) -> tuple[Activations, Context]:
         state = context or {"variables": {}, "rngs": {}}
         with nn.intercept_methods(interceptor):
             out, after = module.apply(
@@ -83,7 +85,7 @@ def chain_from_linen(
     def fn(params: Params, x: Activations, context: Context) -> tuple[Activations, Context]:
         return apply(interceptor, params, x, context)
 
-    def interceptor(call: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
+    def interceptor(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
         wish = asked.get(info.module.path) if info.method_name == "__call__" else None
         return call(*args, **kwargs) if wish is None else call_marked(call, wish, args, kwargs)
 
@@ -97,11 +99,11 @@ def chain_from_linen(
     return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params)
 
 
-def _modules(nn: Any, apply: Callable, params: Params, x: Activations, context: Context) -> list[Submodule]:
+def _modules(nn: Any, apply: Callable[..., Any], params: Params, x: Activations, context: Context) -> list[Submodule]:
     """The modules that a run of the model calls: linen modules exist only while it runs."""
     found: dict[tuple[str, ...], Submodule] = {}
 
-    def note(call: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
+    def note(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
         module = info.module
         if info.method_name == "__call__" and module.path not in found:
             found[module.path] = Submodule(

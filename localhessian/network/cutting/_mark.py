@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from localhessian._programs import MARKS
 from localhessian._types import Activations
-from localhessian.network._jaxpr import MARKS
 from localhessian.network._leaves import check_arrays
 
 ALIGN = MARKS + "align"

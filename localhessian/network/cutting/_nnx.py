@@ -13,7 +13,7 @@ from localhessian.network.cutting._submodules import At, Submodule, choose, mark
 
 
 def chain_from_nnx(
-    model: Any, x: Activations, *, at: At = None, call: Callable | None = None, carry: bool = False
+    model: Any, x: Activations, *, at: At = None, call: Callable[..., Any] | None = None, carry: bool = False
 ) -> Cut:
     """Cut a flax nnx model after named submodules; the model is not edited.
 

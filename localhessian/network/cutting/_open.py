@@ -6,11 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
-from jax.extend.core import primitives
 
-from localhessian._programs import bind
-from localhessian.network._jaxpr import CALLS, sub_jaxprs, where
+from localhessian._programs import (
+    Equation,
+    Program,
+    bind,
+    entered,
+    equations,
+    evaluate,
+    inside,
+    primitives,
+    variables,
+    where,
+)
 from localhessian.network.cutting import _mark
 
 
@@ -52,31 +60,22 @@ class Whole(Stack):
         return self.array
 
 
-def evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def opened(program: Program, values: Sequence[Any]) -> list[Any]:
     """Run a program with its marks brought to the top level: calls that hold marks are opened, scans unrolled."""
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        values = [read(atom) for atom in eqn.invars]
-        aligned = _aligned_axes(eqn)
-        if aligned is not None:
-            results = [jnp.transpose(_value(values[0]), aligned)]
-            if not isinstance(eqn.invars[0], core.Literal):
-                # Later uses read the marked value back, so that a skip around the mark does not jump over it.
-                env[eqn.invars[0]] = jnp.transpose(results[0], np.argsort(aligned).tolist())
-        elif _must_open(eqn, values):
-            results = _open(eqn, values)
-        else:
-            results = bind(eqn, [_value(value) for value in values])
-        env.update(zip(eqn.outvars, results, strict=True))
-    return [_value(read(atom)) for atom in jaxpr.outvars]
+    return [_value(value) for value in evaluate(program, values, _rule)]
 
 
-def tag_of(eqn: core.JaxprEqn) -> _mark.Tag | None:
+def _rule(eqn: Equation, values: list[Any]) -> Any:
+    aligned = _aligned_axes(eqn)
+    if aligned is not None:
+        result = jnp.transpose(_value(values[0]), aligned)
+        # Later uses read the marked value back, so that a skip around the mark does not jump over it.
+        back = dict.fromkeys(variables(eqn.invars), jnp.transpose(result, np.argsort(aligned).tolist()))
+        return {**back, eqn.outvars[0]: result}
+    return _open(eqn, values) if _must_open(eqn, values) else bind(eqn, [_value(value) for value in values])
+
+
+def tag_of(eqn: Equation) -> _mark.Tag | None:
     """The tag of a marked leaf, None for every other equation."""
     return _mark.parse(eqn.params["name"]) if eqn.primitive is primitives.name_p else None
 
@@ -85,30 +84,27 @@ def _value(value: Any) -> Any:
     return value.value() if isinstance(value, Stack) else value
 
 
-def _must_open(eqn: core.JaxprEqn, values: Sequence[Any]) -> bool:
+def _must_open(eqn: Equation, values: Sequence[Any]) -> bool:
     """Whether an equation holds marks to cut at; proposed ones do not take apart what is no list of layers."""
     if _mark.END in (kinds := set(_mark_kinds(eqn))):
         return True
     if eqn.primitive is primitives.scan_p:
         fixed, carried = _counts(eqn)
         return bool(kinds) and any(isinstance(value, Stack) for value in values[fixed + carried :])
-    return bool(kinds) and eqn.primitive in CALLS
+    return bool(kinds) and entered(eqn, custom=False) is not None
 
 
-def _mark_kinds(eqn: core.JaxprEqn) -> Iterator[str]:
-    for jaxpr, _ in sub_jaxprs(eqn):
-        for inner in jaxpr.eqns:
-            tag = tag_of(inner)
-            yield from (tag.kind,) if tag else _mark_kinds(inner)
+def _mark_kinds(eqn: Equation) -> Iterator[str]:
+    yield from (tag.kind for one in _held(eqn) if (tag := tag_of(one)) is not None)
 
 
-def _counts(eqn: core.JaxprEqn) -> tuple[int, int]:
+def _counts(eqn: Equation) -> tuple[int, int]:
     """How many inputs of a scan stay the same, and how many are carried; the rest is scanned over.
 
     Told from the shapes, because the parameters of the equation that say so are JAX's own affair: what is scanned over
     or stacked has one axis more outside than in the body.
     """
-    body, _ = next(sub_jaxprs(eqn))
+    body = next(inside(eqn)).jaxpr
     carried = sum(map(_same_rank, eqn.outvars, body.outvars))
     return sum(map(_same_rank, eqn.invars, body.invars)) - carried, carried
 
@@ -117,11 +113,11 @@ def _same_rank(outer: Any, inner: Any) -> bool:
     return len(outer.aval.shape) == len(inner.aval.shape)
 
 
-def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
+def _aligned_axes(eqn: Equation) -> tuple[int, ...] | None:
     """The order of axes in which the first half of a mark hands its value on, None for every other equation."""
     if eqn.primitive is not primitives.remat_p:
         return None
-    inner = eqn.params["jaxpr"].eqns
+    inner = next(inside(eqn)).jaxpr.eqns
     if not any(e.primitive is primitives.name_p and e.params["name"] == _mark.ALIGN for e in inner):
         return None
     axes = tuple(range(len(eqn.invars[0].aval.shape)))  # type: ignore[attr-defined]
@@ -133,12 +129,12 @@ def _aligned_axes(eqn: core.JaxprEqn) -> tuple[int, ...] | None:
     return axes
 
 
-def _open(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+def _open(eqn: Equation, values: Sequence[Any]) -> list[Any]:
     if eqn.primitive is primitives.scan_p:
         return _unroll(eqn, values)
-    if eqn.primitive in CALLS:
-        jaxpr, consts = next(sub_jaxprs(eqn))
-        return evaluate(jaxpr, consts, values)
+    inner = entered(eqn, custom=False)
+    if inner is not None:
+        return opened(inner, values)
     names = sorted(set(mark_names(eqn)))
     raise CutError(
         f"the mark `{names[0]}` lies inside `{eqn.primitive.name}` (at {where(eqn)}), which cannot be cut: only jit, "
@@ -146,26 +142,27 @@ def _open(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     )
 
 
-def mark_names(eqn: core.JaxprEqn) -> Iterator[str]:
+def mark_names(eqn: Equation) -> Iterator[str]:
     """The names of the marks in an equation, or of the one that it is, in program order."""
-    tag = tag_of(eqn)
-    if tag is not None:
-        yield tag.name
-    for jaxpr, _ in sub_jaxprs(eqn):
-        for inner in jaxpr.eqns:
-            yield from mark_names(inner)
+    yield from (tag.name for one in (eqn, *_held(eqn)) if (tag := tag_of(one)) is not None)
 
 
-def _unroll(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+def _held(eqn: Equation) -> Iterator[Equation]:
+    """The equations inside an equation, at any depth."""
+    for program in inside(eqn):
+        yield from equations(program)
+
+
+def _unroll(eqn: Equation, values: Sequence[Any]) -> list[Any]:
     """The iterations of a scan one after the other, each with its slice of what is scanned over."""
     p = eqn.params
     fixed, carry, scanned = _parts(values, *_counts(eqn))
-    body, consts = next(sub_jaxprs(eqn))
+    body = next(inside(eqn))
     order = range(p["length"])
     collected: dict[int, list[Any]] = {}
     for i in reversed(order) if p["reverse"] else order:
         slices = [x.part(i) if isinstance(x, Stack) else jax.lax.index_in_dim(x, i, keepdims=False) for x in scanned]
-        results = evaluate(body, consts, [*fixed, *carry, *slices])
+        results = opened(body, [*fixed, *carry, *slices])
         carry, collected[i] = results[: len(carry)], results[len(carry) :]
     stacked = [jnp.stack(column) for column in zip(*(collected[i] for i in order), strict=True)]
     return [*carry, *stacked]

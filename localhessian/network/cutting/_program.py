@@ -1,18 +1,17 @@
 """A function cut for one set of shapes, and the key by which it is found again."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
-from localhessian._programs import compiled
+from localhessian import _programs
+from localhessian._programs import compiled, fingerprint, run
 from localhessian._types import Array
-from localhessian.network._jaxpr import fingerprint
 from localhessian.network.cutting import _graph, _layout
 
 Shapes = tuple[jax.ShapeDtypeStruct, ...]
@@ -56,19 +55,19 @@ class Program:
     output: Any
     slots: tuple[_layout.Slot, ...]
     pieces: tuple[_graph.Piece, ...]
-    hoist: core.ClosedJaxpr
+    hoist: _programs.Program
     marks: tuple[str, ...]
 
-    @cached_property
+    @functools.cached_property
     def trees(self) -> tuple[dict[str, Any], ...]:
         """The slots of each block in the layout of its parameters."""
         return tuple(_layout.nested([self.slots[i] for i in piece.params]) for piece in self.pieces)
 
-    @cached_property
+    @functools.cached_property
     def derive(self) -> Callable[..., Sequence[Array]]:
         """What later blocks take, of the leaves of x and of the context: one program, if there is any to run."""
-        run = core.jaxpr_as_fun(self.hoist)
-        return compiled(run) if self.hoist.jaxpr.eqns else run
+        hoist = functools.partial(run, self.hoist)
+        return compiled(hoist) if self.hoist.jaxpr.eqns else hoist
 
     @property
     def layout(self) -> Any:
@@ -78,7 +77,7 @@ class Program:
             for b, (piece, tree) in enumerate(zip(self.pieces, self.trees, strict=True))
         ]
 
-    @cached_property
+    @functools.cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """A text for each block that those share that compute the same from parameters of the same structure."""
         return tuple(

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
+from localhessian import _programs
 from localhessian._types import Activations, Context, Params
 from localhessian.network._context import CutContext, given_of
 from localhessian.network._leaves import check_arrays, check_real, check_samples
 from localhessian.network.cutting import _graph, _layout
-from localhessian.network.cutting._open import CutError, Stack, Whole, evaluate
+from localhessian.network.cutting._open import CutError, Stack, Whole, opened
 from localhessian.network.cutting._program import (
     Key,
     Program,
@@ -34,7 +34,7 @@ MAX_PROGRAMS = 32
 class Source:
     """A function and its programs. Equal only to itself, so a chain hashes by identity."""
 
-    fn: Callable
+    fn: Callable[..., Any]
     params: Params
     x: Activations
     context: Context
@@ -79,12 +79,10 @@ class Source:
         parts = _scanned(closed, params)
         split_params = [s for i, p in enumerate(params) for s in _split_shape(p, parts.get(i))]
 
-        def opened(params: Sequence[Any], inputs: Sequence[Any], context: Sequence[Any]) -> list[Any]:
-            return evaluate(
-                closed.jaxpr, closed.consts, [*_stacks(params, len(self.template[0]), parts), *inputs, *context]
-            )
+        def run(params: Sequence[Any], inputs: Sequence[Any], context: Sequence[Any]) -> list[Any]:
+            return opened(closed, [*_stacks(params, len(self.template[0]), parts), *inputs, *context])
 
-        flat = jax.make_jaxpr(opened)(split_params, inputs, context)
+        flat = jax.make_jaxpr(run)(split_params, inputs, context)
         graph = _graph.Graph(flat, len(split_params), len(inputs))
         pieces, hoist = _graph.cut(graph, _graph.boundaries_of(graph, self.first), self.carry)
         slots = tuple(_layout.slots_of(self.paths, parts))
@@ -162,7 +160,8 @@ class Source:
         program = self.program_for(context.key)
         self._check_fits(members, program, context, shapes(p_leaves), shapes(z_leaves))
         piece = program.pieces[b]
-        results = core.jaxpr_as_fun(piece.program)(
+        results = _programs.run(
+            piece.program,
             *(jnp.asarray(p_leaves[i]) for i in program.order(b)),
             *(jnp.asarray(leaf) for leaf in z_leaves),
             *(leaves[i] for i in piece.context),
@@ -262,13 +261,13 @@ class Apply:
         return f"<block {names[0]}{more}>"
 
 
-def _scanned(closed: core.ClosedJaxpr, params: Shapes) -> dict[int, int]:
+def _scanned(closed: _programs.Program, params: Shapes) -> dict[int, int]:
     """The parameters that a scan over layers takes apart, with their number of slices."""
     found: dict[int, int] = {}
 
     def look(*args: Any) -> list[Any]:
         stacks = [Whole(arg) for arg in args[: len(params)]]
-        results = evaluate(closed.jaxpr, closed.consts, [*stacks, *args[len(params) :]])
+        results = opened(closed, [*stacks, *args[len(params) :]])
         found.update((i, params[i].shape[0]) for i, stack in enumerate(stacks) if stack.taken_apart)
         return results
 

@@ -137,7 +137,7 @@ def marking_class(cls: Any, wish: Wish) -> type:
     return type(cls)(cls.__name__, (cls,), body)
 
 
-def call_marked(call: Callable, wish: Wish, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_marked(call: Callable[..., Any], wish: Wish, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a submodule with its marks on the first argument and on what it returns."""
     if START in wish.kinds and args and _is_activations(args[0]):
         args = (tagged(args[0], wish.name, START), *args[1:])

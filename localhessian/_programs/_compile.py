@@ -1,13 +1,12 @@
-"""Programs: how ours are compiled, and parts of traced ones as programs of their own, run as JAX runs them."""
+"""How our programs are compiled."""
 
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -110,44 +109,3 @@ def _is_wrong(**options: Any) -> bool:
     x, w = (np.cos(np.arange(n, dtype=np.float32)).reshape(-1, 1024, 64) for n in (2**17, 2**16))
     found = jax.jit(lambda x, w: x - (w * x).sum(-1, keepdims=True), **options)(x, w)
     return bool(np.abs(np.asarray(found) - (x - (w * x).sum(-1, keepdims=True))).max() > 1e-2)
-
-
-def traced(function: Callable, *arguments: Any) -> tuple[core.ClosedJaxpr, Any]:
-    """Its program for arguments of these shapes and the shapes of its result, whatever JAX remembers of it. A trace."""
-    return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)  # noqa: PLW0108  to JAX another
-
-
-def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """Run one equation as JAX does, with its own source line: calls and custom rules need more than their primitive."""
-    held = [(atom, value) for atom, value in zip(eqn.invars, values, strict=True) if isinstance(atom, core.Var)]
-    unique = dict(held)
-    one = assemble((), (), list(unique), eqn.outvars, [eqn])
-    return core.jaxpr_as_fun(one)(*unique.values())
-
-
-def assemble(
-    constvars: Sequence[Any],
-    consts: Sequence[Any],
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    equations: Sequence[core.JaxprEqn],
-) -> core.ClosedJaxpr:
-    """A program of some equations of another."""
-    effects = frozenset().union(*(eqn.effects for eqn in equations))
-    names = core.DebugInfo("localhessian", "block", ("",) * len(inputs), ("",) * len(outputs))
-    jaxpr = core.Jaxpr(list(constvars), list(inputs), list(outputs), list(equations), effects, names)
-    return core.ClosedJaxpr(jaxpr, list(consts))
-
-
-def floating_types(jaxpr: Any) -> Iterator[Any]:
-    """The floating-point types that a program computes in, at any depth."""
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    for eqn in inner.eqns:
-        for atom in eqn.outvars:
-            dtype = getattr(atom.aval, "dtype", None)
-            if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
-                yield dtype
-        for value in eqn.params.values():
-            for item in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
-                    yield from floating_types(item)
