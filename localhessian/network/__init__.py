@@ -28,6 +28,7 @@ from localhessian.network._side import Wrt as Wrt
 from localhessian.network._side import applied as applied
 from localhessian.network._side import curved as curved
 from localhessian.network._side import displaced as displaced
+from localhessian.network._side import half_square as half_square
 from localhessian.network._side import meant as meant
 from localhessian.network._validate import admit as admit
 from localhessian.network._validate import run_chain as run_chain

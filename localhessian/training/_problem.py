@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from localhessian._tree import floating, pytree, size, static
 from localhessian._types import Activations, Key, Loss, Scalar
 from localhessian.curvature import local_scalar, loss_hessian, random_words
-from localhessian.network import Leaves, Place, Side, applied
+from localhessian.network import Leaves, Place, Side, applied, half_square
 
 Step = Leaves
 """One array for each floating-point leaf of the variables."""
@@ -47,6 +47,13 @@ class Problem:
             return self.side.loss(self.place, self.target)(moved)
         there = self.side.variables(self.place)[1](moved)
         return self.side.scale(self.place) * self.loss(applied(self.side.block, there), self.target).sum()
+
+    def before(self) -> Scalar:
+        """phi(0)."""
+        scale = self.side.scale(self.place)
+        if self.loss is None:
+            return scale * half_square(floating(self.target)[0])
+        return scale * self.loss(self._z, self.target).sum()
 
     def gradient(self) -> Step:
         """The gradient of phi at 0: the vjp of the block, exact to rounding at any size of the displacement."""

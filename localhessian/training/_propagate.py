@@ -206,7 +206,7 @@ class _Argmin(NamedTuple):
         """A trusted step, the solver's next state, a status, and phi before and after."""
         problem = self.problem
         zero = [jnp.zeros_like(leaf) for leaf in problem.start]
-        before = problem.objective(zero) if zero else problem.objective([])
+        before = problem.before()
         if not zero:
             return [], (), jnp.zeros((), jnp.int32), (before, before)
         first = self.solver.init(problem)

@@ -222,7 +222,7 @@ class LevenbergMarquardt:
         # Steps of conjugate gradients are orthogonal to their residual, so this holds for those that stopped early too.
         promised = 0.5 * inner(step, plus(times(state, step), times(-1.0, gradient)))
         zero = [jnp.zeros_like(leaf) for leaf in step]
-        gained = problem.objective(zero) - problem.objective(step)
+        gained = problem.before() - problem.objective(step)
         ratio = gained / jnp.where(promised > 0, promised, 1)
         good = jnp.isfinite(ratio) & (ratio > 0.1)
         status = jnp.where(good | (norm(gradient) == 0), status, int(Status.REJECTED))

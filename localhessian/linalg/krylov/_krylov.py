@@ -24,6 +24,8 @@ from localhessian.linalg.krylov._vectors import lengths, pick
 from localhessian.linalg.operators import LinearMap, SymmetricOperator, gram, skewed
 from localhessian.linalg.spectra import Spectrum, cutoff
 
+Which = Literal["both", "largest", "smallest"]
+"""Ends of a spectrum."""
 ROWS = 32
 """A basis has room for at least this many vectors; a space that fits is seen whole.
 
@@ -40,7 +42,7 @@ class Krylov:
 
     max_matvecs: int = 200
     rtol: float = 1e-3
-    which: Literal["both", "largest", "smallest"] = "both"
+    which: Which = "both"
     k: int = 3
     basis_size: int | None = None
     block_size: int = 1
@@ -110,7 +112,7 @@ class Krylov:
 class Plan:
     """The sizes of a run."""
 
-    which: str
+    which: Which
     k: int
     order: int
     """The dimension of the space."""
@@ -183,7 +185,7 @@ class Wanted:
     real: Any
 
 
-def wanted(which: str, k: int, count: Any, rows: int, everything: bool, xp: Any) -> Wanted:
+def wanted(which: Which, k: int, count: Any, rows: int, everything: bool, xp: Any) -> Wanted:
     """Places of the wanted values among `count` ascending ones (those after are empty slots)."""
     slots = xp.arange(rows, dtype=count.dtype)[None, :]
     k = min(k, rows)
