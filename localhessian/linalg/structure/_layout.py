@@ -11,6 +11,10 @@ from localhessian.linalg.structure._dependence import UNKNOWN
 from localhessian.linalg.structure._discover import Found
 
 
+SLOWER = 4.0
+"""Multiplications of a Gram matrix in the time of one of a compiled product or SVD (heuristic, from a convolution)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Different blocks of one shape, each with its copies; entries count through all maps of a batch."""
@@ -74,10 +78,10 @@ class Layout:
         return f"block diagonal: {self._count} blocks, {different} different, decomposed at order {self.order} or less"
 
     def operations(self) -> tuple[float, float]:
-        """Multiplications of the products that give the blocks, and of the decompositions."""
+        """Of the products that give the blocks, and of the decompositions, in multiplications of Gram matrices."""
         product = sum(float(group.rows.size) * group.shape[1] for group in self.groups)
-        decompose = sum(2.0 * len(group.rows) * group.order**2 * max(group.shape) for group in self.groups)
-        return self.products * product, decompose
+        decompose = sum(float(len(group.rows)) * group.order**2 * max(group.shape) for group in self.groups)
+        return SLOWER * self.products * product, SLOWER * decompose
 
     def bytes(self) -> float:
         """Of memory, roughly: the products and what they are of, twice; the blocks and a copy that is decomposed."""
