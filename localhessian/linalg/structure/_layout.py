@@ -10,7 +10,6 @@ from localhessian.linalg.structure._block_diagonal import units
 from localhessian.linalg.structure._dependence import UNKNOWN
 from localhessian.linalg.structure._discover import Found
 
-
 SLOWER = 4.0
 """Multiplications of a Gram matrix in the time of one of a compiled product or SVD (heuristic, from a convolution)."""
 
