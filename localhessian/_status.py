@@ -28,6 +28,7 @@ class Status(enum.IntEnum):
     NOT_LINEAR = 13
     FAILED = 14
     INTERRUPTED = 15
+    NOT_CONFIRMED = 16
 
     @property
     def message(self) -> str:
@@ -81,6 +82,11 @@ _MESSAGES = {
     Status.NOT_LINEAR: (
         "The product is not linear: H(u - 2v) differs from Hu - 2Hv by more than rounding. Pass the product of a "
         "matrix, as `jax.linearize` gives it."
+    ),
+    Status.NOT_CONFIRMED: (
+        "A random vector did not confirm the structure that was found in the program: the operator's own product is "
+        "not that of the blocks. Usually the product is not linear, or its factor is another's. Use `Dense()`, or an "
+        "iterative method."
     ),
     Status.REJECTED: (
         "The step found would have raised the back-matching loss, or was not finite, and was undone. Lower the rate or "

@@ -46,7 +46,10 @@ def _broken(reports: Mapping[str, Analyzed]) -> str:
 
 _BROKEN = (
     (("NON_FINITE", "OUT_OF_RANGE"), "left the range of its numbers (it has diverged, or has no derivative here)"),
-    (("FAILED", "NOT_SYMMETRIC", "NOT_DETERMINISTIC", "NOT_ADJOINT", "NOT_LINEAR"), "could not be analyzed"),
+    (
+        ("FAILED", "NOT_SYMMETRIC", "NOT_DETERMINISTIC", "NOT_ADJOINT", "NOT_LINEAR", "NOT_CONFIRMED"),
+        "could not be analyzed",
+    ),
     (("ZERO",), "has no curvature at all (dead units, or samples without a loss)"),
     (("INDEFINITE",), "is indefinite, so that it has no kappa_plus"),
 )

@@ -46,7 +46,7 @@ class Survey:
         """The whole spectrum, or its largest value."""
         structured, dense = Structured(), Dense(max_operations=MAX_OPERATIONS)
         try:
-            return structured.decompose(structured.find(operator), operator, show)
+            return structured.attempt(operator, key, show)
         except Declined:
             method = dense if dense.fits(operator) else TOP
         return method.run(operator, key, vectors, start, show)

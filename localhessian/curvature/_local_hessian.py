@@ -113,12 +113,16 @@ def local_hessian(
     if arrangement is Arrangement.ONE:
         return _of_samples(matching, b, recipe, index, label)
     if not is_concrete(index):  # any sample may come twice
-        everything = _of_samples(matching, b, recipe, jnp.arange(matching.samples), label)
+        with at_once():
+            every = jnp.arange(matching.samples)
+        everything = _of_samples(matching, b, recipe, every, label)
         return repeated(everything, index)
     once, places = np.unique(index, return_inverse=True)
     if len(once) == len(places):
         return _of_samples(matching, b, recipe, index, label)
-    return repeated(_of_samples(matching, b, recipe, jnp.asarray(once), label), jnp.asarray(places.ravel()))
+    with at_once():
+        index, spread = jnp.asarray(once), jnp.asarray(places.ravel())
+    return repeated(_of_samples(matching, b, recipe, index, label), spread)
 
 
 def _operator(recipe: Recipe, point: Point, y: Any, label: str) -> SymmetricOperator:
@@ -169,6 +173,9 @@ def _of_samples(matching: BackMatching, b: int, recipe: Recipe, index: Array, la
                         operator, _operator(recipe, in_batch, matching.y, label)
                     ):
                         return operator
+    elif is_concrete(index) and np.array_equal(np.asarray(index), np.arange(matching.samples)):
+        # Every sample in its order: nothing need be taken out of the batch.
+        in_batch = dataclasses.replace(in_batch, place=dataclasses.replace(in_batch.place, index=None), index=None)
     return _operator(recipe, in_batch, matching.y, label)
 
 

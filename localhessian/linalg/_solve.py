@@ -27,6 +27,7 @@ _REFUSED = (
     Status.NOT_SYMMETRIC,
     Status.NOT_ADJOINT,
     Status.NOT_DETERMINISTIC,
+    Status.NOT_CONFIRMED,
 )
 
 
@@ -61,8 +62,8 @@ def spectrum(
         operator: From `lh.local_hessian`, `lh.symmetric_operator` or `lh.linear_map`; a batched operator gives a
             batched spectrum.
         method: `lh.Structured`, `lh.Dense`, `lh.GolubKahan` (needs a factor) or `lh.Lanczos`; None takes
-            `Structured()` where it finds something and no vectors are asked for, `Dense()` where it fits, then
-            `GolubKahan()` where there is a factor, then `Lanczos()`. `lh.explain` tells which and why.
+            `Structured()` where it finds something (under `jax.jit` too) and no vectors are asked for, `Dense()` where
+            it fits, then `GolubKahan()` where there is a factor, then `Lanczos()`. `lh.explain` tells which and why.
         key: Of the random start vectors; default `jax.random.key(0)`.
         vectors: How many eigenvectors to return, of the largest eigenvalues.
         start: Vectors near to those wanted, in columns, as an earlier spectrum's `vectors`: an iterative method begins
@@ -150,9 +151,8 @@ def _is_real(array: Any) -> bool:
 
 def _run(operator, method: Method | None, key: Key, vectors: int, start: Array | None, show: Progress) -> Spectrum:
     if method is None and not vectors:
-        structured = Structured()
         with contextlib.suppress(Declined):
-            return structured.decompose(structured.find(operator), operator, show)
+            return Structured().attempt(operator, key, show)
     return (unstructured(operator) if method is None else method).run(operator, key, vectors, start, show)
 
 

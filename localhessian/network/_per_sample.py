@@ -52,7 +52,8 @@ def sample_indices(samples: Any, n: int) -> tuple[Array, bool]:
             f"`samples` must be an index, a sequence of indices or a boolean mask of length {n}, into the {n} samples "
             f"of the batch, got {samples!r}."
         )
-    return jnp.asarray(np.atleast_1d(asked) % n), asked.ndim == 0
+    with at_once():  # they are known also while a program is traced
+        return jnp.asarray(np.atleast_1d(asked) % n), asked.ndim == 0
 
 
 def _as_array(samples: Any) -> np.ndarray | None:

@@ -148,7 +148,9 @@ class Side(abc.ABC):
         def moved(v: Array) -> Place:
             values = unravel(v)
             if place.index is not None:
-                values = [leaf.at[place.index].set(row) for leaf, row in zip(leaves, values, strict=True)]
+                values = [
+                    leaf.at[place.index].set(row, unique_indices=True) for leaf, row in zip(leaves, values, strict=True)
+                ]
             return fill(values)
 
         def outputs(v: Array) -> Activations:

@@ -330,7 +330,7 @@ def test_a_loss_without_curvature_gives_zeros():
         assert "Structured" in spectrum.method
 
 
-def test_under_jit_other_methods_take_over(tol):
+def test_under_jit_the_values_are_the_same(tol):
     case = networks.mlp()
 
     @jax.jit

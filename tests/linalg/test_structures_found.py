@@ -52,15 +52,17 @@ def layer(random, n, t, d, c):
     return apply, params, (kind, *biases, scale, skip)
 
 
-def check(seed):
+def check(seed, transform=lambda function: function):
     random = np.random.default_rng(seed)
     n, t, d, c = 3, 2, 4, 4
     apply, params, what = layer(random, n, t, d, c)
     z = jnp.asarray(random.standard_normal((n, t, d)))
     flat, unravel = ravel_pytree(params)
     outputs = lambda v: apply(unravel(v), z).ravel()
-    R = lh.linear_map(jax.jit(lambda at: jax.linearize(outputs, at)[1])(flat), None, flat.size, n * t * c)
-    found = lh.spectrum(R)
+    linearized = jax.jit(lambda at: jax.linearize(outputs, at)[1])
+    spectrum = lambda at: lh.spectrum(lh.linear_map(linearized(at), None, flat.size, n * t * c))
+    found = transform(spectrum)(flat)
+    assert int(found.status) == lh.Status.CONVERGED, what
     sigma = np.linalg.svd(np.asarray(jax.jit(jax.jacfwd(outputs))(flat), np.float64), compute_uv=False)
     truth = np.sort(np.concatenate([np.zeros(flat.size - len(sigma)), sigma**2]))
     copies = np.asarray(found.multiplicities)
@@ -71,6 +73,13 @@ def check(seed):
     eps = float(jnp.finfo(flat.dtype).eps)
     np.testing.assert_allclose(np.sqrt(values), np.sqrt(truth), atol=30 * eps * sigma.max(), err_msg=str(what))
     return found.method
+
+
+@pytest.mark.full
+def test_random_layers_inside_programs_against_dense_float64():
+    with jax.numpy_rank_promotion("allow"):
+        methods = [check(seed, jax.jit) for seed in range(100, 140)]
+    assert sum(method.startswith("Structured") for method in methods) >= 10
 
 
 @pytest.mark.parametrize("seeds", [range(40), range(40, 100)])

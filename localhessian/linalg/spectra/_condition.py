@@ -238,5 +238,12 @@ def _status(xp, spectrum: Spectrum, uncertain, zero, broken, indefinite):
 
 
 def _is_refused(xp, spectrum: Spectrum):
-    codes = (Status.NON_FINITE, Status.NOT_SYMMETRIC, Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC)
+    codes = (
+        Status.NON_FINITE,
+        Status.NOT_LINEAR,
+        Status.NOT_SYMMETRIC,
+        Status.NOT_ADJOINT,
+        Status.NOT_DETERMINISTIC,
+        Status.NOT_CONFIRMED,
+    )
     return xp.isin(spectrum.status, xp.asarray([int(code) for code in codes], dtype=spectrum.status.dtype))

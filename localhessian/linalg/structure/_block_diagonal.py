@@ -46,7 +46,7 @@ class BlockDiagonal:
             Declined: a variable serves several units.
         """
         self.found, self.size, self.batch, self.max_bytes = found, size, batch, max_bytes
-        self.unit_of_element, self.unit_of_variable = _units(found, size * (batch or 1))
+        self.unit_of_element, self.unit_of_variable = units(found, size * (batch or 1))
         self.small: list[Stack] = []
         columns = np.zeros(batch or 1, np.int64)
         if found.grid is None and not every_unit:
@@ -320,7 +320,7 @@ def _single(elements: np.ndarray, single: list, columns: np.ndarray) -> sparse.c
     return sparse.csr_matrix((np.concatenate(values), at), shape=(len(elements), len(columns)))
 
 
-def _units(found: Found, variables: int) -> tuple[np.ndarray, np.ndarray]:
+def units(found: Found, variables: int) -> tuple[np.ndarray, np.ndarray]:
     """The unit of every element of the result and of every variable; UNKNOWN for what plays no part."""
     output = found.output
     elements = found.flat(output.unit).astype(np.int64)

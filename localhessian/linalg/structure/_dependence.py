@@ -7,6 +7,9 @@ may hold one entry of u, multiples of sums over its unit, and single variables:
 
 A *unit* is what stays independent: a channel of u (or one of its places, for programs that mix channels). Every rule
 below either keeps this form exactly or declines: it never approximates.
+
+While JAX traces the program, some of its constants have no numbers yet (`Unknown`). A coefficient that they make is
+NaN, which stands for any number: the form then says what may depend on what.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +33,19 @@ class Declined(Exception):
 
 class TooLarge(Declined):
     """There is one, beyond the limits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """A constant whose numbers are known when the program runs."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """NaN everywhere."""
+        return np.broadcast_to(np.float32(np.nan), self.shape)
 
 
 @dataclasses.dataclass
@@ -58,11 +75,18 @@ class Dependent:
 
     def times(self, factor: np.ndarray | np.floating) -> "Dependent":
         """Multiplied element by element."""
-        shape = np.broadcast_shapes(self.shape, np.shape(factor))
-        own = None if self.own is None else self.own * factor
-        shared = {k: coefficient * factor for k, coefficient in self.shared.items()}
-        single = [(coefficient * factor, entry) for coefficient, entry in self.single]
-        return Dependent(shape, self.unit, own, self.place, shared, single)
+        scaled = self._with_coefficients(lambda coefficient: coefficient * factor)
+        return dataclasses.replace(scaled, shape=np.broadcast_shapes(self.shape, np.shape(factor)))
+
+    def where(self, there: np.ndarray) -> "Dependent":
+        """Zero elsewhere; not by a product, which leaves NaN what it is."""
+        return self._with_coefficients(lambda coefficient: np.where(there, coefficient, np.float32(0)))
+
+    def _with_coefficients(self, change: Callable[[np.ndarray], np.ndarray]) -> "Dependent":
+        own = None if self.own is None else change(self.own)
+        shared = {k: change(coefficient) for k, coefficient in self.shared.items()}
+        single = [(change(coefficient), entry) for coefficient, entry in self.single]
+        return Dependent(self.shape, self.unit, own, self.place, shared, single)
 
     @property
     def is_single(self) -> bool:
@@ -127,9 +151,14 @@ def concatenate(parts: Sequence[Dependent], axis: int) -> Dependent:
     return Dependent(unit.shape, unit, own, place, shared, single)
 
 
-def select(which: np.ndarray, cases: Sequence[Dependent | None], shape: tuple[int, ...]) -> Dependent:
-    """Element by element the case of that number; None is zero."""
-    chosen = [case.times((which == n).astype(np.float32)) for n, case in enumerate(cases) if case is not None]
+def select(which: Any, cases: Sequence[Dependent | None], shape: tuple[int, ...]) -> Dependent:
+    """Element by element the case of that number; None is zero, and an `Unknown` number means any case."""
+    any_case, number = isinstance(which, Unknown), np.asarray(getattr(which, "numbers", which))
+    chosen = [
+        case.times(np.float32(np.nan)) if any_case else case.where(number == n)
+        for n, case in enumerate(cases)
+        if case is not None
+    ]
     return dataclasses.replace(functools.reduce(add, chosen), shape=shape)
 
 
@@ -141,6 +170,15 @@ class Sums:
         self.weights: list[np.ndarray] = []
         self.units_and_places = 0, 0
         """Of u, once there is one."""
+
+    def somewhere(self, x: Dependent) -> Dependent:
+        """What comes from one place of a unit, as a sum over the unit of which nothing is known."""
+        if x.own is None:
+            return x
+        self.weights.append(np.broadcast_to(np.float32(np.nan), self.units_and_places))
+        unknown = np.where(x.own != 0, np.float32(np.nan), np.float32(0))
+        shared = x.shared | {len(self.weights) - 1: unknown}
+        return dataclasses.replace(x, own=None, place=None, shared=shared)
 
     def reduce(self, x: Dependent, axes: tuple[int, ...]) -> Dependent:
         """The sum of an array over axes."""

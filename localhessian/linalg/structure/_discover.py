@@ -1,22 +1,21 @@
-"""Finding structure in the traced product of a linear map: v -> R v is a linear program, walked once with numbers.
+"""Finding structure in the traced product of a linear map: v -> R v is a linear program, walked once.
 
 The walk keeps, for every array, how its elements depend on v (`Dependent`). It starts with the variables, lets them
 meet constants in one dot product or convolution (`Grid`), and follows what is done to the result. Where the program
-does anything that the form does not hold, it declines and says what.
+does anything that the form does not hold, it declines and says what. With numbers it finds R itself; while JAX traces
+them, which units share no variable.
 """
 
 import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import Equation, bind, entered, evaluate
+from localhessian._programs import Equation, at_once, entered, evaluate
 from localhessian._tree import is_concrete
 from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.structure import _mixing
@@ -26,15 +25,12 @@ from localhessian.linalg.structure._dependence import (
     Declined,
     Dependent,
     Sums,
+    Unknown,
     add,
-    concatenate,
-    select,
     variables,
 )
 from localhessian.linalg.structure._mixing import Grid
-
-EXACT_INTEGERS = 2**24
-"""Integers below this are exact in float32."""
+from localhessian.linalg.structure._moves import MOVES, chosen, known, of_constants, windows
 
 
 @dataclasses.dataclass
@@ -76,13 +72,14 @@ def members(labels: np.ndarray) -> dict[int, np.ndarray]:
     return {int(label): part for label, part in zip(found, parts, strict=True) if label != UNKNOWN}
 
 
-def walk(prepared: LinearMap, by_channel: bool, max_bytes: float) -> Found:
+def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool = False) -> Found:
     """Follow the variables of a prepared map through its product.
 
     Args:
         prepared: A map whose set-up is done.
         by_channel: Whether the units to keep apart are the channels of u, or its places.
         max_bytes: For the unfolded inputs of a convolution; beyond it rows are unfolded when they are needed.
+        traced: Whether numbers may be missing: coefficients and inputs that they make are NaN.
 
     Raises:
         Declined: the product does something that does not keep the units apart.
@@ -91,10 +88,11 @@ def walk(prepared: LinearMap, by_channel: bool, max_bytes: float) -> Found:
     """
     shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
     program = jax.make_jaxpr(prepared.forward)(jax.ShapeDtypeStruct(shape, prepared.dtype))
-    if not is_concrete(program.consts):
+    if not (traced or is_concrete(program.consts)):
         raise Declined("its numbers are not known while JAX traces it")
     walker = _Walker(by_channel, max_bytes)
-    (output,) = evaluate(program, [variables(shape)], walker.step)
+    with at_once():
+        (output,) = evaluate(program, [variables(shape)], walker.step, known)
     if not isinstance(output, Dependent):
         raise Declined("the result does not depend on the variables")
     grid = walker.grid
@@ -112,14 +110,16 @@ class _Walker:
     def step(self, eqn: Equation, values: list[Any]) -> list[Any]:
         """What an equation makes of values, of which some are `Dependent`; of constants, as JAX does."""
         if not any(isinstance(value, Dependent) for value in values):
-            return _evaluate(eqn, values)
+            return of_constants(eqn, values)
         inner = entered(eqn)
         if inner is not None:
-            return evaluate(inner, values, self.step)
-        rule = _RULES.get(eqn.primitive.name)
-        if rule is None:
-            raise Declined(f"it applies `{eqn.primitive.name}` to them")
-        return rule(self, eqn, values)
+            return evaluate(inner, values, self.step, known)
+        name = eqn.primitive.name
+        if name in MOVES:
+            return MOVES[name](eqn, values)
+        if name in _RULES:
+            return _RULES[name](self, eqn, values)
+        raise Declined(f"it applies `{name}` to them")
 
     def enter(self, grid: Grid, place: np.ndarray, channel: np.ndarray, shape: tuple[int, ...]) -> Dependent:
         """u itself."""
@@ -133,13 +133,8 @@ class _Walker:
         return Dependent(shape, np.broadcast_to(units, shape), own, np.broadcast_to(inner, shape))
 
 
-def _evaluate(eqn: Equation, values: list[Any]) -> list[Any]:
-    """An equation of constants."""
-    return bind(eqn, [jnp.asarray(value) for value in values])
-
-
 def _numbers(value: Any) -> np.ndarray:
-    array = np.asarray(value)
+    array = value.numbers if isinstance(value, Unknown) else np.asarray(value)
     return array if array.dtype in (np.float32, np.float64, np.bool_) else array.astype(np.float32)
 
 
@@ -147,9 +142,9 @@ def _add(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     x, y = (value if isinstance(value, Dependent) else None for value in values)
     if x is None or y is None:
         one, constant = (y, values[0]) if x is None else (x, values[1])
-        if np.any(np.asarray(constant)):
+        if not isinstance(constant, Unknown) and np.any(np.asarray(constant)):
             raise Declined("it adds a constant: the program is not linear")
-        return [one]  # zeros stand for the other variables, which are held
+        return [one]  # zeros stand for the other variables, which are held; a probe tells of other numbers
     for u, other in ((x, y), (y, x)):
         bias = _bias(walker, u, other)
         if bias is not None:
@@ -197,110 +192,19 @@ def _negate(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [values[0].times(np.float32(-1))]
 
 
-def _keep(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return list(values)
-
-
-def _reshape(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
-    return [values[0].rearranged(lambda field: field.reshape(shape))]
-
-
-def _transpose(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].rearranged(lambda field: field.transpose(eqn.params["permutation"]))]
-
-
-def _broadcast(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    shape, axes = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    sizes = [values[0].shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(shape))]
-    return [values[0].rearranged(lambda field: np.broadcast_to(field.reshape(sizes), shape))]
-
-
-def _split(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
-    ends = np.cumsum(sizes)
-    return [
-        values[0].rearranged(lambda field, a=end - size, b=end: field[(slice(None),) * axis + (slice(a, b),)])
-        for size, end in zip(sizes, ends, strict=True)
-    ]
-
-
-def _slice(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    p = eqn.params
-    steps = p["strides"] or (1,) * len(p["start_indices"])
-    chosen = tuple(slice(*one) for one in zip(p["start_indices"], p["limit_indices"], steps, strict=True))
-    return [values[0].rearranged(lambda field: field[chosen])]
-
-
-def _reverse(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].rearranged(lambda field: np.flip(field, eqn.params["dimensions"]))]
-
-
-def _concatenate(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    if not all(isinstance(value, Dependent) for value in values):
-        raise Declined("it joins them with constants")
-    return [concatenate(values, eqn.params["dimension"])]
-
-
-def _stack(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    if not all(isinstance(value, Dependent) for value in values):
-        raise Declined("it joins them with constants")
-    axis = eqn.params["axis"]
-    return [concatenate([value.rearranged(lambda field: np.expand_dims(field, axis)) for value in values], axis)]
-
-
-def _unstack(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    lead = (slice(None),) * eqn.params["axis"]
-    return [values[0].rearranged(operator.itemgetter((*lead, i))) for i in range(len(eqn.outvars))]
-
-
-def _tile(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].rearranged(lambda field: np.tile(field, eqn.params["reps"]))]
-
-
-def _select(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    which, *cases = values
-    if isinstance(which, Dependent):
-        raise Declined("it chooses by their values: the program is not linear")
-    dependents = [case if isinstance(case, Dependent) else None for case in cases]
-    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
-    return [select(np.asarray(which).astype(np.int32), dependents, shape)]
-
-
 def _reduce_sum(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))]
 
 
-def _window_sum(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    """Average pooling: the numbers of the elements are unfolded (0: padding), and what stands there is added."""
-    (x,), p = values, eqn.params
-    if not x.is_without_product or math.prod(p["window_dimensions"]) * len(x.single) > MAX_TERMS:
-        raise Declined("it sums over windows")
-    numbers = np.arange(1, math.prod(x.shape) + 1).reshape(1, 1, 1, *x.shape)
-    geometry = (p[name] for name in ("window_strides", "padding", "base_dilation", "window_dilation"))
-    at = _mixing.unfolded(numbers, p["window_dimensions"], *geometry).reshape(*eqn.outvars[0].aval.shape, -1)  # type: ignore[attr-defined]
-    terms = (
-        x.rearranged(lambda field, one=one: field.ravel()[np.maximum(one - 1, 0)]).times((one > 0).astype(np.float32))
-        for one in np.moveaxis(at, -1, 0)
-    )
-    return [functools.reduce(add, terms)]
-
-
-def _chosen(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    """One element each, found by sending the numbers of the elements through the equation: gather, max pooling."""
-    x, *rest = values
-    if not isinstance(x, Dependent) or any(isinstance(value, Dependent) for value in rest):
-        raise Declined("it chooses by their values: the program is not linear")
-    size = int(np.prod(x.shape))
-    if size + 1 >= EXACT_INTEGERS:
-        raise Declined(f"it chooses among more than {EXACT_INTEGERS} elements")
-    floats = [jnp.result_type(value) for value in rest if jnp.issubdtype(jnp.result_type(value), jnp.floating)]
-    numbers = jnp.arange(1, size + 1, dtype=floats[0] if floats else jnp.float32).reshape(x.shape)
-    (found,) = _evaluate(eqn, [numbers, *rest])
-    at = np.asarray(found).astype(np.int64)
-    if not np.all((at >= 1) & (at <= size)):
-        raise Declined("it fills in elements that are not there")
-    return [x.rearranged(lambda field: field.ravel()[at - 1])]
+def _pooled(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
+    """Max pooling; where the maxima are not known, each result may be any element of its window."""
+    x, by = values
+    if not (isinstance(x, Dependent) and isinstance(by, Unknown)):
+        return chosen(eqn, values)
+    if math.prod(eqn.params["window_dimensions"]) * len(x.single) > MAX_TERMS:
+        raise Declined("it pools over windows of many variables")
+    anywhere = walker.sums.somewhere(x)
+    return [functools.reduce(add, (term.times(np.float32(np.nan)) for term in windows(eqn, anywhere)))]
 
 
 def _dot(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
@@ -331,30 +235,8 @@ _RULES: dict[str, Callable[[_Walker, Equation, list[Any]], list[Any]]] = {
     "mul": _multiply,
     "div": _divide,
     "neg": _negate,
-    "convert_element_type": _keep,
-    "reduce_precision": _keep,
-    "copy": _keep,
-    "copy_p": _keep,
-    "name": _keep,
-    "optimization_barrier": _keep,
-    "reshape": _reshape,
-    "squeeze": _reshape,
-    "expand_dims": _reshape,
-    "transpose": _transpose,
-    "broadcast_in_dim": _broadcast,
-    "split": _split,
-    "slice": _slice,
-    "rev": _reverse,
-    "concatenate": _concatenate,
-    "stack": _stack,
-    "unstack": _unstack,
-    "tile": _tile,
-    "select_n": _select,
     "reduce_sum": _reduce_sum,
-    "reduce_window_sum": _window_sum,
-    "gather": _chosen,
-    "dynamic_slice": _chosen,
-    "select_and_gather_add": _chosen,
+    "select_and_gather_add": _pooled,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
 }

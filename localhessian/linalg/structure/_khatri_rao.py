@@ -9,7 +9,29 @@ from localhessian._types import Array
 from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.structure._dependence import UNKNOWN, Declined, TooLarge
 from localhessian.linalg.structure._discover import Found, members
+from localhessian.linalg.structure._mixing import Grid
 from localhessian.linalg.structure._unit import Part, gram_of_rows, roots, squares_of, syrk
+
+
+def only_product(found: Found, max_bytes: float, max_size: float) -> Grid:
+    """The product, where places of it are kept apart, so that rows are Kronecker products; no number is needed.
+
+    Raises:
+        Declined: single variables enter beside the product, its kernel is grouped, or the rows take more than
+            `max_bytes`.
+        TooLarge: all but one row of each place, as of a softmax, make a matrix beyond `max_size`.
+    """
+    output, grid = found.output, found.grid
+    if grid is None or len(grid.inputs) != 1 or output.single or np.any(output.unit == UNKNOWN):
+        raise Declined("it mixes channels, and more than one product enters")
+    needed = 8.0 * output.unit.size * grid.channels
+    if needed > max_bytes:
+        raise Declined(f"it mixes channels, and rows of all channels take {needed / 2**30:.2g} GiB")
+    rows = int(np.sum(np.maximum(np.minimum(np.bincount(found.flat(output.unit)), grid.channels) - 1, 0)))
+    order = min(rows, grid.inputs[0].shape[1] * grid.channels)
+    if order > max_size:  # before the rows of every place are decomposed
+        raise TooLarge(f"it has one (Khatri-Rao), but `max_size` = {max_size:.3g} is less than the {order:.3g} needed")
+    return grid
 
 
 class KhatriRao:
@@ -19,24 +41,10 @@ class KhatriRao:
         """Collect the rows g of every place, made independent up to `eps`.
 
         Raises:
-            Declined: single variables enter beside the product, its kernel is grouped, or the rows take more than
-                `max_bytes`.
-            TooLarge: all but one row of each place, as of a softmax, make a matrix beyond `max_size`.
+            Declined: as `only_product` does.
         """
-        output, grid = found.output, found.grid
-        if grid is None or len(grid.inputs) != 1 or output.single or np.any(output.unit == UNKNOWN):
-            raise Declined("it mixes channels, and more than one product enters")
-        needed = 8.0 * output.unit.size * grid.channels
-        if needed > max_bytes:
-            raise Declined(f"it mixes channels, and rows of all channels take {needed / 2**30:.2g} GiB")
-        self.size = size
-        place_of = found.flat(output.unit)
-        rows = int(np.sum(np.maximum(np.minimum(np.bincount(place_of), grid.channels) - 1, 0)))
-        order = min(rows, grid.inputs[0].shape[1] * grid.channels)
-        if order > max_size:  # before the rows of every place are decomposed
-            raise TooLarge(
-                f"it has one (Khatri-Rao), but `max_size` = {max_size:.3g} is less than the {order:.3g} needed"
-            )
+        output, grid = found.output, only_product(found, max_bytes, max_size)
+        self.size, place_of = size, found.flat(output.unit)
         mixing = np.zeros((len(place_of), grid.channels))
         mixing[np.arange(len(mixing)), found.flat(output.place)] = found.flat(output.own)
         for k, coefficient in output.shared.items():

@@ -5,19 +5,22 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from localhessian._arguments import expect, expect_limit
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import GolubKahan
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator
+from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt
 from localhessian.linalg.structure._assemble import ends, whole
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
 from localhessian.linalg.structure._dependence import Declined, TooLarge
 from localhessian.linalg.structure._discover import Found, walk
-from localhessian.linalg.structure._khatri_rao import KhatriRao
+from localhessian.linalg.structure._khatri_rao import KhatriRao, only_product
+from localhessian.linalg.structure._layout import Layout, of_maps, of_units
+from localhessian.linalg.structure._traced import spectrum_of
 
 Structure = BlockDiagonal | KhatriRao
 
@@ -38,10 +41,19 @@ class Structured:
     once by the operator's own product, and nothing is decomposed: every block has a recurrence and a convergence of its
     own, so that values which several blocks share, or nearly share, do not slow it down, and are counted.
 
+    Under `jax.jit` and `jax.vmap` the structure is found when JAX traces, and the numbers come when the program runs:
+    blocks from as many products as the longest has columns (or rows, where these are fewer), one column of every block
+    at a time, and their singular values in the precision of the model. A random vector is multiplied in the program:
+    where R v or H v differ from the operator's own, the status is NOT_CONFIRMED. Of a batch of maps of which a single
+    one does not split, each is a block. What depends on numbers is declined when JAX traces it: choices that the
+    program makes by traced indices (embeddings), `blocks`. Equal blocks of layers without an activation are one;
+    others are told apart.
+
     Cost: one walk through the linearized block on the host; Gram matrices of O(m p min(m, p)) operations and
     decompositions of O(min(m, p)^3), one for each different block of m results and p variables, on every core.
     Products: 1, or those of `blocks`. Memory: the unfolded inputs A (places x d_in), and some blocks on each core.
-    Needs numbers: not under `jax.jit`.
+    Compiled: min(m, p) products at once, and singular values of O(m p min(m, p)) operations for each different block;
+    memory about 4 numbers for each entry of the blocks (and each network, under `jax.vmap`).
 
     Args:
         max_size: Largest order of a matrix to decompose.
@@ -70,7 +82,7 @@ class Structured:
         factor = operator if isinstance(operator, LinearMap) else operator.factor
         if factor is None:
             raise Declined("it has no factor R with H = R^T R")
-        if not is_concrete(operator, jnp.zeros(())):
+        if _is_traced(operator):
             raise Declined("its numbers are not known while JAX traces it")
         prepared = factor.prepare()
         try:
@@ -82,10 +94,54 @@ class Structured:
             raise
         except Exception as error:
             # Programs of others hold what no rule foresaw; nothing depends on this route.
-            raise Declined(f"its program could not be followed ({type(error).__name__}: {error!s:.80})") from error
+            raise _not_followed(error) from error
         if self.blocks is None:
             self._check(structure)
         return structure
+
+    def attempt(self, operator: LinearMap | SymmetricOperator, key: Key, show: Progress = silent) -> Spectrum:
+        """The whole spectrum, with numbers or in a program that JAX traces; `Declined` where there is no structure."""
+        if _is_traced(operator):
+            return self._in_program(operator, key)
+        return self.decompose(self.find(operator), operator, show)
+
+    def _in_program(self, operator: LinearMap | SymmetricOperator, key: Key, maps_split: bool = False) -> Spectrum:
+        """The spectrum as part of a program; `maps_split`: whether a batch of maps will do, if none of them splits."""
+        check_operator(operator)
+        if self.blocks is not None:
+            raise Declined("`blocks` needs its numbers, which are not known while JAX traces it")
+        prepared, product = _factor_and_product(operator)
+        try:
+            layout = self._layout(prepared)
+        except Declined:
+            if operator.batch is None or not maps_split:
+                raise
+            layout = of_maps(prepared)
+        except Exception as error:
+            raise _not_followed(error) from error
+        self._check(layout)
+        return spectrum_of(layout, prepared, product, key, str(self))
+
+    def _layout(self, prepared: LinearMap) -> Layout:
+        """Where the blocks lie, as far as the program tells without its numbers."""
+        try:
+            layout = of_units(walk(prepared, True, 0, traced=True), prepared)
+        except Declined:
+            if prepared.batch is not None:
+                raise
+            try:
+                grid = only_product(walk(prepared, False, 0, traced=True), self.max_bytes, self.max_size)
+            except TooLarge:
+                raise
+            except Declined:
+                pass
+            else:
+                if grid.channels > 1:
+                    return of_maps(prepared)
+            raise
+        if not layout.splits:
+            raise Declined("nothing in it splits")
+        return layout
 
     def _walk(self, prepared: LinearMap) -> tuple[Found, Structure]:
         try:
@@ -108,7 +164,7 @@ class Structured:
                 pass
             raise
 
-    def _check(self, structure: Structure) -> None:
+    def _check(self, structure: Structure | Layout) -> None:
         operations = sum(structure.operations())
         for name, needed in (
             ("max_size", structure.order),
@@ -127,10 +183,15 @@ class Structured:
         start: Array | None = None,
         show: Progress = silent,
     ) -> Spectrum:
-        """The whole spectrum, or its ends; `start` is not used, and `key` by `blocks` alone."""
+        """The whole spectrum, or its ends; `start` is not used, and `key` by `blocks` and in programs alone."""
         del start
         if vectors:
             raise ValueError("`Structured` returns no eigenvectors: use `GolubKahan(...)`, or ask for `vectors=0`.")
+        if _is_traced(operator):
+            try:
+                return self._in_program(operator, key, maps_split=True)
+            except Declined as reason:
+                raise _refusal(operator, reason) from None
         structure = self.require(operator)
         if self.blocks is None or not structure.blocks:
             return self.decompose(structure, operator, show)
@@ -147,9 +208,7 @@ class Structured:
         try:
             return self.find(operator)
         except Declined as reason:
-            raise ValueError(
-                f"`Structured` declines {operator.label or 'the operator'}: {reason}. Use another method."
-            ) from None
+            raise _refusal(operator, reason) from None
 
     def decompose(
         self, structure: Structure, operator: LinearMap | SymmetricOperator, show: Progress = silent
@@ -160,6 +219,29 @@ class Structured:
             parts.append(part)
             show(len(parts), total, operator.label)
         return whole(parts, structure.size, operator.dtype, operator.batch, str(self))
+
+
+def _is_traced(operator: LinearMap | SymmetricOperator) -> bool:
+    """Whether its numbers, or those that come of them, are not known now."""
+    return not is_concrete(operator, jnp.zeros(()))
+
+
+def _factor_and_product(operator: LinearMap | SymmetricOperator) -> tuple[LinearMap, Partial]:
+    """R with its set-up done, and v -> H v as the operator has it."""
+    ready = operator.prepare()
+    if isinstance(ready, LinearMap):
+        return ready, gram(ready).product
+    if ready.factor is None:
+        raise Declined("it has no factor R with H = R^T R")
+    return ready.factor.prepare(), ready.product
+
+
+def _refusal(operator: LinearMap | SymmetricOperator, reason: Declined) -> ValueError:
+    return ValueError(f"`Structured` declines {operator.label or 'the operator'}: {reason}. Use another method.")
+
+
+def _not_followed(error: Exception) -> Declined:
+    return Declined(f"its program could not be followed ({type(error).__name__}: {error!s:.80})")
 
 
 def _verify(found: Found, prepared: LinearMap) -> None:

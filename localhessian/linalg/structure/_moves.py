@@ -1,0 +1,208 @@
+"""What a program does to the elements of an array without arithmetic: they are moved, chosen, repeated, joined."""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._programs import Equation, bind
+from localhessian._tree import is_concrete
+from localhessian.linalg.structure._dependence import (
+    MAX_TERMS,
+    UNKNOWN,
+    Declined,
+    Dependent,
+    Unknown,
+    add,
+    concatenate,
+    select,
+)
+from localhessian.linalg.structure._mixing import unfolded
+
+EXACT_INTEGERS = 2**24
+"""Integers below this are exact in float32."""
+
+
+def known(constant: Any) -> Any:
+    """A constant as the walk holds it."""
+    return constant if is_concrete(constant) else Unknown(constant.shape, constant.dtype)
+
+
+def of_constants(eqn: Equation, values: Sequence[Any]) -> list[Any]:
+    """An equation of constants."""
+    if any(isinstance(value, Unknown) for value in values):
+        return [Unknown(atom.aval.shape, atom.aval.dtype) for atom in eqn.outvars]  # type: ignore[attr-defined]
+    return bind(eqn, [jnp.asarray(value) for value in values])
+
+
+def _keep(eqn: Equation, values: list[Any]) -> list[Any]:
+    return list(values)
+
+
+def _reshape(eqn: Equation, values: list[Any]) -> list[Any]:
+    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    return [values[0].rearranged(lambda field: field.reshape(shape))]
+
+
+def _transpose(eqn: Equation, values: list[Any]) -> list[Any]:
+    return [values[0].rearranged(lambda field: field.transpose(eqn.params["permutation"]))]
+
+
+def _broadcast(eqn: Equation, values: list[Any]) -> list[Any]:
+    shape, axes = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    sizes = [values[0].shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(shape))]
+    return [values[0].rearranged(lambda field: np.broadcast_to(field.reshape(sizes), shape))]
+
+
+def _split(eqn: Equation, values: list[Any]) -> list[Any]:
+    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
+    ends = np.cumsum(sizes)
+    return [
+        values[0].rearranged(lambda field, a=end - size, b=end: field[(slice(None),) * axis + (slice(a, b),)])
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _slice(eqn: Equation, values: list[Any]) -> list[Any]:
+    p = eqn.params
+    steps = p["strides"] or (1,) * len(p["start_indices"])
+    chosen = tuple(slice(*one) for one in zip(p["start_indices"], p["limit_indices"], steps, strict=True))
+    return [values[0].rearranged(lambda field: field[chosen])]
+
+
+def _reverse(eqn: Equation, values: list[Any]) -> list[Any]:
+    return [values[0].rearranged(lambda field: np.flip(field, eqn.params["dimensions"]))]
+
+
+def _concatenate(eqn: Equation, values: list[Any]) -> list[Any]:
+    if not all(isinstance(value, Dependent) for value in values):
+        raise Declined("it joins them with constants")
+    return [concatenate(values, eqn.params["dimension"])]
+
+
+def _stack(eqn: Equation, values: list[Any]) -> list[Any]:
+    if not all(isinstance(value, Dependent) for value in values):
+        raise Declined("it joins them with constants")
+    axis = eqn.params["axis"]
+    return [concatenate([value.rearranged(lambda field: np.expand_dims(field, axis)) for value in values], axis)]
+
+
+def _unstack(eqn: Equation, values: list[Any]) -> list[Any]:
+    lead = (slice(None),) * eqn.params["axis"]
+    return [values[0].rearranged(operator.itemgetter((*lead, i))) for i in range(len(eqn.outvars))]
+
+
+def _tile(eqn: Equation, values: list[Any]) -> list[Any]:
+    return [values[0].rearranged(lambda field: np.tile(field, eqn.params["reps"]))]
+
+
+def _select(eqn: Equation, values: list[Any]) -> list[Any]:
+    which, *cases = values
+    if isinstance(which, Dependent):
+        raise Declined("it chooses by their values: the program is not linear")
+    dependents = [case if isinstance(case, Dependent) else None for case in cases]
+    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    return [select(which, dependents, shape)]
+
+
+def chosen(eqn: Equation, values: list[Any]) -> list[Any]:
+    """One element each, found by sending the numbers of the elements through the equation: gather, max pooling."""
+    x, *rest = values
+    if not isinstance(x, Dependent) or any(isinstance(value, Dependent) for value in rest):
+        raise Declined("it chooses by their values: the program is not linear")
+    if any(isinstance(value, Unknown) for value in rest):
+        raise Declined("it chooses by numbers that are not known while JAX traces it")
+    floats = [jnp.result_type(value) for value in rest if jnp.issubdtype(jnp.result_type(value), jnp.floating)]
+    at = _number_of(x, of_constants(eqn, [_numbered(x, floats[0] if floats else jnp.float32), *rest])[0])
+    if not np.all(at >= 1):
+        raise Declined("it fills in elements that are not there")
+    return [x.rearranged(lambda field: field.ravel()[at - 1])]
+
+
+def _placed(eqn: Equation, values: list[Any]) -> list[Any]:
+    """Elements that are put among zeros, each at a place of its own, found in the same way."""
+    among, places, x = values
+    if not isinstance(x, Dependent) or any(isinstance(value, Dependent | Unknown) for value in (among, places)):
+        raise Declined("it puts them among others, or where is not known while JAX traces it")
+    if np.any(np.asarray(among)):
+        raise Declined("it adds a constant: the program is not linear")
+    zeros = jnp.zeros(among.shape, jnp.float32)
+    put = lambda numbers: of_constants(eqn, [zeros, places, numbers])[0]
+    if np.any(np.asarray(put(jnp.ones(x.shape, jnp.float32))) > 1):
+        raise Declined("it puts several of them in one place")
+    return [_where_there(x, _number_of(x, put(_numbered(x, jnp.float32))))]
+
+
+def _numbered(x: Dependent, dtype: Any) -> Any:
+    """The numbers of its elements, from 1, in its shape."""
+    size = math.prod(x.shape)
+    if size + 1 >= EXACT_INTEGERS:
+        raise Declined(f"it chooses among more than {EXACT_INTEGERS} elements")
+    return jnp.arange(1, size + 1, dtype=dtype).reshape(x.shape)
+
+
+def _number_of(x: Dependent, found: Any) -> np.ndarray:
+    """Which element, counted from 1, stands at each place of the result; 0: none."""
+    at = np.asarray(found).astype(np.int64)
+    if np.any((at < 0) | (at > math.prod(x.shape))):
+        raise Declined("it fills in elements that are not there")
+    return at
+
+
+def _where_there(x: Dependent, at: np.ndarray) -> Dependent:
+    """The elements of these numbers; zero where there is none."""
+    there = at > 0
+    moved = x.rearranged(lambda field: field.ravel()[np.maximum(at - 1, 0)]).where(there)
+    return dataclasses.replace(moved, unit=np.where(there, moved.unit, UNKNOWN))
+
+
+def windows(eqn: Equation, x: Dependent) -> Iterator[Dependent]:
+    """The elements of each window, one after the other; zero where there is padding."""
+    p = eqn.params
+    numbers = np.arange(1, math.prod(x.shape) + 1).reshape(1, 1, 1, *x.shape)
+    geometry = (p[name] for name in ("window_strides", "padding", "base_dilation", "window_dilation"))
+    at = unfolded(numbers, p["window_dimensions"], *geometry).reshape(*eqn.outvars[0].aval.shape, -1)  # type: ignore[attr-defined]
+    return (_where_there(x, one) for one in np.moveaxis(at, -1, 0))
+
+
+def _window_sum(eqn: Equation, values: list[Any]) -> list[Any]:
+    """Average pooling."""
+    (x,) = values
+    if not x.is_without_product or math.prod(eqn.params["window_dimensions"]) * len(x.single) > MAX_TERMS:
+        raise Declined("it sums over windows")
+    return [functools.reduce(add, windows(eqn, x))]
+
+
+MOVES: dict[str, Callable[[Equation, list[Any]], list[Any]]] = {
+    "convert_element_type": _keep,
+    "reduce_precision": _keep,
+    "copy": _keep,
+    "copy_p": _keep,
+    "name": _keep,
+    "optimization_barrier": _keep,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "expand_dims": _reshape,
+    "transpose": _transpose,
+    "broadcast_in_dim": _broadcast,
+    "split": _split,
+    "slice": _slice,
+    "rev": _reverse,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
+    "select_n": _select,
+    "reduce_window_sum": _window_sum,
+    "gather": chosen,
+    "dynamic_slice": chosen,
+    "scatter": _placed,
+    "scatter-add": _placed,
+    "scatter_add": _placed,
+}
+"""By primitive: the results of an equation that some `Dependent` enters."""

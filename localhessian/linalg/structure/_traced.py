@@ -1,0 +1,126 @@
+"""Every eigenvalue inside a compiled program: the blocks lie where the layout says, and the program fills in numbers.
+
+Blocks share no variable, so one product of the whole map with a column of every block gives that column of all of them:
+as many products as the longest block has columns (rows, by the transpose, where these are fewer) give every block.
+Source: Curtis, Powell & Reid (1974), for sparse Jacobians.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from localhessian._status import Status
+from localhessian._types import Array, Key
+from localhessian.linalg.krylov import lengths
+from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap
+from localhessian.linalg.spectra import Spectrum, working_dtype
+from localhessian.linalg.structure._dependence import UNKNOWN
+from localhessian.linalg.structure._layout import Group, Layout
+
+
+def spectrum_of(layout: Layout, prepared: LinearMap, product: Partial, key: Key, method: str) -> Spectrum:
+    """The whole spectrum of a map with this layout.
+
+    Args:
+        layout: Of its blocks.
+        prepared: R, its set-up done.
+        product: v -> H v as the operator itself has it.
+        key: Of the random vector that confirms the layout.
+        method: For the record.
+
+    Returns:
+        Singular values from the blocks in the precision of the products. NON_FINITE where a product is not finite;
+        NOT_CONFIRMED, incomplete and with infinite error bounds, where R v or H v differ from the operator's own.
+    """
+    dtype = working_dtype(prepared.dtype)
+    blocks, finite = _blocks(layout, prepared, dtype)
+    apart = _differs(layout, blocks, prepared, product, key)
+    sigma, counts = _ascending(layout, [_singular_values(block).ravel() for block in blocks], dtype)
+    sigma = jnp.where(finite[:, None], sigma, jnp.nan)
+    good = finite & ~apart
+    rho = EXACT * float(jnp.finfo(prepared.dtype).eps) * jnp.nanmax(sigma, axis=-1, keepdims=True, initial=0)
+    rho = jnp.where(jnp.isnan(sigma), jnp.nan, jnp.where(apart[:, None], jnp.inf, rho))
+    status = jnp.where(finite, jnp.where(apart, int(Status.NOT_CONFIRMED), 0), int(Status.NON_FINITE))
+    of_maps = (lambda part: part[0]) if layout.batch is None else (lambda part: part)
+    return Spectrum(
+        eigenvalues=of_maps(sigma**2),
+        multiplicities=of_maps(counts),
+        residual_norms=of_maps((2 * sigma + rho) * rho),
+        vectors=None,
+        singular_values=of_maps(sigma),
+        singular_residual_norms=of_maps(rho),
+        status=of_maps(status.astype(jnp.int32)),
+        complete=of_maps(good),
+        matvecs=jnp.asarray(layout.products, jnp.int32),
+        size=layout.in_size,
+        dtype=prepared.dtype,
+        method=method,
+        missing=of_maps(jnp.where(good, 0, jnp.inf).astype(dtype)),
+    )
+
+
+def _ascending(layout: Layout, values: list[Array], dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Of every map its singular values and their multiplicities; NaN, of empty slots, comes last."""
+    numbers, counts = layout.slots()
+    sigma = jnp.concatenate([*values, jnp.asarray([0, jnp.nan], dtype)])[numbers]
+    order = jnp.argsort(sigma, axis=-1)
+    return jnp.take_along_axis(sigma, order, axis=-1), jnp.take_along_axis(jnp.asarray(counts), order, axis=-1)
+
+
+def _blocks(layout: Layout, prepared: LinearMap, dtype: jnp.dtype) -> tuple[list[Array], Array]:
+    """R_j of every group, (blocks, m, p), and which maps have finite products."""
+    by_columns, maps = layout.by_columns, layout.batch or 1
+    product, size = (prepared.forward, layout.in_size) if by_columns else (prepared.backward, layout.out_size)
+    # All blocks in one vector: which unit vector each entry of it belongs to.
+    turn = np.full(maps * size, UNKNOWN, np.int32)
+    for group in layout.groups:
+        entries = (group.columns if by_columns else group.rows)[:, 0]
+        turn[entries] = np.arange(entries.shape[1])
+    units = (jnp.asarray(turn)[None] == jnp.arange(layout.products, dtype=np.int32)[:, None]).astype(prepared.dtype)
+    lead = () if layout.batch is None else (layout.batch,)
+    found = jax.vmap(product)(units.reshape(-1, *lead, size))
+    finite = jnp.all(jnp.isfinite(found).reshape(-1, maps, found.shape[-1]), axis=(0, 2))
+    # LAPACK is not to meet NaN; the spectra of such maps are refused as a whole.
+    found = jnp.where(jnp.isfinite(found), found, 0).reshape(len(found), -1).astype(dtype)
+    return [_block(group, found, by_columns) for group in layout.groups], finite
+
+
+def _block(group: Group, found: Array, by_columns: bool) -> Array:
+    m, p = group.shape
+    if by_columns:
+        return jnp.moveaxis(found[:p, group.rows[:, 0]], 0, -1)
+    return jnp.moveaxis(found[:m, group.columns[:, 0]], 0, 1)
+
+
+def _singular_values(blocks: Array) -> Array:
+    """(blocks, order), in any order."""
+    if min(blocks.shape[1:]) == 1:
+        return lengths(blocks.reshape(len(blocks), -1), jnp)[:, None]
+    return jnp.linalg.svd(blocks, compute_uv=False)
+
+
+def _differs(layout: Layout, blocks: list[Array], prepared: LinearMap, product: Partial, key: Key) -> Array:
+    """Of each map, whether R v or H v of a random v is not what the blocks make of it."""
+    maps, dtype = layout.batch or 1, working_dtype(prepared.dtype)
+    shape = (layout.in_size,) if layout.batch is None else (layout.batch, layout.in_size)
+    v = jax.random.normal(key, shape, dtype).astype(prepared.dtype)
+    image = _multiplied(layout, blocks, v.astype(dtype), transposed=False)
+    back = _multiplied(layout, blocks, image, transposed=True)
+    apart = jnp.zeros(maps, bool)
+    for ours, theirs in ((image, prepared.forward(v)), (back, product(v))):
+        own = theirs.reshape(maps, -1).astype(dtype)
+        error = lengths(ours.reshape(maps, -1) - own, jnp)
+        # What the walk says is exact: a difference above rounding means that it was mistaken.
+        apart |= ~(error <= float(jnp.finfo(prepared.dtype).eps) ** 0.5 * lengths(own, jnp))
+    return apart
+
+
+def _multiplied(layout: Layout, blocks: list[Array], vectors: Array, transposed: bool) -> Array:
+    """R v, or R^T u, of vectors of all maps, by the blocks."""
+    size, equation = (layout.in_size, "bmp,bcm->bcp") if transposed else (layout.out_size, "bmp,bcp->bcm")
+    out = jnp.zeros((layout.batch or 1) * size, vectors.dtype)
+    for group, block in zip(layout.groups, blocks, strict=True):
+        source, target = (group.rows, group.columns)[:: 1 if transposed else -1]
+        out = out.at[target].set(jnp.einsum(equation, block, vectors.ravel()[source], precision=HIGHEST))
+    return out
