@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-# Compiling is what tests spend their time on: XLA has quicker ways. `make full` and `make docs` take the usual ones.
+# Compiling is what tests spend their time on, and XLA has quicker ways, also for processes that tests start. With the
+# variable at 0, as in `make full` and `make docs`, programs are those that users have.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+QUICKLY = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0"
+jax.config.update("jax_disable_most_optimizations", QUICKLY)
 # Flags that a jaxlib does not know end the process, so only for the one they were tried with.
-if jax.__version_info__[:2] == (0, 10):
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")
+if QUICKLY and jax.__version_info__[:2] == (0, 10):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 # The command line, called in this process, is not to choose where its programs are kept.
 os.environ.setdefault("LOCALHESSIAN_CACHE", "0")
@@ -77,8 +81,10 @@ def _count_compilations() -> Iterator[Compilations]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_program_outlives_its_module() -> Iterator[None]:
+def _no_program_outlives_its_module(request) -> Iterator[None]:
     """Each holds some of the 65,530 areas of memory that Linux gives a process, and time of the garbage collector."""
+    quickly = QUICKLY and request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
     jax.clear_caches()
 

@@ -8,7 +8,7 @@ import pytest
 
 import localhessian as lh
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.optimized]
 
 N = 6
 BOOTSTRAP = (2, 5, 2, 0, 2, 5)
