@@ -81,12 +81,22 @@ def _count_compilations() -> Iterator[Compilations]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_program_outlives_its_module(request) -> Iterator[None]:
+def _no_program_outlives_its_module() -> Iterator[None]:
     """Each holds some of the 65,530 areas of memory that Linux gives a process, and time of the garbage collector."""
-    quickly = QUICKLY and request.node.get_closest_marker("optimized") is None
-    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _optimized(request) -> Iterator[None]:
+    if not QUICKLY or request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
