@@ -110,7 +110,7 @@ def test_activations_in_any_wrapping(wrap):
         assert lh.explain(R).reason
         found = lh.spectrum(R)
         values = np.sort(np.repeat(np.asarray(found.eigenvalues, np.float64), np.asarray(found.multiplicities)))
-        truth = np.linalg.svd(np.asarray(jax.jacfwd(outputs)(w.ravel()), np.float64), compute_uv=False)[::-1]
+        truth = np.linalg.svd(np.asarray(jax.jit(jax.jacfwd(outputs))(w.ravel()), np.float64), compute_uv=False)[::-1]
         np.testing.assert_allclose(np.sqrt(values), truth, atol=30 * float(jnp.finfo(w.dtype).eps) * truth.max())
 
 
