@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 from collections.abc import Iterator
 
@@ -78,6 +79,13 @@ def _count_compilations() -> Iterator[Compilations]:
         yield seen
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, and tracing makes much that is soon gone: the garbage collector need not look."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True, scope="module")
