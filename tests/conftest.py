@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-# Compiling is what tests spend their time on, and XLA has quicker ways, also for processes that tests start. With the
-# variable at 0, as in `make full` and `make docs`, programs are those that users have.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-QUICKLY = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0"
-jax.config.update("jax_disable_most_optimizations", QUICKLY)
+# Compiling is what tests spend their time on, and XLA has quicker ways for the CPU, also in processes that tests start.
+# With the variable at 0, as in `make full` and `make docs`, programs are those that users have.
+QUICKLY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
 # Flags that a jaxlib does not know end the process, so only for the one they were tried with.
 if QUICKLY and jax.__version_info__[:2] == (0, 10):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+QUICKLY = QUICKLY and jax.default_backend() == "cpu"
+jax.config.update("jax_disable_most_optimizations", QUICKLY)
 
 # The command line, called in this process, is not to choose where its programs are kept.
 os.environ.setdefault("LOCALHESSIAN_CACHE", "0")

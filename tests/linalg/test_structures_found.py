@@ -59,9 +59,9 @@ def check(seed):
     z = jnp.asarray(random.standard_normal((n, t, d)))
     flat, unravel = ravel_pytree(params)
     outputs = lambda v: apply(unravel(v), z).ravel()
-    R = lh.linear_map(jax.jit(lambda at: jax.linearize(outputs, at)[1])(flat), None, flat.size, n * t * c)
-    found = lh.spectrum(R)
-    sigma = np.linalg.svd(np.asarray(jax.jit(jax.jacfwd(outputs))(flat), np.float64), compute_uv=False)
+    product, jacobian = jax.jit(lambda at: (jax.linearize(outputs, at)[1], jax.jacfwd(outputs)(at)))(flat)
+    found = lh.spectrum(lh.linear_map(product, None, flat.size, n * t * c))
+    sigma = np.linalg.svd(np.asarray(jacobian, np.float64), compute_uv=False)
     truth = np.sort(np.concatenate([np.zeros(flat.size - len(sigma)), sigma**2]))
     copies = np.asarray(found.multiplicities)
     assert (copies > 0).all(), what
