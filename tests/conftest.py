@@ -10,6 +10,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
+import threadpoolctl
 
 # Compiling is what tests spend their time on, and XLA has quicker ways for the CPU, also in processes that tests start.
 # With the variable at 0, as in `make full` and `make docs`, programs are those that users have.
@@ -82,7 +83,12 @@ def _count_compilations() -> Iterator[Compilations]:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays, and tracing makes much that is soon gone: the garbage collector need not look."""
+    """By now everything is imported.
+
+    It stays, and tracing makes much that is soon gone: the garbage collector need not look. Threads of BLAS that wait
+    for each other in every worker take ten times as long over small matrices as one.
+    """
+    threadpoolctl.threadpool_limits(1, "blas")
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
