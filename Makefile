@@ -19,7 +19,7 @@ test docs full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 test docs full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test docs full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # As users compile; tests/conftest.py chooses quicker ways where nothing is said.
-docs full: export XLA_FLAGS ?=
+docs full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs full clean

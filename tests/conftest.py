@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 from collections.abc import Iterator
 
@@ -9,11 +10,16 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
+import threadpoolctl
 
-# Compiling is what tests spend their time on: XLA has quicker ways. `make full` and `make docs` take the usual ones.
+# Compiling is what tests spend their time on, and XLA has quicker ways for the CPU, also in processes that tests start.
+# With the variable at 0, as in `make full` and `make docs`, programs are those that users have.
+QUICKLY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
 # Flags that a jaxlib does not know end the process, so only for the one they were tried with.
-if jax.__version_info__[:2] == (0, 10):
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")
+if QUICKLY and jax.__version_info__[:2] == (0, 10):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+QUICKLY = QUICKLY and jax.default_backend() == "cpu"
+jax.config.update("jax_disable_most_optimizations", QUICKLY)
 
 # The command line, called in this process, is not to choose where its programs are kept.
 os.environ.setdefault("LOCALHESSIAN_CACHE", "0")
@@ -76,11 +82,35 @@ def _count_compilations() -> Iterator[Compilations]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def pytest_collection_finish() -> None:
+    """By now everything is imported.
+
+    It stays, and tracing makes much that is soon gone: the garbage collector need not look. Threads of BLAS that wait
+    for each other in every worker take ten times as long over small matrices as one.
+    """
+    threadpoolctl.threadpool_limits(1, "blas")
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_program_outlives_its_module() -> Iterator[None]:
     """Each holds some of the 65,530 areas of memory that Linux gives a process, and time of the garbage collector."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _optimized(request) -> Iterator[None]:
+    if not QUICKLY or request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -45,5 +45,10 @@ def test_relaxed_marker_allows_promotion():
     assert float(total[0, 0]) == 2.0
 
 
+@pytest.mark.optimized
+def test_optimized_marker_has_xla_optimize():
+    assert not jax.config.values["jax_disable_most_optimizations"]
+
+
 def test_tolerances_follow_the_dtype(tol, dtype):
     assert tol.identity == (1e-12 if dtype == np.float64 else 1e-5)

@@ -124,11 +124,12 @@ def test_factor_of_losses_that_nobody_announced(loss):
     function, y = losses[loss]
     matching = lh.back_match(case.chain, case.params, case.x, y, function)
     gauss_newton = lh.local_hessian(matching, "head")
-    S = jax.hessian(lambda z: function(z, y).sum())(matching.activations[-1]).reshape(21, 21)
-    J = jax.jacobian(lambda p: networks.linear(p, matching.activations[2]))(case.params["head"])
-    J = jnp.concatenate([leaf.reshape(21, -1) for leaf in jax.tree.leaves(J)], axis=1)
+    S = jax.jit(jax.hessian(lambda z: function(z, y).sum()))(matching.activations[-1])
+    J = jax.jit(jax.jacobian(lambda p: networks.linear(p, matching.activations[2])))(case.params["head"])
+    S = np.asarray(S, np.float64).reshape(21, 21)
+    J = np.concatenate([np.asarray(leaf, np.float64).reshape(21, -1) for leaf in jax.tree.leaves(J)], axis=1)
     factor = np.asarray(gauss_newton.factor.to_dense(), np.float64)
-    truth = np.asarray(J.T @ S @ J / 7, np.float64)
+    truth = J.T @ S @ J / 7
     np.testing.assert_allclose(factor.T @ factor, truth, atol=2e-6 * np.abs(truth).max())
 
 

@@ -59,11 +59,11 @@ def check(seed, transform=lambda function: function):
     z = jnp.asarray(random.standard_normal((n, t, d)))
     flat, unravel = ravel_pytree(params)
     outputs = lambda v: apply(unravel(v), z).ravel()
-    linearized = jax.jit(lambda at: jax.linearize(outputs, at)[1])
-    spectrum = lambda at: lh.spectrum(lh.linear_map(linearized(at), None, flat.size, n * t * c))
+    both = jax.jit(lambda at: (jax.linearize(outputs, at)[1], jax.jacfwd(outputs)(at)))
+    spectrum = lambda at: lh.spectrum(lh.linear_map(both(at)[0], None, flat.size, n * t * c))
     found = transform(spectrum)(flat)
     assert int(found.status) == lh.Status.CONVERGED, what
-    sigma = np.linalg.svd(np.asarray(jax.jit(jax.jacfwd(outputs))(flat), np.float64), compute_uv=False)
+    sigma = np.linalg.svd(np.asarray(both(flat)[1], np.float64), compute_uv=False)
     truth = np.sort(np.concatenate([np.zeros(flat.size - len(sigma)), sigma**2]))
     copies = np.asarray(found.multiplicities)
     assert (copies > 0).all(), what
@@ -119,7 +119,7 @@ def test_activations_in_any_wrapping(wrap):
         assert lh.explain(R).reason
         found = lh.spectrum(R)
         values = np.sort(np.repeat(np.asarray(found.eigenvalues, np.float64), np.asarray(found.multiplicities)))
-        truth = np.linalg.svd(np.asarray(jax.jacfwd(outputs)(w.ravel()), np.float64), compute_uv=False)[::-1]
+        truth = np.linalg.svd(np.asarray(jax.jit(jax.jacfwd(outputs))(w.ravel()), np.float64), compute_uv=False)[::-1]
         np.testing.assert_allclose(np.sqrt(values), truth, atol=30 * float(jnp.finfo(w.dtype).eps) * truth.max())
 
 

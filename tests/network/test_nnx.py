@@ -198,7 +198,7 @@ def test_nnx_call_and_optax_on_either_layout():
     out = cut.chain.forward(cut.params, IMAGES, cut.context)[-1]
     np.testing.assert_allclose(jnp.exp(out).sum(1), 1, rtol=1e-5)
     optimizer = optax.sgd(0.1)
-    grads = jax.grad(lambda p: cut.chain.forward(p, IMAGES, cut.context)[-1].sum())(cut.params)
+    grads = jax.jit(jax.grad(lambda p: cut.chain.forward(p, IMAGES, cut.context)[-1].sum()))(cut.params)
     updates, _ = optimizer.update(grads, optimizer.init(cut.params))
     stepped = cut.chain.merge(optax.apply_updates(cut.params, updates))
     nnx.update(model, stepped)

@@ -52,7 +52,7 @@ def test_equal_blocks_written_by_hand_share_programs_and_numbers_are_their_own(c
         lh.back_match(again := chain_of(*(own(layer) for _ in range(2))), weights(again), x, y, squares)
     assert six == seen.count <= 6  # as many for six blocks as for two
     loss = lambda params: squares(chain.forward(params, x)[-1], y).mean()
-    for name, gradient in jax.grad(loss)(params).items():
+    for name, gradient in jax.jit(jax.grad(loss))(params).items():
         np.testing.assert_allclose(matching.gradients[name], gradient, rtol=0, atol=10 * tol.identity)
         operator = lh.local_hessian(matching, name)
         v = random(7, D * D)

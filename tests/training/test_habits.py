@@ -150,7 +150,7 @@ def test_tied_uses_get_the_sum_of_their_scaled_gradients():
     keys = jax.random.split(jax.random.key(0))
     params = {"E": jax.random.normal(keys[0], (5, 3)), "W": jax.random.normal(keys[1], (3, 3))}
     chain, blocks, context = lh.chain_from_function(model, params, tokens)
-    grads = jax.grad(lambda p: loss(chain.forward(p, tokens, context)[-1], tokens).mean())(blocks)
+    grads = jax.jit(jax.grad(lambda p: loss(chain.forward(p, tokens, context)[-1], tokens).mean()))(blocks)
     optimizer = lh.scale_by_local_hessian(chain, loss)
     updates, state = optimizer.update(grads, optimizer.init(blocks), blocks, x=tokens, y=tokens, context=context)
     factors = state.factors(chain)

@@ -166,7 +166,7 @@ def test_levenberg_marquardt_judges_by_the_model_without_damping():
         start, unravel = jax.flatten_util.ravel_pytree(wide[0])
         delta = np.asarray(matching.displacements[1], np.float64)
         outputs = jax.jit(lambda w: networks.sigmoid_dense(unravel(w), wide[1]).ravel())
-        center, jacobian = np.asarray(outputs(start)), np.asarray(jax.jacobian(outputs)(start))
+        center, jacobian = np.asarray(outputs(start)), np.asarray(jax.jit(jax.jacobian(outputs))(start))
     n, target = len(delta), delta.ravel()
     phi = lambda p: 0.5 / n * ((target - np.asarray(outputs(start + p)) + center) ** 2).sum()
     gradient, curvature = -jacobian.T @ target / n, jacobian.T @ jacobian / n
