@@ -1,0 +1,64 @@
+"""What is asked for, by the names of blocks, sides and parts, and what of it exists."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from localhessian._tree import floating, size
+from localhessian.analysis._row import Key
+from localhessian.network import BackMatching, Chain, sample_indices
+
+SIDES = ("params", "input")
+PARTS = ("gauss_newton", "full", "residual")
+UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
+
+
+def jobs_of(chain: Chain, blocks: Any, wrt: Any, part: Any) -> list[Key]:
+    """Every (block, wrt, part) that is asked for, in the order of the chain.
+
+    Raises:
+        KeyError: A block name that is not in the chain.
+        TypeError: What is no name.
+        ValueError: An unknown side or part.
+    """
+    names = chain.names if blocks is None else _several("blocks", blocks)
+    for name in names:
+        chain.index(name)
+    sides, parts = _several("wrt", wrt, SIDES), _several("part", part, PARTS)
+    return [(b, w, p) for b in chain.names if b in names for w in sides for p in parts]
+
+
+def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """One name or several, walked once."""
+    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+    if not words or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"`{name}` must be a name or several, got {given!r}.")
+    wrong = [word for word in words if known is not None and word not in known]
+    if wrong:
+        raise ValueError(f"`{name}` takes {', '.join(map(repr, known or ()))}, got {wrong[0]!r}.")
+    return tuple(dict.fromkeys(words))
+
+
+def missing(matching: BackMatching, block: str, wrt: str, *, asked: bool) -> str:
+    """Why there is no such Hessian, or no wish for it; nothing where there is one. `asked`: the block was named."""
+    has_params = bool(size(floating(matching.params[block])[0]))
+    if wrt == "params":
+        return "" if has_params else "H_W does not exist: the block has no parameters"
+    if not floating(matching.activations[matching.chain.index(block)])[0]:
+        return "H_z does not exist: the block's input holds integers"
+    return "" if asked or has_params else UNASKED
+
+
+def chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:
+    """Indices of the samples whose H_z are looked at one by one.
+
+    Raises:
+        ValueError: They are no indices, or their number is none.
+    """
+    if samples is not None:
+        return tuple(np.asarray(sample_indices(samples, n)[0]).tolist())
+    count = np.asarray(samples_per_block)
+    if count.shape != () or count.dtype.kind not in "iu" or count < 1:
+        raise ValueError(f"`samples_per_block` must be a whole number of at least 1, got {samples_per_block!r}.")
+    return tuple(np.unique(np.linspace(0, n - 1, min(int(count), n)).round().astype(int)).tolist())

@@ -1,0 +1,116 @@
+"""Cases inside compiled programs: one for each point of the static axes, its cases in chunks that fit the memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from localhessian._programs import compiler_options
+from localhessian.analysis.sweeps._answers import Answers, Record, answers_of, joined
+from localhessian.analysis.sweeps._axes import Axes
+from localhessian.analysis.sweeps._case import Case, keys_of
+from localhessian.linalg import contains_convolution
+
+CHUNK = 32
+"""Cases of one call, at most: more gain nothing on a CPU, and progress comes in chunks."""
+
+
+class Programs:
+    """Runs the cases of a sweep; counts what it compiles."""
+
+    def __init__(self, case: Case, axes: Axes, key: Any, max_bytes: float) -> None:
+        """Nothing is compiled yet."""
+        self._case, self._axes, self._key, self._max_bytes = case, axes, key, max_bytes
+        self.compilations = 0
+
+    def records(self, has: Callable[[int], bool]) -> Iterator[Record]:
+        """Of every chunk, in order; `has` tells which are there already, by the number of their first case.
+
+        Which cases make a chunk depends on the program alone, never on what is there.
+
+        Yields:
+            What became of a chunk.
+        """
+        for static, cases in self._axes.groups():
+            if not all(map(has, cases)):
+                yield from self._group(static, cases, has)
+
+    def _group(self, static: dict[str, Any], cases: np.ndarray, has: Callable[[int], bool]) -> Iterator[Record]:
+        try:
+            run, width = self._program(static, cases)
+        except Exception as error:  # what a case raises while it is traced, it raises for all of these points
+            yield Record(cases, (told(error),) * len(cases), None)
+            return
+        for start in range(0, len(cases), CHUNK):
+            chunk = cases[start : start + CHUNK]
+            if not all(map(has, chunk)):
+                yield self._chunk(run, width, chunk)
+
+    def _program(self, static: dict[str, Any], cases: np.ndarray) -> tuple[Callable[[np.ndarray], Answers], int]:
+        """A function of the numbers of `width` cases, and that width."""
+        width = min(CHUNK, len(cases))
+        width = math.ceil(width / math.ceil(width / width))
+        while True:
+            traced = self._traced(static, cases, width)
+            if width > 1 and jax.default_backend() == "cpu" and contains_convolution(traced.jaxpr):
+                # Over kernels of several networks convolutions become grouped ones, the slowest that XLA has there.
+                width, traced = 1, self._traced(static, cases, 1)
+            program = traced.lower().compile(compiler_options())
+            self.compilations += 1
+            needs = _bytes(program)
+            if needs <= self._max_bytes or width == 1:
+                break
+            width = max(1, min(width - 1, int(width * self._max_bytes / needs)))
+        return lambda chunk: answers_of(jax.block_until_ready(program(*self._arguments(chunk, width))), 1), width
+
+    def _traced(self, static: dict[str, Any], cases: np.ndarray, width: int) -> Any:
+        many = jax.vmap(lambda values, key: self._case({**static, **values}, key))
+        if width == 1:  # with the axis of the cases all the same, and without its cost
+            many = lambda values, keys: jax.tree.map(
+                lambda array: jax.numpy.asarray(array)[None],
+                self._case({**static, **{name: v[0] for name, v in values.items()}}, keys[0]),
+            )
+        return jax.jit(many).trace(*self._arguments(cases[:width], width))
+
+    def _arguments(self, chunk: np.ndarray, width: int) -> tuple[dict[str, jax.Array], Any]:
+        """Of a whole width: the last case stands in for those that are not there."""
+        filled = np.concatenate([chunk, np.repeat(chunk[-1:], width - len(chunk))])
+        return self._axes.arrays(filled), keys_of(self._key, filled)
+
+    def _chunk(self, run: Callable[[np.ndarray], Answers], width: int, chunk: np.ndarray) -> Record:
+        """In calls of `width` cases; where a call fails, case by case."""
+        answers: list[Answers] = []
+        errors: list[str] = []
+        for start in range(0, len(chunk), width):
+            some = chunk[start : start + width]
+            try:
+                answers.append(_first(run(some), len(some)))
+                errors += [""] * len(some)
+            except Exception:
+                for one in some:
+                    try:
+                        answers.append(_first(run(np.array([one])), 1))
+                        errors.append("")
+                    except Exception as error:  # one case's failure, whatever it is, must not cost the others
+                        errors.append(told(error))
+        return Record(chunk, tuple(errors), joined(answers) if answers else None)
+
+
+def told(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _first(answers: Answers, count: int) -> Answers:
+    data = {name: array[:count] for name, array in answers.data.items()}
+    return Answers(data, answers.dims, answers.labels, answers.attributes)
+
+
+def _bytes(program: Any) -> int:
+    """What a compiled program needs beside its constants; 0 where the device does not tell."""
+    found = program.memory_analysis()
+    names = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
+    return sum(int(getattr(found, name, 0) or 0) for name in names)
