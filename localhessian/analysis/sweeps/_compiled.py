@@ -1,6 +1,7 @@
 """Cases inside compiled programs: one for each point of the static axes, its cases in chunks that fit the memory."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ class Programs:
     def __init__(self, case: Case, axes: Axes, key: Any, max_bytes: float) -> None:
         """Nothing is compiled yet."""
         self._case, self._axes, self._key, self._max_bytes = case, axes, key, max_bytes
-        self.compilations = 0
+        self.compilations, self.compile_seconds = 0, 0.0
 
     def records(self, has: Callable[[int], bool]) -> Iterator[Record]:
         """Of every chunk, in order; `has` tells which are there already, by the number of their first case.
@@ -52,6 +53,7 @@ class Programs:
         """A function of the numbers of `width` cases, and that width."""
         width = min(CHUNK, len(cases))
         width = math.ceil(width / math.ceil(width / width))
+        begun = time.perf_counter()
         while True:
             traced = self._traced(static, cases, width)
             if width > 1 and jax.default_backend() == "cpu" and contains_convolution(traced.jaxpr):
@@ -63,6 +65,7 @@ class Programs:
             if needs <= self._max_bytes or width == 1:
                 break
             width = max(1, min(width - 1, int(width * self._max_bytes / needs)))
+        self.compile_seconds += time.perf_counter() - begun
         return lambda chunk: answers_of(jax.block_until_ready(program(*self._arguments(chunk, width))), 1), width
 
     def _traced(self, static: dict[str, Any], cases: np.ndarray, width: int) -> Any:
@@ -99,9 +102,9 @@ class Programs:
 
 
 def told(error: BaseException) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    """An error in one line; of what a callback raised the last one, which says it."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1] if 'Traceback' in lines[0] else lines[0]}"
 
 
 def _first(answers: Answers, count: int) -> Answers:

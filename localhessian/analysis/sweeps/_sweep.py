@@ -102,7 +102,7 @@ def sweep(
         programs = Programs(function, points, key, max_bytes) if compiled else None
         missing = [number for number in range(points.count) if number not in run.done]
         source = hosted(function, points, key, missing, executor) if programs is None else programs.records(run.has)
-        return run.through(source, lambda: 0 if programs is None else programs.compilations)
+        return run.through(source, programs)
 
 
 class Run:
@@ -121,7 +121,7 @@ class Run:
         """Whether a case is finished."""
         return int(number) in self.done
 
-    def through(self, source: Iterator[Record], compilations: Callable[[], int]) -> Any:
+    def through(self, source: Iterator[Record], programs: Programs | None) -> Any:
         """Every record of the source kept; the dataset in the end, also where it is interrupted."""
         begun, interrupted = time.perf_counter(), False
         self._show(len(self.done), self._axes.count, "sweep")
@@ -130,14 +130,15 @@ class Run:
                 self._keep(self._conforming(record))
                 self._show(len(self.done), self._axes.count, self._what(record))
                 if self._journal is not None and self._journal.is_due:
-                    self._journal.publish(self._dataset({"compilations": compilations()}))
+                    self._journal.publish(self._dataset(_compiling(programs)))
         except KeyboardInterrupt:
             interrupted = True
             source.close()  # type: ignore[attr-defined]  # a generator
         seconds = round(time.perf_counter() - begun, 3)
         failed = sum(bool(error) for record in self._records.values() for error in record.errors)
-        more = {"compilations": compilations(), "failed": failed, "interrupted": int(interrupted), "seconds": seconds}
-        found = self._dataset(more)
+        found = self._dataset(
+            {**_compiling(programs), "failed": failed, "interrupted": int(interrupted), "seconds": seconds}
+        )
         if self._journal is not None:
             self._journal.publish(found)
         if failed:
@@ -172,6 +173,13 @@ class Run:
             for name, value in self._attributes.items()
         }
         return dataset(self._axes, records, {**plain, **more})
+
+
+def _compiling(programs: Programs | None) -> dict[str, Any]:
+    """How much was compiled."""
+    if programs is None:
+        return {"compilations": 0, "compile_seconds": 0.0}
+    return {"compilations": programs.compilations, "compile_seconds": round(programs.compile_seconds, 3)}
 
 
 def _check_executor(executor: Any, compiled: bool) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 
@@ -13,8 +14,6 @@ def product(a, b):
 
 
 def random(a, key):
-    import jax
-
     return jax.random.normal(key, (2,)) + a
 
 
