@@ -42,7 +42,7 @@ TOP = 8
 SUBROOMS = {
     "linalg": ("operators", "spectra", "krylov", "structure", "stochastic", ""),
     "network": ("", "cutting"),
-    "analysis": ("", "sweeps"),
+    "analysis": ("", "sweeps", "plot"),
 }
 OPTIONAL = frozenset(
     {

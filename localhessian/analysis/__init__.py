@@ -1,5 +1,6 @@
 """What a user asks, by the public names of the rooms above: analyze, Report, figures, pages, findings."""
 
+from localhessian.analysis import plot as plot
 from localhessian.analysis._analyze import analyze as analyze
 from localhessian.analysis._figure import COLORS as COLORS
 from localhessian.analysis._figure import SEPARATOR as SEPARATOR

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from localhessian._arguments import expect_function, short
+from localhessian._arguments import expect_function
 from localhessian._tree import raw_bytes
 from localhessian.analysis.sweeps._axes import Axes
 from localhessian.network import program_text
@@ -55,7 +55,7 @@ def case_of(function: Any, axes: Axes) -> Case:
     except TypeError as error:
         raise TypeError(
             f"`case` must take each of `axes` by name ({', '.join(axes.values)}; and `key`, if it wants one), but "
-            f"{short(function)} does not: {error}."
+            f"`{Case(function, False).name}` does not: {error}."
         ) from error
     return Case(function, takes_key)
 

@@ -35,6 +35,8 @@ class Journal:
             ValueError: Another sweep was written there; the message names the difference.
         """
         self._out, self._folder = out, cases_of(out)
+        for left in [*self._folder.glob(".*.part"), *out.parent.glob(f".{out.name}.*")]:
+            _remove(left)  # of a process that was killed while it wrote: nobody else is here
         self._check(identity)
         self.records = [record for path in sorted(self._folder.glob("*.npz")) if (record := _read(path)) is not None]
         self._published, self._took = time.monotonic(), 0.0
@@ -155,7 +157,14 @@ def _replaced(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:
