@@ -13,6 +13,7 @@ import xarray
 
 import localhessian as lh
 from localhessian.analysis.sweeps import _compiled as compiled_programs
+from localhessian.analysis.sweeps import _journal as journal
 
 pytestmark = pytest.mark.once
 
@@ -191,6 +192,7 @@ def test_memory_bounds_how_many_cases_run_at_once(monkeypatch):
     assert widths[0] > 1e5
     assert widths[-1] <= 1e5
     assert (free.attrs["compilations"], tight.attrs["compilations"]) == (1, len(widths) - 1)
+    assert len(widths) > 2
     np.testing.assert_allclose(free.result, tight.result, rtol=1e-6)
 
 
@@ -205,6 +207,33 @@ def test_convolutions_are_not_run_over_several_networks_at_once():
 
     found = lh.sweep(of, {"scale": SCALES})
     np.testing.assert_allclose(found.result, np.array(SCALES) * float(of(1.0)), rtol=1e-5)
+
+
+def test_the_dataset_is_written_as_cases_finish(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "LEAST", 0.0)
+    monkeypatch.setattr(journal, "SHARE", 0.0)
+    out, seen = tmp_path / "s.nc", []
+
+    def look(done, total, what):
+        if out.exists():
+            with xarray.open_dataset(out) as found:
+                seen.append(int(found.finished.sum()))
+
+    lh.sweep(sweep_cases.product, {"a": range(3), "b": [1.0]}, compiled=False, out=out, progress=look)
+    assert seen == [1, 2]
+
+
+def test_what_is_no_sweep_is_not_overwritten(tmp_path):
+    out = tmp_path / "s.nc"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="is there, and no sweep of ours"):
+        swept(out=out)
+    assert out.read_text() == "mine"
+
+
+def test_names_of_something_else_are_told():
+    with pytest.warns(UserWarning, match="must not return `a`, which is the name of something else"):
+        lh.sweep(lambda a: {"a": a}, {"a": [1.0]}, compiled=False)
 
 
 def test_what_comes_back_keeps_its_names():

@@ -11,11 +11,11 @@ import numpy as np
 from localhessian._arguments import short
 from localhessian._optional import optional
 from localhessian.analysis._measurement import Measurement, variables
-from localhessian.analysis.sweeps._axes import Axes
+from localhessian.analysis.sweeps._axes import RESERVED, Axes
 
 RESULT = "result"
 """The name of an answer that is one number or array."""
-_FILL = {"f": np.nan, "c": np.nan, "b": False, "i": -1, "u": 0}
+_FILL = {"f": np.nan, "b": False, "i": -1, "u": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,11 @@ class Answers:
     """What stands along a dimension, where that has names."""
     attributes: dict[str, dict[str, Any]]
 
-    def unlike(self, other: "Answers") -> str:
+    def unlike(self, other: "Answers", axes: Axes) -> str:
         """In what these answers are of another kind; nothing where they are of one."""
         for name in {**self.data, **other.data}:
+            if name in axes.values or name in RESERVED:
+                return f"a case must not return `{name}`, which is the name of something else in the dataset"
             if name not in self.data or name not in other.data:
                 return f"`{name}` is not among what every case returns"
             if self.dims[name] != other.dims[name]:
@@ -69,14 +71,15 @@ def answers_of(result: Any, lead: int = 0) -> Answers:
     found = Answers({}, {}, {}, {})
     is_leaf = lambda node: isinstance(node, Measurement)
     for path, value in jax.tree_util.tree_leaves_with_path(result, is_leaf=is_leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")  # in files / makes folders
         if isinstance(value, Measurement):
             _add_measurement(found, name, value, lead)
             continue
         array = None if isinstance(value, str | bytes) else np.asarray(_numbers(value))
-        if array is None or array.dtype.kind not in "fciub":
+        if array is None or array.dtype.kind not in "fiub":
             raise TypeError(
-                f"a case must return arrays and numbers (a pytree of them), got {short(value)} as `{name or RESULT}`."
+                f"a case must return real arrays and numbers (a pytree of them), got {short(value)} as "
+                f"`{name or RESULT}`."
             )
         array = array if lead else array[None]
         found.data[name or RESULT] = array

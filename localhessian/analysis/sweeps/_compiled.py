@@ -39,21 +39,22 @@ class Programs:
                 yield from self._group(static, cases, has)
 
     def _group(self, static: dict[str, Any], cases: np.ndarray, has: Callable[[int], bool]) -> Iterator[Record]:
+        begun = time.perf_counter()
         try:
             run, width = self._program(static, cases)
         except Exception as error:  # what a case raises while it is traced, it raises for all of these points
             yield Record(cases, (told(error),) * len(cases), None)
             return
-        for start in range(0, len(cases), CHUNK):
-            chunk = cases[start : start + CHUNK]
+        finally:
+            self.compile_seconds += time.perf_counter() - begun
+        for start in range(0, len(cases), width):
+            chunk = cases[start : start + width]
             if not all(map(has, chunk)):
-                yield self._chunk(run, width, chunk)
+                yield _chunk(run, chunk)
 
     def _program(self, static: dict[str, Any], cases: np.ndarray) -> tuple[Callable[[np.ndarray], Answers], int]:
-        """A function of the numbers of `width` cases, and that width."""
-        width = min(CHUNK, len(cases))
-        width = math.ceil(width / math.ceil(width / width))
-        begun = time.perf_counter()
+        """A function of the numbers of some cases, and how many it takes at once."""
+        width = _even(len(cases), CHUNK)
         while True:
             traced = self._traced(static, cases, width)
             if width > 1 and jax.default_backend() == "cpu" and contains_convolution(traced.jaxpr):
@@ -64,9 +65,12 @@ class Programs:
             needs = _bytes(program)
             if needs <= self._max_bytes or width == 1:
                 break
-            width = max(1, min(width - 1, int(width * self._max_bytes / needs)))
-        self.compile_seconds += time.perf_counter() - begun
-        return lambda chunk: answers_of(jax.block_until_ready(program(*self._arguments(chunk, width))), 1), width
+            width = _even(len(cases), max(1, min(width - 1, int(width * self._max_bytes / needs))))
+
+        def run(chunk: np.ndarray) -> Answers:
+            return _first(answers_of(program(*self._arguments(chunk, width)), 1), len(chunk))
+
+        return run, width
 
     def _traced(self, static: dict[str, Any], cases: np.ndarray, width: int) -> Any:
         many = jax.vmap(lambda values, key: self._case({**static, **values}, key))
@@ -82,23 +86,23 @@ class Programs:
         filled = np.concatenate([chunk, np.repeat(chunk[-1:], width - len(chunk))])
         return self._axes.arrays(filled), keys_of(self._key, filled)
 
-    def _chunk(self, run: Callable[[np.ndarray], Answers], width: int, chunk: np.ndarray) -> Record:
-        """In calls of `width` cases; where a call fails, case by case."""
-        answers: list[Answers] = []
-        errors: list[str] = []
-        for start in range(0, len(chunk), width):
-            some = chunk[start : start + width]
-            try:
-                answers.append(_first(run(some), len(some)))
-                errors += [""] * len(some)
-            except Exception:
-                for one in some:
-                    try:
-                        answers.append(_first(run(np.array([one])), 1))
-                        errors.append("")
-                    except Exception as error:  # one case's failure, whatever it is, must not cost the others
-                        errors.append(told(error))
-        return Record(chunk, tuple(errors), joined(answers) if answers else None)
+
+def _chunk(run: Callable[[np.ndarray], Answers], chunk: np.ndarray) -> Record:
+    """All at once; where that fails, case by case."""
+    try:
+        return Record(chunk, ("",) * len(chunk), run(chunk))
+    except Exception as error:
+        if len(chunk) == 1:
+            return Record(chunk, (told(error),), None)
+    # One case's failure, whatever it is, must not cost the others.
+    alone = [_chunk(run, one[None]) for one in chunk]
+    answers = [record.answers for record in alone if record.answers is not None]
+    return Record(chunk, tuple(record.errors[0] for record in alone), joined(answers) if answers else None)
+
+
+def _even(count: int, most: int) -> int:
+    """How many at once, so that the last of them are nearly as many."""
+    return math.ceil(count / math.ceil(count / most))
 
 
 def told(error: BaseException) -> str:

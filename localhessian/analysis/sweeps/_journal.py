@@ -1,6 +1,7 @@
 """What a sweep has done, on disk: a file for each record, so that nothing that is finished is ever done again."""
 
 import contextlib
+import glob
 import json
 import secrets
 import shutil
@@ -35,15 +36,21 @@ class Journal:
             ValueError: Another sweep was written there; the message names the difference.
         """
         self._out, self._folder = out, cases_of(out)
-        for left in [*self._folder.glob(".*.part"), *out.parent.glob(f".{out.name}.*")]:
-            _remove(left)  # of a process that was killed while it wrote: nobody else is here
         self._check(identity)
+        # Of a process that was killed while it wrote: nobody else is here.
+        for left in [*self._folder.glob(".*.part"), *out.parent.glob(f".{glob.escape(out.name)}.*")]:
+            if left.suffix in {".part", ".old"}:
+                _remove(left)
         self.records = [record for path in sorted(self._folder.glob("*.npz")) if (record := _read(path)) is not None]
         self._published, self._took = time.monotonic(), 0.0
 
     def _check(self, identity: Mapping[str, Any]) -> None:
         place = self._folder / "sweep.json"
         text = json.dumps(identity, indent=1, sort_keys=True)
+        if not place.exists() and self._out.exists():
+            raise ValueError(
+                f"`out`: `{self._out}` is there, and no sweep of ours: choose another `out`, or remove it."
+            )
         if not place.exists():
             write_text(place, text)
             return

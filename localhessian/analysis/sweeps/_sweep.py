@@ -148,8 +148,10 @@ class Run:
 
     def _conforming(self, record: Record) -> Record:
         """With what is of another kind than the cases before it counted as failed."""
-        first = next((r.answers for r in self._records.values() if r.answers is not None), None)
-        unlike = "" if first is None or record.answers is None else record.answers.unlike(first)
+        if record.answers is None:
+            return record
+        first = next((r.answers for r in self._records.values() if r.answers is not None), record.answers)
+        unlike = record.answers.unlike(first, self._axes)
         if not unlike:
             return record
         return Record(record.cases, tuple(error or f"TypeError: {unlike}" for error in record.errors), None)
