@@ -151,12 +151,12 @@ def test_a_failing_case_is_an_entry_and_is_tried_again(tmp_path):
         lh.sweep(sweep_cases.failing, {"a": [1, 2, 3]}, compiled=False, out=out)
 
 
-def test_a_shape_that_cannot_be_traced_fails_alone():
+def test_a_shape_that_cannot_be_traced_fails_alone(tmp_path):
     def case(scale, width):
         return jnp.full((2,), scale).reshape(width)
 
     with pytest.warns(UserWarning, match="3 of 6 cases failed"):
-        found = lh.sweep(case, {"scale": SCALES, "width": [2, 3]}, "width")
+        found = lh.sweep(case, {"scale": SCALES, "width": [3, 2]}, "width", out=tmp_path / "s.nc")
     np.testing.assert_array_equal(found.result.sel(width=2)[:, 0], SCALES)
     assert np.isnan(found.result.sel(width=3)).all()
     assert all("TypeError" in error for error in found.error.sel(width=3).values)

@@ -71,10 +71,13 @@ def code_of(function: Any) -> str:
 
 
 def program_of(case: Case, axes: Axes, key: Any) -> str:
-    """A digest of its program at the first point of its static axes. Cost: a trace."""
+    """A digest of its program at the first point of its static axes, or that it has none there. Cost: a trace."""
     static, cases = next(axes.groups())
     moving = {name: values[0] for name, values in axes.arrays(cases[:1]).items()}
-    text = program_text(lambda values, key: jax.tree.leaves(case({**static, **values}, key)), moving, key)
+    try:
+        text = program_text(lambda values, key: jax.tree.leaves(case({**static, **values}, key)), moving, key)
+    except Exception as error:  # what a case raises is told of that case
+        return f"none: {type(error).__name__}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -124,8 +124,8 @@ class Run:
     def through(self, source: Iterator[Record], programs: Programs | None) -> Any:
         """Every record of the source kept; the dataset in the end, also where it is interrupted."""
         begun, interrupted = time.perf_counter(), False
-        self._show(len(self.done), self._axes.count, "sweep")
         try:
+            self._show(len(self.done), self._axes.count, "sweep")
             for record in source:
                 self._keep(self._conforming(record))
                 self._show(len(self.done), self._axes.count, self._what(record))
