@@ -100,9 +100,7 @@ def main():
     found, whole = timed(lambda: lh.sweep(run, axes, progress=stamp))
     (begun, after_one), (ended, after_all) = stamps[1], stamps[-1]
     running = (ended - begun) / (after_all - after_one) if after_all > after_one else float("nan")
-    print(
-        f"sweep of {count}: {found.attrs['compilations']} compilation; CPU {whole:.1f} s in all (one network: {one:.1f} s), "
-    )
+    print(f"sweep of {count}: {found.attrs['compilations']} compilation, CPU {whole:.1f} s (one network: {one:.1f} s),")
     print(f"  of which to compile and run the first chunk {begun - stamps[0][0]:.1f} s; then {running:.4f} s a network")
 
     analyze = lambda seed: lh.analyze(*make(jax.random.key(seed), 1.0), LOSS, wrt=wrt, samples_per_block=SAMPLES)
