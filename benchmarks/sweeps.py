@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 import localhessian as lh
+from localhessian.analysis.sweeps import _compiled
 
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 SAMPLES = 4
@@ -87,7 +88,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--wrt", choices=("input", "params", "both"), default="both")
     parser.add_argument("--analyzed", type=int, default=3, help="networks of which `analyze` is timed")
+    parser.add_argument(
+        "--together", action="store_true", help="convolutions over several networks at once, on the CPU too"
+    )
     given = parser.parse_args()
+    if given.together:
+        _compiled.contains_convolution = lambda program: False
     make = {"mlp": mlp, "conv": cnn}[given.network]
     wrt = ("params", "input") if given.wrt == "both" else given.wrt
     run = functools.partial(case, make, wrt)

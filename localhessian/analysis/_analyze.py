@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,15 +14,16 @@ from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
-from localhessian.analysis._asked import SIDES, UNASKED, chosen, jobs_of, missing
+from localhessian.analysis._asked import UNASKED, chosen, jobs_of, missing
 from localhessian.analysis._fingerprint import fingerprint
 from localhessian.analysis._measured import measured, surveyed, without_figures
 from localhessian.analysis._report import Report
 from localhessian.analysis._row import Key as RowKey
 from localhessian.analysis._row import Row, RowSpectrum
 from localhessian.analysis._survey import examined
+from localhessian.curvature import Part
 from localhessian.linalg import Method, SpectrumInterrupt, check_method
-from localhessian.network import BackMatching, Chain, back_match_partly
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly
 
 AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
 """Rows that `resume` does not keep."""
@@ -134,11 +135,11 @@ def _analyze_one(
 ) -> tuple[Row, RowSpectrum | None, bool]:
     """The row, the spectrum behind it, and whether it was interrupted."""
     block, wrt, _ = job
-    coupled = bool(matching.coupled[block])
-    why = missing(matching, block, wrt, asked=asked)
+    kind, coupled = SIDES[wrt], bool(matching.coupled[block])
+    why = missing(matching, block, kind, asked=asked)
     if why:
         return without_figures(job, coupled=coupled, note=why), None, False
-    one_by_one = wrt == "input" and not coupled
+    one_by_one = kind.per_sample and not coupled
     count = len(samples) if one_by_one else matching.samples
     try:
         found, rest = examined(matching, job, samples if one_by_one else None, method, key)

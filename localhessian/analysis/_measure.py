@@ -12,13 +12,14 @@ from localhessian._arguments import expect, expect_key
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
-from localhessian.analysis._asked import SIDES, chosen, jobs_of, missing
+from localhessian.analysis._asked import chosen, jobs_of, missing
 from localhessian.analysis._figures import Figures, figures, stacked, surveyed_figures
 from localhessian.analysis._measurement import Entry, Measurement
 from localhessian.analysis._row import Key as RowKey
 from localhessian.analysis._survey import examined, named
+from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method, condition_number
-from localhessian.network import BackMatching, Chain, back_match
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match
 
 
 def measure(
@@ -30,8 +31,8 @@ def measure(
     context: Context = None,
     *,
     blocks: str | Iterable[str] | None = None,
-    wrt: str | Iterable[str] = SIDES,
-    part: str | Iterable[str] = "gauss_newton",
+    wrt: Wrt | Iterable[Wrt] = tuple(SIDES),
+    part: Part | Iterable[Part] = "gauss_newton",
     samples: int | Sequence[int] | Array | None = None,
     samples_per_block: int = 16,
     method: Method | None = None,
@@ -90,7 +91,7 @@ def measure(
     key = jax.random.key(0) if key is None else key
     matching = back_match(chain, params, x, y, loss, context)
     ones = chosen(samples, samples_per_block, matching.samples)
-    why = {job: missing(matching, *job[:2], asked=blocks is not None) for job in jobs}
+    why = {job: missing(matching, job[0], SIDES[job[1]], asked=blocks is not None) for job in jobs}
     there = [job for job in jobs if not why[job]]
     if not there:
         raise ValueError(f"nothing of what `blocks` and `wrt` ask for exists: {'; '.join(sorted(set(why.values())))}.")
@@ -104,7 +105,7 @@ def _measured(
     block, wrt, part = job
     coupled = matching.coupled[block]
     is_coupled = bool(coupled) if is_concrete(coupled) else True
-    samples = ones if wrt == "input" and not is_coupled else None
+    samples = ones if SIDES[wrt].per_sample and not is_coupled else None
     found, rest = examined(matching, job, samples, method, key)
     kappa = condition_number(found)
     told = figures(found, kappa) if rest is None else surveyed_figures(found, kappa, rest)

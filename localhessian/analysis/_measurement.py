@@ -11,6 +11,8 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian.analysis._figures import Figures
 from localhessian.analysis._row import Key
+from localhessian.curvature import Part
+from localhessian.network import Wrt
 
 _UNITS = {"status": {"flag_values": [int(s) for s in Status], "flag_meanings": " ".join(s.name for s in Status)}}
 _FILL = {"status": -1, "valued": 0, "complete": False}
@@ -22,8 +24,8 @@ class Entry:
     """Which local Hessian the figures of one entry are of."""
 
     block: str
-    wrt: str
-    part: str
+    wrt: Wrt
+    part: Part
     size: int
     """Order of the matrix (of an uncoupled H_z: of each sample's)."""
     samples: int

@@ -86,7 +86,7 @@ def examined(
     """
     block, wrt, part = job
     key = jax.random.fold_in(key, matching.chain.index(block))
-    operator = local_hessian(matching, block, wrt, part, samples=samples)  # type: ignore[arg-type]
+    operator = local_hessian(matching, block, wrt, part, samples=samples)
     survey = Survey(MAX_OPERATIONS if is_concrete(matching) else TRACED_OPERATIONS)
     found = spectrum(operator, survey if method is None else method, key=key, throw=False)
     return found, survey.rest(operator, found, key) if method is None else None

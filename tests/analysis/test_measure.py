@@ -89,6 +89,15 @@ def test_on_numbers_the_figures_are_those_of_analyze(make):
         assert lh.Status(int(told[entry.key].status)).name == row.status
 
 
+def test_samples_are_chosen_under_tracing_too():
+    case = networks.mlp(widths=(3, 4, 3), n=5)
+    of = lambda p: lh.measure(case.chain, p, *case[2:], blocks="layer0", wrt="input", samples=[3, -1])
+    traced, told = jax.jit(of)(case.params)["layer0", "input"], of(case.params)["layer0", "input"]
+    np.testing.assert_allclose(traced.kappa_plus, told.kappa_plus, rtol=1e-4)
+    with pytest.raises(ValueError, match="known when the program is made"):
+        jax.jit(lambda i: lh.measure(*case, blocks="layer0", wrt="input", samples=i).figures)(jnp.array([1]))
+
+
 def test_a_coupled_block_is_one_matrix_under_tracing_too():
     case = networks.normalized()
     traced = jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], blocks="norm"))(case.params)

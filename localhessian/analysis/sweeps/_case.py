@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from localhessian._arguments import expect_function
+from localhessian._programs import program_text
 from localhessian._tree import raw_bytes
 from localhessian.analysis.sweeps._axes import Axes
-from localhessian.network import program_text
 
 
 @dataclasses.dataclass(frozen=True)
