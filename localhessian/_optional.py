@@ -3,7 +3,15 @@
 import importlib
 from types import ModuleType
 
-_EXTRAS = {"typer": "cli", "platformdirs": "cli", "pooch": "train", "orbax": "train"}
+_EXTRAS = {
+    "typer": "cli",
+    "platformdirs": "cli",
+    "pooch": "train",
+    "orbax": "train",
+    "xarray": "sweep",
+    "zarr": "sweep",
+    "h5netcdf": "sweep",
+}
 
 
 def optional(name: str) -> ModuleType:

@@ -42,11 +42,40 @@ TOP = 8
 SUBROOMS = {
     "linalg": ("operators", "spectra", "krylov", "structure", "stochastic", ""),
     "network": ("", "cutting"),
+    "analysis": ("", "sweeps", "plot"),
 }
 OPTIONAL = frozenset(
-    {"matplotlib", "pandas", "rich", "jinja2", "typer", "sklearn", "equinox", "flax", "xarray", "PIL", "scipy", "tqdm"}
+    {
+        "matplotlib",
+        "pandas",
+        "rich",
+        "jinja2",
+        "typer",
+        "sklearn",
+        "equinox",
+        "flax",
+        "xarray",
+        "PIL",
+        "scipy",
+        "tqdm",
+        "zarr",
+        "h5netcdf",
+    }
 )
-HEAVY = ("matplotlib", "pandas", "rich", "typer", "jinja2", "equinox", "sklearn", "PIL", "xarray", "flax")
+HEAVY = (
+    "matplotlib",
+    "pandas",
+    "rich",
+    "typer",
+    "jinja2",
+    "equinox",
+    "sklearn",
+    "PIL",
+    "xarray",
+    "flax",
+    "zarr",
+    "h5netcdf",
+)
 MAX_LINES = 400
 FORBIDDEN_CALLS = {"print", "breakpoint", "exec", "eval"}
 

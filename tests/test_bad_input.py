@@ -44,8 +44,9 @@ ANY = " ".join(ABSURD)
 ARRAYS = "None number negative fraction NaN inf bool list empty dict array ndarray"
 LEFT_OUT = {
     # Data: made by the library, not by hand; their methods that take something are walked.
-    *("Audit", "BackMatching", "BlockInfo", "ConditionNumber", "Cut", "Density", "Explanation", "IdentityCheck"),
-    *("Interval", "LinearMap", "LocalScalars", "PropagateInfo", "QuadratureEstimate", "Row", "Spectrum"),
+    *("Audit", "BackMatching", "BlockInfo", "ConditionNumber", "Cut", "Density", "Explanation", "Figures"),
+    *("IdentityCheck", "Interval", "LinearMap", "LocalScalars", "Measurement", "PropagateInfo", "QuadratureEstimate"),
+    *("Row", "Spectrum"),
     *("Summary", "SymmetricOperator", "TraceEstimate", "Status"),
     # Errors are raised, not called.
     *("CutError", "IdentityError", "SpectrumError", "SpectrumInterrupt"),
@@ -69,12 +70,13 @@ MEANT = {
     **dict.fromkeys(("max_bytes", "max_operations"), "number fraction inf"),
     **dict.fromkeys(("scale_amended_sgd.samples", "scale_by_local_hessian.samples"), "None number"),
     **dict.fromkeys(("scale_amended_sgd.probes", "scale_by_local_hessian.probes"), "None number"),
-    "analyze.samples": "None number negative list",
+    **dict.fromkeys(("analyze.samples", "measure.samples"), "None number negative list"),
     # Functions; one of a single argument is meant by nobody who is to call it with two.
     **dict.fromkeys(("mv", "rmv", "per_sample"), "None function"),
     **dict.fromkeys(("symmetric_operator.mv", "linear_map.mv", "Block.apply"), "function"),
     # Methods, names and paths.
-    **dict.fromkeys(("spectrum.method", "analyze.method"), "None instance"),
+    **dict.fromkeys(("spectrum.method", "analyze.method", "measure.method"), "None instance"),
+    "static_axes": "empty",
     "progress": "None bool",
     **dict.fromkeys(("mark.name", "Block.name"), "text"),
     "at": "None empty",
@@ -107,7 +109,9 @@ EXCUSED = {
     **dict.fromkeys(("chain_from_linen.x", "chain_from_nnx.x"), "array ndarray"),
     "chain_from_function.params": "None empty fraction NaN inf array ndarray",
     # A function of other arguments is called by some routes only, and Python says what it lacks.
-    **dict.fromkeys(("spectrum.progress", "analyze.progress", "check_identities.progress"), "function"),
+    **dict.fromkeys(
+        ("spectrum.progress", "analyze.progress", "check_identities.progress", "sweep.progress"), "function"
+    ),
     # The sentence names the class, or the file itself.
     "Chain.blocks": "empty",
     "Report.html.path": "folder",
@@ -156,6 +160,7 @@ def setting():
         **{"chain": chain, "params": params, "x": x, "y": y, "loss": loss, "blocks": blocks, "fn": fn},
         **{"matching": matching, "operator": operator, "spectrum": lh.spectrum(operator, lh.Dense(), vectors=1)},
         **{"block": "a", "name": "a", "apply": lambda p, z: z @ p, "q": 0.5, "z": x},
+        **{"case": lambda scale: scale + 1, "axes": {"scale": [1.0, 2.0]}},
         **{"mv": lambda v: v, "rmv": None, "size": 3, "in_size": 3, "out_size": 3},
         **{
             "learning_rate": 0.1,

@@ -36,7 +36,7 @@ def compiled(function: Callable | None = None, /, *, static_argnums: Any = (), o
 
     @functools.cache
     def chosen() -> Callable:
-        options = (_WITHOUT_FUSED_SUMS if sums_go_wrong() else {}) | (_QUICKLY if once and _compiles_quickly() else {})
+        options = compiler_options() | (_QUICKLY if once and _compiles_quickly() else {})
         return jax.jit(precise, static_argnums=static_argnums, compiler_options=options) if options else plain
 
     @functools.wraps(function)
@@ -63,6 +63,11 @@ def full_precision() -> Iterator[None]:
 
 def _multiplies_coarsely() -> bool:
     return jax.default_backend() != "cpu"
+
+
+def compiler_options() -> dict[str, Any]:
+    """Those of every program of ours: without the fusion that is wrong on this CPU."""
+    return dict(_WITHOUT_FUSED_SUMS) if sums_go_wrong() else {}
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,20 +14,19 @@ from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
+from localhessian.analysis._asked import UNASKED, chosen, jobs_of, missing
 from localhessian.analysis._fingerprint import fingerprint
 from localhessian.analysis._measured import measured, surveyed, without_figures
 from localhessian.analysis._report import Report
 from localhessian.analysis._row import Key as RowKey
 from localhessian.analysis._row import Row, RowSpectrum
-from localhessian.analysis._survey import Survey
-from localhessian.curvature import Part, local_hessian
-from localhessian.linalg import Method, SpectrumInterrupt, check_method, spectrum
-from localhessian.network import SIDES, BackMatching, Chain, Side, Wrt, back_match_partly, sample_indices
+from localhessian.analysis._survey import examined
+from localhessian.curvature import Part
+from localhessian.linalg import Method, SpectrumInterrupt, check_method
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly
 
-PARTS: tuple[Part, ...] = get_args(Part)
 AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
 """Rows that `resume` does not keep."""
-UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
 
 
 def analyze(
@@ -96,21 +95,17 @@ def analyze(
     started = time.perf_counter()
     if not is_concrete(params, x, y, context):
         raise TypeError(
-            "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.back_match`, "
-            "`lh.local_hessian`, `lh.spectrum` and `lh.condition_number` work)."
+            "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.measure` "
+            "works)."
         )
     expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
     expect_key(key)
     check_method(method)
-    names = chain.names if blocks is None else _several("blocks", blocks)
-    for name in names:
-        chain.index(name)
-    sides, parts = _several("wrt", wrt, tuple(SIDES)), _several("part", part, PARTS)
-    jobs = [(b, w, p) for b in chain.names if b in names for w in sides for p in parts]
+    jobs = jobs_of(chain, blocks, wrt, part)
     key = jax.random.key(0) if key is None else key
     matching = back_match_partly(chain, params, x, y, loss, context)
-    chosen = _chosen(samples, samples_per_block, matching.samples)
-    meta = _meta(matching, chosen, method, key)
+    ones = chosen(samples, samples_per_block, matching.samples)
+    meta = _meta(matching, ones, method, key)
     rows, spectra = _resumed(resume, meta)
     kept = {row.key for row in rows}
     interrupted = False
@@ -120,7 +115,7 @@ def analyze(
                 show(done, len(jobs), " / ".join(job))
                 if job not in kept:
                     asked = blocks is not None
-                    row, found, interrupted = _analyze_one(matching, job, chosen, method, key, asked)
+                    row, found, interrupted = _analyze_one(matching, job, ones, method, key, asked)
                     rows.append(row)
                     if found is not None:
                         spectra[job] = found
@@ -139,19 +134,15 @@ def _analyze_one(
     matching: BackMatching, job: RowKey, samples: tuple[int, ...], method: Method | None, key: Key, asked: bool
 ) -> tuple[Row, RowSpectrum | None, bool]:
     """The row, the spectrum behind it, and whether it was interrupted."""
-    block, wrt, part = job
+    block, wrt, _ = job
     kind, coupled = SIDES[wrt], bool(matching.coupled[block])
-    missing = _missing(matching, block, kind) or ("" if asked else _unasked(matching, block))
-    if missing:
-        return without_figures(job, coupled=coupled, note=missing), None, False
+    why = missing(matching, block, kind, asked=asked)
+    if why:
+        return without_figures(job, coupled=coupled, note=why), None, False
     one_by_one = kind.per_sample and not coupled
     count = len(samples) if one_by_one else matching.samples
-    key = jax.random.fold_in(key, matching.chain.index(block))
     try:
-        operator = local_hessian(matching, block, wrt, part, samples=samples if one_by_one else None)
-        survey = Survey()
-        found = spectrum(operator, survey if method is None else method, key=key, throw=False)
-        rest = survey.rest(operator, found, key) if method is None else None
+        found, rest = examined(matching, job, samples if one_by_one else None, method, key)
         if rest is not None:
             return *surveyed(job, found, rest, samples=count, coupled=coupled), False
         return *measured(job, found, samples=count, coupled=coupled), False
@@ -163,37 +154,6 @@ def _analyze_one(
     except Exception as error:  # one row's failure, whatever it is, must not cost the others
         note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count), None, False
-
-
-def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tuple[Any, ...]:
-    """One name or several, walked once."""
-    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
-    if not words or not all(isinstance(word, str) for word in words):
-        raise TypeError(f"`{name}` must be a name or several, got {given!r}.")
-    wrong = [word for word in words if known is not None and word not in known]
-    if wrong:
-        raise ValueError(f"`{name}` takes {', '.join(map(repr, known or ()))}, got {wrong[0]!r}.")
-    return tuple(dict.fromkeys(words))
-
-
-def _missing(matching: BackMatching, block: str, kind: type[Side]) -> str:
-    variables = floating(kind.varied(matching.place(block)))[0]
-    if kind.per_sample:
-        return "" if variables else "H_z does not exist: the block's input holds integers"
-    return "" if size(variables) else "H_W does not exist: the block has no parameters"
-
-
-def _unasked(matching: BackMatching, block: str) -> str:
-    return "" if size(floating(matching.params[block])[0]) else UNASKED
-
-
-def _chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:
-    if samples is not None:
-        return tuple(np.asarray(sample_indices(samples, n)[0]).tolist())
-    count = np.asarray(samples_per_block)
-    if count.shape != () or count.dtype.kind not in "iu" or count < 1:
-        raise ValueError(f"`samples_per_block` must be a whole number of at least 1, got {samples_per_block!r}.")
-    return tuple(np.unique(np.linspace(0, n - 1, min(int(count), n)).round().astype(int)).tolist())
 
 
 def _meta(matching: BackMatching, samples: tuple[int, ...], method: Method | None, key: Key) -> dict[str, Any]:

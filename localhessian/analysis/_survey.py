@@ -7,21 +7,28 @@ its tolerance, and the rest of the products go into what they tell about all eig
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from localhessian._progress import Progress, silent
+from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
+from localhessian.analysis._row import Key as RowKey
+from localhessian.curvature import local_hessian
 from localhessian.linalg import (
     Declined,
     Dense,
     Density,
     GolubKahan,
     LinearMap,
+    Method,
     Spectrum,
     Structured,
     SymmetricOperator,
     spectral_density,
+    spectrum,
 )
+from localhessian.network import BackMatching
 
 STARTS, STEPS = 2, 12
 """Of the quadrature; two starts are the fewest that tell an error."""
@@ -29,11 +36,18 @@ TOP = GolubKahan(which="largest", k=1, rtol=3e-3)
 """Its singular value to 0.3 %, by the residual; the error itself goes with the square of that."""
 MAX_OPERATIONS = 8e10
 """Multiplications, over all samples of a row, that a dense decomposition may take by itself: seconds."""
+TRACED_OPERATIONS = 1e10
+"""The same inside a compiled program, whose SVDs in float32 take several times as long, and stand there many times."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """A method: `Structured()` where it finds something, `Dense()` within `MAX_OPERATIONS`, else the largest value."""
+    """A method: `Structured()` where it finds something, `Dense()` within limits, else the largest value.
+
+    Under transformations `Structured()` declines what it cannot find in a traced operator.
+    """
+
+    max_operations: float
 
     def run(
         self,
@@ -44,7 +58,7 @@ class Survey:
         show: Progress = silent,
     ) -> Spectrum:
         """The whole spectrum, or its largest value."""
-        structured, dense = Structured(), Dense(max_operations=MAX_OPERATIONS)
+        structured, dense = Structured(), Dense(max_operations=self.max_operations)
         try:
             return structured.attempt(operator, key, show)
         except Declined:
@@ -53,6 +67,33 @@ class Survey:
 
     def rest(self, operator: SymmetricOperator, found: Spectrum, key: Key) -> Density | None:
         """How the other eigenvalues are distributed, where only the largest was found."""
-        if found.method != str(TOP) or np.all(found.complete):
+        if found.method != str(TOP) or (is_concrete(found) and np.all(found.complete)):
             return None
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)
+
+
+def examined(
+    matching: BackMatching, job: RowKey, samples: tuple[int, ...] | None, method: Method | None, key: Key
+) -> tuple[Spectrum, Density | None]:
+    """The spectrum of one local Hessian, and what a quadrature tells beside it where it is not whole.
+
+    Args:
+        matching: The network at its point; under transformations traced.
+        job: (block, wrt, part).
+        samples: Of an uncoupled H_z, which ones; None: the whole batch.
+        method: None leaves it to a `Survey`.
+        key: Of the analysis; each block has its own.
+    """
+    block, wrt, part = job
+    key = jax.random.fold_in(key, matching.chain.index(block))
+    operator = local_hessian(matching, block, wrt, part, samples=samples)
+    survey = Survey(MAX_OPERATIONS if is_concrete(matching) else TRACED_OPERATIONS)
+    found = spectrum(operator, survey if method is None else method, key=key, throw=False)
+    return found, survey.rest(operator, found, key) if method is None else None
+
+
+def named(found: Spectrum, rest: Density | None) -> str:
+    """What the figures come from."""
+    return (
+        found.method if rest is None else f"{found.method} + spectral_density(probes={rest.probes}, steps={rest.steps})"
+    )

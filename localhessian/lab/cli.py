@@ -19,6 +19,7 @@ from localhessian.lab._cifar import load_images
 from localhessian.lab._data import Images, digits
 from localhessian.lab._models import MODELS, digits_network
 from localhessian.lab._programs_kept import keep_programs
+from localhessian.lab._sweeps import Asked, asked_of, axis_of, closing, forecast, run_asked
 from localhessian.lab._train import train
 from localhessian.lab.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare, network
 
@@ -149,6 +150,39 @@ def train_command(
         raise typer.Exit(130) from None
 
 
+@app.command("sweep")
+def sweep_command(
+    case: Annotated[str, typer.Argument(help="`module:function`, or a TOML file with `case` and `axes`.")],
+    axis: Annotated[
+        list[str], typer.Option(help="scale=logspace(-1,1,9), seed=0..9, width=16,32; once for each axis.")
+    ] = [],  # noqa: B006  as typer wants it
+    static: Annotated[
+        str, typer.Option(help="Axes that change shapes, with commas between: one compilation each.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Dataset, .zarr or .nc; again with it goes on where it stopped.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option(help="Inside programs; or as plain Python.")] = True,
+    workers: Annotated[int, typer.Option(min=0, help="Processes for plain Python; 0: this one.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the keys of the cases.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what there is to do, by the first case.")] = False,
+) -> None:
+    """Run a case at every point between some axes: compiled once for each shape, resumable."""
+    with _in_words():
+        if case.endswith(".toml"):
+            asked = asked_of(Path(case))
+        else:
+            axes = dict(map(axis_of, axis))
+            asked = Asked(case, axes, tuple(_listed(static)), None if out is None else str(out), compiled, seed)
+        if dry_run:
+            return typer.echo(forecast(asked))
+        found = run_asked(asked, workers)
+    typer.echo(f"{found}\n\n{closing(found, asked)}")
+    if found.attrs["interrupted"]:
+        raise typer.Exit(130)
+    return None
+
+
 @app.command("report")
 def report_command(
     files: Annotated[list[Path], typer.Argument(help="Reports (.npz), a folder of them, or a study of `train`.")],
@@ -209,7 +243,7 @@ def _in_words() -> Iterator[None]:
     """A sentence instead of a traceback, for what a user or a disk refuses."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
 
 

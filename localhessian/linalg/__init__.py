@@ -13,6 +13,7 @@ from localhessian.linalg.krylov import Lanczos as Lanczos
 from localhessian.linalg.operators import LinearMap as LinearMap
 from localhessian.linalg.operators import SymmetricOperator as SymmetricOperator
 from localhessian.linalg.operators import call as call
+from localhessian.linalg.operators import contains_convolution as contains_convolution
 from localhessian.linalg.operators import gram as gram
 from localhessian.linalg.operators import lazy_map as lazy_map
 from localhessian.linalg.operators import lazy_operator as lazy_operator

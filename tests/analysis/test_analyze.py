@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import localhessian as lh
-from localhessian.analysis import _analyze as analysis
 from localhessian.analysis import _survey as survey
-from localhessian.analysis._analyze import UNASKED, _chosen
+from localhessian.analysis._asked import UNASKED, chosen
 from localhessian.analysis._findings import findings
 from localhessian.analysis._measured import SURVEYED
 from localhessian.lab import MODELS, digits, digits_network, train
@@ -182,7 +181,7 @@ def test_skip_bound_of_the_theory():
 
 def test_what_samples_mean():
     """A count is a whole number of any type; samples are indices or a mask; what is neither is refused."""
-    count, indices = lambda number: _chosen(None, number, 6), lambda samples: _chosen(samples, 16, 6)
+    count, indices = lambda number: chosen(None, number, 6), lambda samples: chosen(samples, 16, 6)
     assert count(3) == count(np.int64(3)) == count(np.array(3)) == count(jnp.array(3)) == (0, 2, 5)
     assert indices([True, False, True, False, False, False]) == indices((0, 2)) == (0, 2)
     assert indices(np.int64(4)) == indices(4) == (4,)
@@ -218,14 +217,14 @@ def test_samples_without_curvature_do_not_blank_the_row():
 
 def test_a_block_that_fails_is_a_row_with_its_sentence_and_the_others_stay(monkeypatch):
     case = networks.mlp()
-    right = analysis.spectrum
+    right = survey.spectrum
 
     def spectrum(operator, *args, **kwargs):
         if "`layer1`" in operator.label:
             raise MemoryError("cannot hold it")
         return right(operator, *args, **kwargs)
 
-    monkeypatch.setattr(analysis, "spectrum", spectrum)
+    monkeypatch.setattr(survey, "spectrum", spectrum)
     report = lh.analyze(*case, wrt="params")
     failed = report["layer1", "params"]
     assert (failed.status, failed.converged, failed.note) == ("FAILED", False, "MemoryError: cannot hold it")
@@ -306,7 +305,7 @@ def test_a_row_that_is_interrupted_keeps_what_its_products_have_shown():
         raise lh.SpectrumInterrupt(found)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "spectrum", interrupt)
+        patch.setattr(survey, "spectrum", interrupt)
         report = lh.analyze(*case, wrt="params", progress=stop)
     (row,) = report.rows
     assert (row.status, row.converged, report.meta["interrupted"]) == ("INTERRUPTED", False, True)

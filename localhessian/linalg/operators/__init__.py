@@ -2,6 +2,7 @@
 
 from localhessian.linalg.operators._convolution import in_loop as in_loop
 from localhessian.linalg.operators._convolution import repeat as repeat
+from localhessian.linalg.operators._cpu import contains_convolution as contains_convolution
 from localhessian.linalg.operators._operators import HIGHEST as HIGHEST
 from localhessian.linalg.operators._operators import LinearMap as LinearMap
 from localhessian.linalg.operators._operators import SymmetricOperator as SymmetricOperator

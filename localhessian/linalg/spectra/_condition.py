@@ -155,7 +155,7 @@ def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | 
     sigma, _ = _singular_scale(xp, spectrum, seen)
     largest = xp.max(sigma, axis=-1)
     above = seen & (sigma > (_cutoffs(spectrum, rtol)[1] * largest)[..., None])
-    counts = xp.cumsum(xp.where(above, spectrum.multiplicities, 0), axis=-1)
+    counts = xp.cumsum(xp.where(above, spectrum.multiplicities, 0), axis=-1).astype(sigma.dtype)
     reached = above & (counts >= xp.maximum(q * counts[..., -1:], 1))
     at_q = _smallest(xp, sigma, reached)
     known = spectrum.complete & finite & ~_indefinite(xp, spectrum, seen)

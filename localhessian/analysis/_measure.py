@@ -1,0 +1,121 @@
+"""What a row of a report says, as arrays: for many networks in one program."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localhessian._arguments import expect, expect_key
+from localhessian._status import Status
+from localhessian._tree import is_concrete
+from localhessian._types import Activations, Array, Context, Key, Loss, Params
+from localhessian.analysis._asked import chosen, jobs_of, missing
+from localhessian.analysis._figures import Figures, figures, stacked, surveyed_figures
+from localhessian.analysis._measurement import Entry, Measurement
+from localhessian.analysis._row import Key as RowKey
+from localhessian.analysis._survey import examined, named
+from localhessian.curvature import Part
+from localhessian.linalg import Method, check_method, condition_number
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match
+
+
+def measure(
+    chain: Chain,
+    params: dict[str, Params],
+    x: Activations,
+    y: Any,
+    loss: Loss,
+    context: Context = None,
+    *,
+    blocks: str | Iterable[str] | None = None,
+    wrt: Wrt | Iterable[Wrt] = tuple(SIDES),
+    part: Part | Iterable[Part] = "gauss_newton",
+    samples: int | Sequence[int] | Array | None = None,
+    samples_per_block: int = 16,
+    method: Method | None = None,
+    key: Key | None = None,
+) -> Measurement:
+    """The figures of every local Hessian as a pytree of arrays: works under `jax.jit` and `jax.vmap`, and without.
+
+    On numbers its figures are those of `lh.analyze`. Under transformations there is no float64 beside float32, and no
+    choice by numbers: small ends are less exact, which their intervals and statuses tell.
+
+    Args:
+        chain: The network.
+        params: The parameters of each block by its name.
+        x: Inputs, samples on the leading axis.
+        y: What the loss compares with.
+        loss: Per-sample losses, shape `(n,)`.
+        context: Handed to every block that takes one.
+        blocks: A name or names of the blocks to measure; default all, but of blocks without parameters no H_z.
+        wrt: `"params"` for H_W, `"input"` for H_z, or both. What does not exist has no entry.
+        part: `"gauss_newton"`, `"full"`, `"residual"`, or several.
+        samples: For an uncoupled H_z, which samples: indices or a boolean mask. Under transformations a block couples
+            its samples unless its program proves that it keeps them apart: a coupled H_z is one matrix of the batch.
+        samples_per_block: Without `samples`, how many, evenly spaced.
+        method: As in `lh.spectrum`. None takes the whole spectrum where there is structure or the matrix is small (3e10
+            multiplications; under transformations 1e10), else the largest eigenvalue and a quadrature for the rest.
+        key: Of random start vectors; default `jax.random.key(0)`.
+
+    Returns:
+        An entry for each block, side and part. A figure that is not known is NaN, and the status then is not CONVERGED
+        where kappa_plus is the one: BUDGET_SPENT if only its lower bound was sought.
+
+    Raises:
+        ValueError: Bad input, as from `lh.back_match`; an unknown side or part; nothing of what was asked for exists;
+            a method that cannot work on this operator, or not under transformations.
+        KeyError: A block name that is not in the chain.
+
+    Cost: one `lh.back_match`, and one `lh.spectrum` for each entry.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> chain = lh.Chain([lh.Block("a", lambda w, z: z @ w), lh.Block("b", lambda w, z: z @ w)])
+        >>> x, y = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.zeros((2, 1))
+        >>> def kappa(scale):
+        ...     params = {"a": jnp.diag(jnp.array([1.0, scale])), "b": jnp.ones((2, 1))}
+        ...     found = lh.measure(chain, params, x, y, lambda z, y: 0.5 * ((z - y) ** 2).sum(1))
+        ...     return found["a", "input"].kappa_plus
+        >>> print(jax.jit(jax.vmap(kappa))(jnp.array([1.0, 2.0, 3.0])).round(3))
+        [1. 4. 9.]
+    """
+    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    expect_key(key)
+    check_method(method)
+    jobs = jobs_of(chain, blocks, wrt, part)
+    key = jax.random.key(0) if key is None else key
+    matching = back_match(chain, params, x, y, loss, context)
+    ones = chosen(samples, samples_per_block, matching.samples)
+    why = {job: missing(matching, job[0], SIDES[job[1]], asked=blocks is not None) for job in jobs}
+    there = [job for job in jobs if not why[job]]
+    if not there:
+        raise ValueError(f"nothing of what `blocks` and `wrt` ask for exists: {'; '.join(sorted(set(why.values())))}.")
+    entries = [_measured(matching, job, ones, method, key) for job in there]
+    return Measurement(stacked([told for _, told in entries]), tuple(entry for entry, _ in entries))
+
+
+def _measured(
+    matching: BackMatching, job: RowKey, ones: tuple[int, ...], method: Method | None, key: Key
+) -> tuple[Entry, Figures]:
+    block, wrt, part = job
+    coupled = matching.coupled[block]
+    is_coupled = bool(coupled) if is_concrete(coupled) else True
+    samples = ones if SIDES[wrt].per_sample and not is_coupled else None
+    found, rest = examined(matching, job, samples, method, key)
+    kappa = condition_number(found)
+    told = figures(found, kappa) if rest is None else surveyed_figures(found, kappa, rest)
+    count = matching.samples if samples is None else len(samples)
+    return Entry(block, wrt, part, found.size, count, is_coupled, named(found, rest)), _honest(told)
+
+
+def _honest(told: Figures) -> Figures:
+    """A condition number that was not sought is no figure with a good status."""
+    xp: Any = np if is_concrete(told) else jnp
+    unknown = xp.isnan(told.kappa_plus) & (told.status == int(Status.CONVERGED))
+    spent = xp.full_like(told.status, int(Status.BUDGET_SPENT))
+    return dataclasses.replace(told, status=xp.where(unknown, spent, told.status))

@@ -1,0 +1,190 @@
+"""The figures as arrays: under transformations, against dense float64 arithmetic and against `analyze`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+import localhessian as lh
+from localhessian.analysis import _survey as survey
+
+pytestmark = pytest.mark.once
+
+SCALES = jnp.array([1.0, 0.3, 3.0, 0.0, jnp.nan])
+SHARED = ("rank", "lambda_max", "lambda_min_nonzero", "kappa_plus", "kappa_lower", "kappa_upper", "kappa_q05", "trace")
+
+
+def scaled(scale):
+    case = networks.mlp(widths=(3, 4, 3), n=5)
+    return case._replace(params={**case.params, "layer0": jax.tree.map(lambda w: scale * w, case.params["layer0"])})
+
+
+@functools.cache
+def of_scales():
+    """Five networks in one program: one has weights of zero, so that H_z of its first block vanishes, one has NaN."""
+    return jax.jit(jax.vmap(lambda scale: lh.measure(*scaled(scale))))(SCALES)
+
+
+def truth(scale, block, wrt):
+    """(lambda_max, kappa_plus, rank, trace, stable rank): medians over samples, by float64 SVDs of dense Jacobians."""
+    matching = lh.back_match(*scaled(scale))
+    samples = range(matching.samples) if wrt == "input" else [None]
+    told = []
+    for sample in samples:
+        factor = np.asarray(lh.local_hessian(matching, block, wrt, samples=sample).factor.to_dense(), np.float64)
+        values = np.linalg.svd(factor, compute_uv=False) ** 2
+        above = values[values > (100 * float(jnp.finfo(matching.objective.dtype).eps)) ** 2 * values[0]]
+        stable = (values**2).sum() / values[0] ** 2
+        told.append((values[0], above[0] / above[-1], len(above), values.sum(), stable))
+    return np.median(told, axis=0)
+
+
+@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize(("block", "wrt"), [(b, w) for b in ("layer0", "head") for w in ("params", "input")])
+def test_one_program_for_many_networks_against_dense_float64_arithmetic(i, block, wrt):
+    told = jax.tree.map(lambda array: array[i], of_scales()[block, wrt])
+    top, kappa, rank, trace, stable = truth(SCALES[i], block, wrt)
+    eps = float(jnp.finfo(told.lambda_max.dtype).eps)
+    np.testing.assert_allclose([told.lambda_max, told.trace, told.stable_rank], [top, trace, stable], rtol=100 * eps)
+    assert told.rank == rank
+    # A singular value is off by some eps of the largest, so kappa by that times its root.
+    np.testing.assert_allclose(told.kappa_plus, kappa, rtol=100 * eps * np.sqrt(kappa))
+    assert told.kappa_lower <= kappa * (1 + 10 * eps)
+    assert told.kappa_upper >= kappa * (1 - 10 * eps)
+    assert told.status == 0
+    assert told.complete
+
+
+def test_what_vanishes_has_a_status_of_its_own():
+    told = jax.tree.map(lambda array: array[3], of_scales()["layer0", "input"])
+    assert int(told.status) == lh.Status.ZERO
+    assert (int(told.valued), float(told.rank), float(told.lambda_max)) == (0, 0, 0)
+    assert np.isnan(told.kappa_plus)
+
+
+def test_no_figure_is_missing_behind_a_good_status():
+    for array in (of_scales().figures, lh.measure(*networks.mlp()).figures):
+        known = np.asarray(array.status) == 0
+        assert not np.isnan(np.asarray(array.kappa_plus)[known]).any()
+        assert not np.isnan(np.asarray(array.trace)[known & np.asarray(array.complete)]).any()
+
+
+@pytest.mark.parametrize("make", [networks.mlp, networks.normalized, networks.transformer])
+def test_on_numbers_the_figures_are_those_of_analyze(make):
+    told, report = lh.measure(*make()), lh.analyze(*make())
+    rows = [row for row in report.rows if row.has_figures]
+    assert [row.key for row in rows] == [entry.key for entry in told.entries]
+    for row, entry in zip(rows, told.entries, strict=True):
+        assert (row.size, row.samples, row.coupled, row.method) == (
+            entry.size,
+            entry.samples,
+            entry.coupled,
+            entry.method,
+        )
+        for name in SHARED:
+            np.testing.assert_array_equal(getattr(told[entry.key], name), getattr(row, name))
+        assert lh.Status(int(told[entry.key].status)).name == row.status
+
+
+def test_samples_are_chosen_under_tracing_too():
+    case = networks.mlp(widths=(3, 4, 3), n=5)
+    of = lambda p: lh.measure(case.chain, p, *case[2:], blocks="layer0", wrt="input", samples=[3, -1])
+    traced, told = jax.jit(of)(case.params)["layer0", "input"], of(case.params)["layer0", "input"]
+    np.testing.assert_allclose(traced.kappa_plus, told.kappa_plus, rtol=1e-4)
+    with pytest.raises(ValueError, match="known when the program is made"):
+        jax.jit(lambda i: lh.measure(*case, blocks="layer0", wrt="input", samples=i).figures)(jnp.array([1]))
+
+
+def test_a_coupled_block_is_one_matrix_under_tracing_too():
+    case = networks.normalized()
+    traced = jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], blocks="norm"))(case.params)
+    whole = lh.measure(*case, blocks="norm")
+    assert [(e.coupled, e.size, e.samples) for e in traced.entries] == [(True, 10, 6), (True, 30, 6)]
+    for wrt in ("params", "input"):
+        assert traced["norm", wrt].rank == whole["norm", wrt].rank
+        assert traced["norm", wrt].status == whole["norm", wrt].status
+        # kappa 2e9 hangs on a singular value of 2e-5 sigma_max, which float32 knows to a hundredth.
+        interval = traced["norm", wrt].kappa_lower, traced["norm", wrt].kappa_upper
+        assert interval[0] <= whole["norm", wrt].kappa_plus <= interval[1]
+
+
+@pytest.mark.full
+def test_a_large_matrix_is_surveyed_and_says_so(monkeypatch):
+    monkeypatch.setattr(survey, "TRACED_OPERATIONS", 10.0)
+    case = networks.mlp(widths=(12, 12, 5), n=9)
+    told = jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], blocks="layer0", wrt="params"))(case.params)
+    whole = lh.measure(*case, blocks="layer0", wrt="params")
+    surveyed, exact = told["layer0", "params"], whole["layer0", "params"]
+    assert lh.Status(int(surveyed.status)) is lh.Status.BUDGET_SPENT
+    assert "spectral_density" in told.entries[0].method
+    assert np.isnan(surveyed.kappa_plus)
+    assert not surveyed.complete
+    assert 1 <= surveyed.kappa_lower <= exact.kappa_plus
+    assert surveyed.kappa_upper == np.inf
+    np.testing.assert_allclose(
+        surveyed.lambda_max, exact.lambda_max, rtol=6e-3
+    )  # of the square of what is known to 3e-3
+    assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error
+
+
+def test_a_spent_budget_is_told_by_the_status():
+    case = networks.mlp(widths=(6, 12, 5), n=30)
+    method = lh.GolubKahan(max_matvecs=8, k=1)
+    run = lambda p: lh.measure(case.chain, p, *case[2:], blocks="layer0", wrt="params", method=method)
+    whole = lambda p: lh.measure(case.chain, p, *case[2:], blocks="layer0", wrt="params")
+    told, exact = (run_(case.params)["layer0", "params"] for run_ in (jax.jit(run), whole))
+    assert lh.Status(int(told.status)) is lh.Status.BUDGET_SPENT
+    assert 1 <= told.kappa_lower <= exact.kappa_plus
+    assert told.kappa_upper == np.inf
+
+
+def test_numbers_that_are_not_finite_poison_their_network_alone():
+    statuses = np.asarray(of_scales().figures.status)
+    assert (statuses[4] == lh.Status.NON_FINITE).all()
+    assert (statuses[:3] == lh.Status.CONVERGED).all()
+
+
+def test_tables():
+    frame, dataset = of_scales().to_dataframe(), of_scales().to_xarray()
+    assert list(frame.columns[:4]) == ["axis_0", "block", "wrt", "part"]
+    assert len(frame) == 5 * 4
+    assert dataset.kappa_plus.dims == ("axis_0", "block", "wrt")
+    for _, row in frame.iterrows():
+        at = {"axis_0": row.axis_0, "block": list(dataset.block.values).index(row.block)}
+        at |= {"wrt": list(dataset.wrt.values).index(row.wrt)}
+        np.testing.assert_array_equal(dataset.kappa_plus[at], row.kappa_plus)
+    assert dataset.status.attrs["flag_meanings"].split()[int(lh.Status.ZERO)] == "ZERO"
+    assert dataset.coords["size"].sel(block="layer0", wrt="params") == 16
+
+
+def test_what_does_not_exist_leaves_a_gap():
+    dataset = lh.measure(*networks.transformer()).to_xarray()
+    assert np.isnan(dataset.kappa_plus.sel(block="embed", wrt="input"))
+    assert dataset.status.sel(block="embed", wrt="input") == -1
+    with pytest.raises(ValueError, match="nothing of what `blocks` and `wrt` ask for exists: H_z does not exist"):
+        lh.measure(*networks.transformer(), blocks="embed", wrt="input")
+
+
+def test_several_parts():
+    case = networks.mlp(widths=(3, 4, 3), n=5)
+    told = lh.measure(*case, blocks="head", wrt="params", part=("gauss_newton", "full"))
+    dataset = told.to_xarray()
+    assert dataset.kappa_plus.dims == ("block", "wrt", "part")
+    assert repr(told) == "Measurement(2 local Hessians; blocks head)"
+
+
+def test_messages():
+    case = networks.mlp(widths=(3, 4, 3), n=5)
+    with pytest.raises(KeyError, match=r"has no entry .* it has"):
+        of_scales()["layer1", "params"]
+    with pytest.raises(ValueError, match="`samples_per_block` must be a whole number"):
+        lh.measure(*case, samples_per_block=0)
+    with pytest.raises(ValueError, match="`Structured` declines H_W of block `layer0`"):
+        jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], method=lh.Structured()))(case.params)
+    with pytest.raises(TypeError, match=r"return the measurement from `jax.jit`"):
+        jax.jit(lambda p: lh.measure(case.chain, p, *case[2:]).to_dataframe())(case.params)
+    with pytest.raises(TypeError, match=r"there `lh.measure` works"):
+        jax.jit(lambda p: lh.analyze(case.chain, p, *case[2:]).rows[0].rank)(case.params)
