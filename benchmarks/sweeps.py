@@ -16,7 +16,6 @@ import numpy as np
 import optax
 
 import localhessian as lh
-from localhessian.analysis.sweeps import _compiled
 
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 SAMPLES = 4
@@ -81,6 +80,23 @@ def timed(function):
     return result, time.process_time() - begun
 
 
+def choice(count=32):
+    """Why cases with convolutions run one by one on the CPU: the gradients of several networks, in CPU seconds each."""
+    chain, params, x, y = cnn(jax.random.key(0), 1.0)
+    gradient = jax.grad(lambda params, scale: LOSS(chain.forward(params, scale * x)[-1], y).mean())
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), params)
+    scales = jnp.linspace(0.5, 2.0, count)
+    one, together = jax.jit(gradient), jax.jit(jax.vmap(gradient))
+    at = lambda i: jax.tree.map(lambda leaf: leaf[i], many)
+    ways = {
+        "one by one": lambda: [one(at(i), scales[i]) for i in range(count)],
+        "together": lambda: together(many, scales),
+    }
+    for name, way in ways.items():
+        timed(way)
+        print(f"gradients of {count} convolutional networks {name}: {timed(way)[1] / count:.5f} s each")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", nargs="?", choices=("mlp", "conv"), default="mlp")
@@ -88,12 +104,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--wrt", choices=("input", "params", "both"), default="both")
     parser.add_argument("--analyzed", type=int, default=3, help="networks of which `analyze` is timed")
-    parser.add_argument(
-        "--together", action="store_true", help="convolutions over several networks at once, on the CPU too"
-    )
     given = parser.parse_args()
-    if given.together:
-        _compiled.contains_convolution = lambda program: False
+    if given.network == "conv":
+        choice()
     make = {"mlp": mlp, "conv": cnn}[given.network]
     wrt = ("params", "input") if given.wrt == "both" else given.wrt
     run = functools.partial(case, make, wrt)
