@@ -20,6 +20,7 @@ from localhessian._programs import (
     run,
     run_rewritten,
     traced,
+    unrolled,
 )
 
 pytestmark = pytest.mark.once
@@ -112,6 +113,20 @@ def test_rules_of_differentiation_outlive_evaluation_and_rewriting(kind):
         np.testing.assert_array_equal(jax.grad(lambda x, other=other: other(x).sum())(x), np.full(4, 7))
     entered_gradient = jax.grad(lambda x: evaluate(program(kind), [x], entering)[0].sum())(x)
     np.testing.assert_allclose(entered_gradient, np.cos(X), rtol=1e-6)
+
+
+def test_a_scan_is_unrolled(tol):
+    """With what stays, what is carried and what is taken apart; also backwards."""
+    rows = jnp.asarray(np.outer([1, 2, 3], X))
+    for reverse in (False, True):
+        scan = lambda x, rows, r=reverse: lax.scan(lambda c, row: (c + row, x * c), jnp.zeros(4), rows, reverse=r)
+        one, _ = traced(scan, jnp.asarray(X), rows)
+        rule = lambda eqn, values: (
+            unrolled(eqn, values, evaluate) if eqn.primitive is primitives.scan_p else bind(eqn, values)
+        )
+        wanted = scan(jnp.asarray(X), rows)
+        for got, want in zip(evaluate(one, [jnp.asarray(X), rows], rule), wanted, strict=True):
+            np.testing.assert_allclose(got, want, rtol=tol.identity)
 
 
 def test_a_rule_may_tell_what_later_equations_read():

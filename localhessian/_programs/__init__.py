@@ -10,6 +10,8 @@ from localhessian._programs._compile import sums_go_wrong as sums_go_wrong
 from localhessian._programs._evaluate import bind as bind
 from localhessian._programs._evaluate import evaluate as evaluate
 from localhessian._programs._evaluate import run as run
+from localhessian._programs._evaluate import scanned as scanned
+from localhessian._programs._evaluate import unrolled as unrolled
 from localhessian._programs._inside import Equation as Equation
 from localhessian._programs._inside import Program as Program
 from localhessian._programs._inside import entered as entered

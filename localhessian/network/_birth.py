@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import Equation, Program, bind, entered, evaluate, run, where
+from localhessian._programs import Equation, Program, bind, entered, evaluate, primitives, run, unrolled, where
 
 UNDEFINED = (
     "an undefined operation (0/0, the derivative of a norm or a square root at 0, a softmax over a row that is masked "
@@ -41,7 +41,11 @@ def _first(program: Program, values: list[Any], wrong: Callable[[Any], bool]) ->
         results = bind(eqn, given)
         if any(map(wrong, results)) and not any(map(wrong, given)):
             inner = entered(eqn)
-            raise _Born((_first(inner, given, wrong) if inner is not None else None) or eqn)
+            if inner is not None:
+                evaluate(inner, given, rule)
+            elif eqn.primitive is primitives.scan_p:
+                unrolled(eqn, given, lambda body, values: evaluate(body, values, rule))
+            raise _Born(eqn)
         return results
 
     try:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import localhessian as lh
 from localhessian.network import back_match_partly
@@ -59,6 +60,17 @@ def test_the_sentence_names_block_kind_and_operation(apply):
     assert "overflow" not in str(raised.value) or apply is exploding
     if operation.endswith(" at "):
         assert f"test_finite.py:{apply.__code__.co_firstlineno + 1} (`{apply.__name__}`)" in str(raised.value)
+
+
+def test_an_operation_inside_a_scan_is_named():
+    """By a product: the body takes other operands than the scan does."""
+
+    def row_by_row(p, z):
+        return lax.scan(lambda count, row: (count + 1, p * jnp.log(row @ jnp.eye(3) - 0.5)), 0, jnp.abs(z))[1]
+
+    with pytest.raises(ValueError, match=r"the output of block `b` is not finite.*an undefined operation") as raised:
+        match(row_by_row)
+    assert "first in `log` at " in str(raised.value)
 
 
 def test_the_loss_is_named():

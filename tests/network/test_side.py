@@ -26,7 +26,7 @@ def two_heads(params, z):
 
 BLOCK = lh.Block("two", two_heads)
 PLACE = Place(
-    {"kernel": numbers(3, 5), "scale": numbers(5), "count": jnp.asarray(3)},
+    {"kernel": numbers(3, 5), "scale": numbers(5), "count": jnp.asarray(3, jnp.int32)},
     {"a": numbers(4, 3), "b": numbers(4, 5)},
     None,
 )

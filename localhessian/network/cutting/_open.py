@@ -16,6 +16,8 @@ from localhessian._programs import (
     evaluate,
     inside,
     primitives,
+    scanned,
+    unrolled,
     variables,
     where,
 )
@@ -84,33 +86,21 @@ def _value(value: Any) -> Any:
     return value.value() if isinstance(value, Stack) else value
 
 
+def _part(value: Any, i: int) -> Any:
+    return value.part(i) if isinstance(value, Stack) else jax.lax.index_in_dim(value, i, keepdims=False)
+
+
 def _must_open(eqn: Equation, values: Sequence[Any]) -> bool:
     """Whether an equation holds marks to cut at; proposed ones do not take apart what is no list of layers."""
     if _mark.END in (kinds := set(_mark_kinds(eqn))):
         return True
     if eqn.primitive is primitives.scan_p:
-        fixed, carried = _counts(eqn)
-        return bool(kinds) and any(isinstance(value, Stack) for value in values[fixed + carried :])
+        return bool(kinds) and any(isinstance(value, Stack) for value in scanned(eqn, values))
     return bool(kinds) and entered(eqn, custom=False) is not None
 
 
 def _mark_kinds(eqn: Equation) -> Iterator[str]:
     yield from (tag.kind for one in _held(eqn) if (tag := tag_of(one)) is not None)
-
-
-def _counts(eqn: Equation) -> tuple[int, int]:
-    """How many inputs of a scan stay the same, and how many are carried; the rest is scanned over.
-
-    Told from the shapes, because the parameters of the equation that say so are JAX's own affair: what is scanned over
-    or stacked has one axis more outside than in the body.
-    """
-    body = next(inside(eqn)).jaxpr
-    carried = sum(map(_same_rank, eqn.outvars, body.outvars))
-    return sum(map(_same_rank, eqn.invars, body.invars)) - carried, carried
-
-
-def _same_rank(outer: Any, inner: Any) -> bool:
-    return len(outer.aval.shape) == len(inner.aval.shape)
 
 
 def _aligned_axes(eqn: Equation) -> tuple[int, ...] | None:
@@ -131,7 +121,7 @@ def _aligned_axes(eqn: Equation) -> tuple[int, ...] | None:
 
 def _open(eqn: Equation, values: Sequence[Any]) -> list[Any]:
     if eqn.primitive is primitives.scan_p:
-        return _unroll(eqn, values)
+        return unrolled(eqn, values, opened, _part)
     inner = entered(eqn, custom=False)
     if inner is not None:
         return opened(inner, values)
@@ -151,23 +141,3 @@ def _held(eqn: Equation) -> Iterator[Equation]:
     """The equations inside an equation, at any depth."""
     for program in inside(eqn):
         yield from equations(program)
-
-
-def _unroll(eqn: Equation, values: Sequence[Any]) -> list[Any]:
-    """The iterations of a scan one after the other, each with its slice of what is scanned over."""
-    p = eqn.params
-    fixed, carry, scanned = _parts(values, *_counts(eqn))
-    body = next(inside(eqn))
-    order = range(p["length"])
-    collected: dict[int, list[Any]] = {}
-    for i in reversed(order) if p["reverse"] else order:
-        slices = [x.part(i) if isinstance(x, Stack) else jax.lax.index_in_dim(x, i, keepdims=False) for x in scanned]
-        results = opened(body, [*fixed, *carry, *slices])
-        carry, collected[i] = results[: len(carry)], results[len(carry) :]
-    stacked = [jnp.stack(column) for column in zip(*(collected[i] for i in order), strict=True)]
-    return [*carry, *stacked]
-
-
-def _parts(values: Sequence[Any], first: int, second: int) -> tuple[list[Any], list[Any], list[Any]]:
-    values = list(values)
-    return values[:first], values[first : first + second], values[first + second :]
