@@ -10,6 +10,7 @@ import pytest
 
 import localhessian as lh
 from localhessian.analysis import _survey as survey
+from localhessian.analysis._figures import SEVERITY, _worst
 
 pytestmark = pytest.mark.once
 
@@ -158,6 +159,14 @@ def test_tables():
         np.testing.assert_array_equal(dataset.kappa_plus[at], row.kappa_plus)
     assert dataset.status.attrs["flag_meanings"].split()[int(lh.Status.ZERO)] == "ZERO"
     assert dataset.coords["size"].sel(block="layer0", wrt="params") == 16
+
+
+def test_every_status_has_its_place_among_the_worst():
+    assert sorted(SEVERITY) == list(lh.Status)
+    assert SEVERITY[-1] is lh.Status.CONVERGED
+    codes, some = np.array([lh.Status.ZERO, lh.Status.FAILED, lh.Status.CONVERGED]), np.array([True, False, True])
+    assert _worst(np, codes, some) == lh.Status.ZERO
+    assert _worst(np, codes, np.ones(3, bool)) == lh.Status.FAILED
 
 
 def test_what_does_not_exist_leaves_a_gap():
