@@ -191,8 +191,8 @@ def test_messages():
         of_scales()["layer1", "params"]
     with pytest.raises(ValueError, match="`samples_per_block` must be a whole number"):
         lh.measure(*case, samples_per_block=0)
-    with pytest.raises(ValueError, match="`Structured` declines H_W of block `layer0`"):
-        jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], method=lh.Structured()))(case.params)
+    with pytest.raises(ValueError, match=r"`Dense\(max_size=2\)` cannot hold .* Use `Lanczos\(...\)`"):
+        jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], method=lh.Dense(max_size=2)))(case.params)
     with pytest.raises(TypeError, match=r"return the measurement from `jax.jit`"):
         jax.jit(lambda p: lh.measure(case.chain, p, *case[2:]).to_dataframe())(case.params)
     with pytest.raises(TypeError, match=r"there `lh.measure` works"):
