@@ -13,7 +13,7 @@ from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Float, Int
 from localhessian.linalg import ConditionNumber, Density, Spectrum, quantile_condition_number, summarize
 
-SEVERITY = (
+_KNOWN = (
     Status.NON_FINITE,
     Status.NOT_DETERMINISTIC,
     Status.NOT_LINEAR,
@@ -28,7 +28,8 @@ SEVERITY = (
     Status.ZERO,
     Status.CONVERGED,
 )
-"""The worst first: of several samples that one is told."""
+SEVERITY = (*(status for status in Status if status not in _KNOWN), *_KNOWN)
+"""The worst first: of several samples that one is told. A status that no spectrum is known to have is the worst."""
 QUANTILES = (5, 95)
 """In percent."""
 
@@ -171,9 +172,7 @@ def _median(xp: Any, values: Any, some: Any) -> Any:
 
 def _worst(xp: Any, codes: Any, some: Any) -> Any:
     """The most severe status of some samples, as a code."""
-    places = np.full(max(Status) + 1, len(SEVERITY) - 1, np.int32)
-    for place, status in enumerate(SEVERITY):
-        places[status] = place
+    places = np.argsort([int(status) for status in SEVERITY]).astype(np.int32)
     severity = xp.min(xp.where(some, xp.asarray(places)[codes], len(SEVERITY) - 1))
     return xp.asarray([int(status) for status in SEVERITY], dtype=np.int32)[severity]
 

@@ -10,6 +10,7 @@ import pytest
 
 import localhessian as lh
 from localhessian.analysis import _survey as survey
+from localhessian.analysis._figures import SEVERITY, _worst
 
 pytestmark = pytest.mark.once
 
@@ -160,6 +161,14 @@ def test_tables():
     assert dataset.coords["size"].sel(block="layer0", wrt="params") == 16
 
 
+def test_every_status_has_its_place_among_the_worst():
+    assert sorted(SEVERITY) == list(lh.Status)
+    assert SEVERITY[-1] is lh.Status.CONVERGED
+    codes, some = np.array([lh.Status.ZERO, lh.Status.FAILED, lh.Status.CONVERGED]), np.array([True, False, True])
+    assert _worst(np, codes, some) == lh.Status.ZERO
+    assert _worst(np, codes, np.ones(3, bool)) == lh.Status.FAILED
+
+
 def test_what_does_not_exist_leaves_a_gap():
     dataset = lh.measure(*networks.transformer()).to_xarray()
     assert np.isnan(dataset.kappa_plus.sel(block="embed", wrt="input"))
@@ -185,6 +194,8 @@ def test_messages():
     ends = lh.Structured(blocks=lh.GolubKahan(which="largest", k=1))
     with pytest.raises(ValueError, match="`Structured` declines H_W of block `layer0`.*: `blocks` needs its numbers"):
         jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], method=ends))(case.params)
+    with pytest.raises(ValueError, match=r"`Dense\(max_size=2\)` cannot hold .* Use `Lanczos\(...\)`"):
+        jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], method=lh.Dense(max_size=2)))(case.params)
     with pytest.raises(TypeError, match=r"return the measurement from `jax.jit`"):
         jax.jit(lambda p: lh.measure(case.chain, p, *case[2:]).to_dataframe())(case.params)
     with pytest.raises(TypeError, match=r"there `lh.measure` works"):
