@@ -192,7 +192,7 @@ def test_messages():
     with pytest.raises(ValueError, match="`samples_per_block` must be a whole number"):
         lh.measure(*case, samples_per_block=0)
     ends = lh.Structured(blocks=lh.GolubKahan(which="largest", k=1))
-    with pytest.raises(ValueError, match="`Structured` declines H_W of block `layer0`.*: `blocks` needs its numbers"):
+    with pytest.raises(ValueError, match=r"`Structured` declines H_W of block `layer0`.*: `blocks` needs its numbers"):
         jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], method=ends))(case.params)
     with pytest.raises(ValueError, match=r"`Dense\(max_size=2\)` cannot hold .* Use `Lanczos\(...\)`"):
         jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], method=lh.Dense(max_size=2)))(case.params)
