@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.tree_util import Partial
 
+import localhessian as lh
 from localhessian.linalg.operators import _cpu
 
 EPS = float(jnp.finfo(jnp.zeros(()).dtype).eps)
@@ -46,7 +47,7 @@ def test_convolutions_of_small_images(data):
     z, kernel = random(0, 2, *image, 2 * groups), random(1, *window, 2, 3 * groups)
     letters = "HW"[:dimensions]
 
-    def apply(z, kernel):
+    def apply(z, kernel, padding=padding):
         return lax.conv_general_dilated(
             z,
             kernel,
@@ -57,14 +58,50 @@ def test_convolutions_of_small_images(data):
             feature_group_count=groups,
         )
 
-    def both(z, kernel):
+    def padded_before(z, kernel):
+        """Padding by itself has a derivative without negative padding, which jaxlib 0.10 gets wrong."""
+        z = lax.pad(z, jnp.zeros((), z.dtype), [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
+        return apply(lax.optimization_barrier(z), kernel, "VALID")
+
+    def both(apply, z, kernel):
         out, pull = jax.vjp(apply, z, kernel)
         return out, pull(jnp.cos(out))
 
     if 0 in jax.eval_shape(apply, z, kernel).shape:
         return
-    for one, two in zip(jax.tree.leaves(run_quickly(both, z, kernel)), jax.tree.leaves(both(z, kernel)), strict=True):
+    ours = run_quickly(lambda z, kernel: both(apply, z, kernel), z, kernel)
+    for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(both(padded_before, z, kernel)), strict=True):
         close(one, two)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("size", "window", "low", "high"), [(1, 3, 3, 1), (2, 3, 4, 0), (3, 3, 3, 1), (2, 4, 5, 2)])
+def test_a_layer_that_pads_by_more_than_its_window(size, window, low, high):
+    """Its transpose has negative padding, for which jaxlib 0.10 reads what is not there; every route against NumPy."""
+    n, c, d = 2, 3, 2
+    z, kernel = random(0, n, size, c), random(1, window, c, d)
+
+    def layer(kernel, z):
+        return lax.conv_general_dilated(z, kernel, (1,), [(low, high)], dimension_numbers=("NWC", "WIO", "NWC"))
+
+    places = size + low + high - window + 1
+    J = np.zeros((places, d, size, c))
+    for at in range(places):
+        for tap in range(window):
+            if 0 <= at + tap - low < size:
+                J[at, :, at + tap - low] += np.asarray(kernel, np.float64)[tap].T
+    J = J.reshape(places * d, size * c)
+    scaled = lambda w, z: w * z.reshape(n, -1)
+    chain = lh.Chain([lh.Block("in", lambda w, z: w * z), lh.Block("conv", layer), lh.Block("head", scaled)])
+    params = {"in": jnp.ones(()), "conv": kernel, "head": jnp.ones(())}
+    loss = lambda z, y: 0.5 * ((z - y) ** 2).sum(1)
+    matching = lh.back_match(chain, params, z, jnp.zeros((n, places * d)), loss)
+    H = lh.local_hessian(matching, "conv", "input", samples=0)
+    v = random(2, size * c)
+    close(H.mv(v), jnp.asarray(J.T @ (J @ np.asarray(v, np.float64)), v.dtype))
+    close(H.to_dense(), jnp.asarray(J.T @ J, v.dtype))
+    outputs = np.asarray(matching.activations[2], np.float64).reshape(n, -1)
+    close(matching.displacements[1].reshape(n, -1), jnp.asarray(-outputs @ J, v.dtype))
 
 
 def wide(z, kernel):

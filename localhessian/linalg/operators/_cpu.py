@@ -22,12 +22,13 @@ def contains_convolution(program: Any) -> bool:
 
 
 def run_quickly(function: Any, *args: Any) -> Any:
-    """function(*args), to be traced: on the CPU with what is slow there done in another way, to the same numbers.
+    """function(*args), to be traced: on the CPU with what is slow or wrong there done in another way.
 
     A window larger than its image, as in the last layers of networks for small images, takes XLA's CPU backend many
     times as long as the same image with its padding written out, and so does the transpose of max-pooling against a
     comparison with the place of the maximum. A^T B, of which gradients by weights are made, takes up to half as long
-    again as with A^T written out. benchmarks/cpu.py measures all three.
+    again as with A^T written out. benchmarks/cpu.py measures all three. Negative padding, as derivatives of layers have
+    that pad by more than their window, makes jaxlib 0.10 compute wrong numbers: there the image is cropped before.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
@@ -35,8 +36,10 @@ def run_quickly(function: Any, *args: Any) -> Any:
 
 
 def _instead(eqn: Equation, turned: bool) -> Callable | None:
-    """A function that does what a slow equation does; None for any other."""
-    if eqn.primitive is primitives.conv_general_dilated_p and any(_too_wide(eqn)) and _only_adds(eqn):
+    """A function that does what a slow or wrong equation should; None for any other."""
+    if eqn.primitive is primitives.conv_general_dilated_p and not _only_adds(eqn):
+        return functools.partial(_convolve_cropped, eqn)
+    if eqn.primitive is primitives.conv_general_dilated_p and any(_too_wide(eqn)):
         return functools.partial(_convolve_padded, eqn)
     if eqn.primitive is primitives.dot_general_p and _is_upside_down(eqn):
         return functools.partial(_multiply_turned if turned else _multiply_upright, eqn)
@@ -58,8 +61,21 @@ def _too_wide(eqn: Any) -> list[bool]:
 
 
 def _only_adds(eqn: Any) -> bool:
-    """Whether no padding is negative: XLA's CPU backend gets some of those wrong (seen in jaxlib 0.10)."""
+    """Whether no padding is negative."""
     return min(np.ravel(eqn.params["padding"])) >= 0
+
+
+def _convolve_cropped(eqn: Any, image: Array, window: Array) -> Array:
+    """What negative padding takes away is taken before, of the image with its holes."""
+    places, padding = eqn.params["dimension_numbers"].lhs_spec[2:], np.asarray(eqn.params["padding"])
+    now = [(0, 0, 0)] * image.ndim
+    for place, (low, high), dilated in zip(places, np.minimum(padding, 0), eqn.params["lhs_dilation"], strict=True):
+        now[place] = (int(low), int(high), dilated - 1)
+    # The compiler would take the cropping back into the convolution.
+    image = jax.lax.optimization_barrier(jax.lax.pad(image, jnp.zeros((), image.dtype), now))
+    added = tuple(map(tuple, np.maximum(padding, 0).tolist()))
+    holes = (1,) * len(added)
+    return eqn.primitive.bind(image, window, **{**eqn.params, "padding": added, "lhs_dilation": holes})
 
 
 def _convolve_padded(eqn: Any, image: Array, window: Array) -> Array:

@@ -144,7 +144,7 @@ def _unit_products(product, start, size, batch, dtype, count):
     units = jax.nn.one_hot(start + jnp.arange(count), size, dtype=dtype)
     if batch is not None:
         units = jnp.broadcast_to(units[:, None, :], (count, batch, size))
-    return jax.vmap(product)(units)
+    return run_quickly(Partial(jax.vmap(product)), units)
 
 
 def gram(factor: LinearMap, /, *, label: str = "") -> SymmetricOperator:
