@@ -51,7 +51,7 @@ LEFT_OUT = {
     # Errors are raised, not called.
     *("CutError", "IdentityError", "SpectrumError", "SpectrumInterrupt"),
 }
-PROTOCOL = {"run", "compute", "require", "decompose", "init", "solve", "refused", "with_meta"}
+PROTOCOL = {"run", "attempt", "compute", "require", "decompose", "init", "solve", "refused", "with_meta"}
 """Methods that the library calls on methods and solvers, and one that takes anything by name."""
 MEANT = {
     # Numbers with a range of their own.
