@@ -31,7 +31,7 @@ def test_forward_passes_of_layers_that_this_compiler_gets_wrong():
     chain = lh.Chain([lh.Block("a", _less_its_mean), lh.Block("b", lambda w, z: z.mean((1, 2))[:, None] * w[None])])
     x, w = _numbers(2, POSITIONS, CLASSES), _weights()
     loss = lambda z, y: jnp.sum((z - y) ** 2, axis=1)
-    matching = lh.back_match(chain, {"a": w, "b": jnp.ones(1)}, x, jnp.zeros((2, 1)), loss)
+    matching = lh.back_match(chain, {"a": w, "b": np.ones(1, np.float32)}, x, np.zeros((2, 1), np.float32), loss)
     wanted = x.astype(np.float64) - (w.astype(np.float64) * x).sum(-1, keepdims=True)
     np.testing.assert_allclose(matching.activations[1], wanted, atol=1e-5)
 
