@@ -47,7 +47,8 @@ def frobenius_norm(
         key: Of the random signs; default `jax.random.key(0)`.
 
     Returns:
-        The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`.
+        The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`, but for
+        `lh.Structured`, which needs numbers.
 
     Raises:
         SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
@@ -85,7 +86,7 @@ def range_mean(
 
     Returns:
         The ratio of the estimates of both traces from the same probes, with the standard error of the jackknife; NaN
-        where tr(H) is zero. Works under `jax.jit` and `jax.vmap`.
+        where tr(H) is zero. Works under `jax.jit` and `jax.vmap`, but for `lh.Structured`, which needs numbers.
 
     Raises:
         SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).

@@ -43,8 +43,8 @@ def trace(
         key: Of the random vectors; default `jax.random.key(0)`.
 
     Returns:
-        The estimate with its standard error. Works under `jax.jit` and `jax.vmap` (but `lh.Structured`, which needs
-        numbers).
+        The estimate with its standard error, `(*s,)`. Works under `jax.jit` and `jax.vmap`, but for `lh.Structured`,
+        which needs numbers.
 
     Raises:
         SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
