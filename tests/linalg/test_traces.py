@@ -139,7 +139,7 @@ def test_methods_are_values_and_refuse_too_few_probes(method, least, by):
     assert str(method(least)) == f"{method.__name__}(probes={least})"
     with pytest.raises(ValueError, match=f"`probes` must be at least {least} for an error bar{by}, got {least - 1}"):
         method(probes=least - 1)
-    with pytest.raises(ValueError, match="`probes` must be a whole number"):
+    with pytest.raises(ValueError, match=f"`probes` must be a whole number of at least {least}, got 8.5"):
         method(probes=8.5)
     under_jit = jax.jit(lambda method, matrix: lh.trace(operator_of(matrix), method).value, static_argnums=0)
     np.testing.assert_allclose(under_jit(method(probes=D), jnp.eye(D)), D, rtol=1e-6)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._arguments import expect_count, short
+from localhessian._arguments import expect_count, number, short
 from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
@@ -126,9 +126,10 @@ def result(
 
 def check_probes(probes: int, least: int, how: str = "") -> None:
     """Refuse what is no number of random vectors, and too few for an error bar."""
-    expect_count("probes", probes, 0)
-    if probes < least:
+    found = number(probes, "iu")
+    if found is not None and found < least:
         raise ValueError(f"`probes` must be at least {least} for an error bar{how}, got {probes}.")
+    expect_count("probes", probes, least)
 
 
 def check_estimator(method: Any, *kinds: type) -> None:
