@@ -27,7 +27,7 @@ class Hutchinson:
     $\mathrm{diag} H = E\, v \odot H v$
 
     Cost: `probes` products with H; for a trace with the factor alone where there is one, which saves half of each.
-    Nothing is kept but a number for each vector (of a diagonal: see `lh.diagonal`).
+    Of each vector a number is kept (two for tr H^2, and for a diagonal d).
 
     Args:
         probes: How many vectors; an error bar needs 2, that of `lh.frobenius_norm` and `lh.range_mean` 3.

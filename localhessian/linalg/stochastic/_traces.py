@@ -101,7 +101,7 @@ def diagonal(
         SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
         TypeError: `method` is another one.
 
-    Cost: `probes` products with H; memory 3 d numbers on the host, `probes * d` in a compiled program.
+    Cost: `probes` products with H; memory `probes * d` numbers.
 
     Example:
         >>> import jax.numpy as jnp
