@@ -138,7 +138,7 @@ def traces(size: int, probes: int) -> None:
 
 def xtrace(matrix: jax.Array, key: jax.Array, probes: int) -> lh.TraceEstimate:
     operator = lh.symmetric_operator(Partial(lambda matrix, v: matrix @ v, matrix), len(matrix))
-    return lh.trace(operator, method="xtrace", key=key, probes=probes)
+    return lh.trace(operator, lh.XTrace(probes), key=key)
 
 
 def xtrace_by_matfree(matrix: jax.Array, key: jax.Array, probes: int) -> tuple[jax.Array, jax.Array]:

@@ -22,6 +22,8 @@ from localhessian.linalg import Dense as Dense
 from localhessian.linalg import Density as Density
 from localhessian.linalg import Explanation as Explanation
 from localhessian.linalg import GolubKahan as GolubKahan
+from localhessian.linalg import Hutchinson as Hutchinson
+from localhessian.linalg import HutchPlusPlus as HutchPlusPlus
 from localhessian.linalg import Interval as Interval
 from localhessian.linalg import Lanczos as Lanczos
 from localhessian.linalg import LinearMap as LinearMap
@@ -33,6 +35,7 @@ from localhessian.linalg import Structured as Structured
 from localhessian.linalg import Summary as Summary
 from localhessian.linalg import SymmetricOperator as SymmetricOperator
 from localhessian.linalg import TraceEstimate as TraceEstimate
+from localhessian.linalg import XTrace as XTrace
 from localhessian.linalg import audit as audit
 from localhessian.linalg import certify as certify
 from localhessian.linalg import condition_number as condition_number
@@ -67,6 +70,8 @@ from localhessian.training import LevenbergMarquardt as LevenbergMarquardt
 from localhessian.training import OptaxSteps as OptaxSteps
 from localhessian.training import PropagateInfo as PropagateInfo
 from localhessian.training import ScaledGradient as ScaledGradient
+from localhessian.training import Solver as Solver
+from localhessian.training import initial_state as initial_state
 from localhessian.training import propagate as propagate
 from localhessian.training import scale_amended_sgd as scale_amended_sgd
 from localhessian.training import scale_by_local_hessian as scale_by_local_hessian

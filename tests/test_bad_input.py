@@ -70,6 +70,7 @@ MEANT = {
     **dict.fromkeys(("max_bytes", "max_operations"), "number fraction inf"),
     **dict.fromkeys(("scale_amended_sgd.samples", "scale_by_local_hessian.samples"), "None number"),
     **dict.fromkeys(("scale_amended_sgd.probes", "scale_by_local_hessian.probes"), "None number"),
+    **dict.fromkeys(("HutchPlusPlus.probes", "XTrace.probes"), ""),  # 3 are too few
     **dict.fromkeys(("analyze.samples", "measure.samples"), "None number negative list"),
     # Functions; one of a single argument is meant by nobody who is to call it with two.
     **dict.fromkeys(("mv", "rmv", "per_sample"), "None function"),
@@ -310,6 +311,7 @@ def test_sentences_tell_what_to_pass():
         "`operator` must be": lambda: lh.trace(3),
         "`method` must be a method, as `lh.Lanczos()`, or None": lambda: lh.spectrum(operator, "lanczos"),
         "`method` must be a method, as `lh.Dense()`": lambda: lh.spectrum(operator, lh.Dense),
+        "`lh.XTrace(probes=32)`, `lh.Structured()` or None, got 'xtrace'": lambda: lh.trace(operator, "xtrace"),
         "`key` must be a random key, as `jax.random.key(0)`, got 3": lambda: lh.spectrum(operator, key=3),
         "`chain` must be a chain": lambda: lh.back_match(GIVEN["params"], GIVEN["chain"], *[GIVEN[k] for k in "xy"], 0),
         "`matching` must be what `lh.back_match` returns, got None": lambda: lh.local_hessian(None, "a"),
@@ -357,7 +359,7 @@ def test_states_of_another_solver_and_types_that_jax_does_not_have_are_refused()
 
 def test_keys_of_one_generator_are_keys_typed_or_legacy():
     for key in (jax.random.key(1), jax.random.PRNGKey(1), np.asarray(jax.random.PRNGKey(1))):
-        assert lh.trace(GIVEN["operator"], key=key, probes=2).status == 0
+        assert lh.trace(GIVEN["operator"], lh.Hutchinson(probes=2), key=key).status == 0
     for wrong in (jax.random.split(jax.random.key(1)), np.zeros(3, np.uint32), np.zeros(2, np.int32)):
         with pytest.raises(TypeError, match="`key` must be a random key"):
-            lh.trace(GIVEN["operator"], key=wrong, probes=2)
+            lh.trace(GIVEN["operator"], lh.Hutchinson(probes=2), key=wrong)

@@ -81,7 +81,7 @@ def _multiply(chain, params, x, y):
     return (
         [H.mv(jnp.ones(H.size)) for H in operators],
         [lh.spectrum(H, method).eigenvalues for H in operators for method in methods],
-        lh.trace(operators[0], probes=2).value,
+        lh.trace(operators[0], lh.Hutchinson(probes=2)).value,
         lh.spectral_density(operators[0], steps=2, probes=2).density.value,
         jax.grad(lh.back_matching_loss(matching, matching.chain.names[0]))(params[matching.chain.names[0]], x),
         lh.propagate(chain, params, x, y, loss, lh.GaussNewton())[0],

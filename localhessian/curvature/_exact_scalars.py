@@ -12,6 +12,7 @@ from localhessian._types import Array, Float, Key
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._scalars import check_scalar
 from localhessian.linalg import (
+    Hutchinson,
     Lanczos,
     Structured,
     SymmetricOperator,
@@ -100,18 +101,20 @@ def _scalar(operator: SymmetricOperator, scalar: str, probes: int, key: Key) -> 
     try:
         if scalar == "max":
             return spectrum(operator, Structured()).lambda_max, True
-        estimate = _figure(operator, scalar, method="structured")
+        estimate = _figure(operator, scalar, Structured())
     except ValueError:  # `Structured` declines
         if scalar == "max":
             found = spectrum(operator, Lanczos(which="largest", k=1), key=key)
             return found.lambda_max, bool(found.complete)
-        estimate = _figure(operator, scalar, key=key, probes=probes)
+        estimate = _figure(operator, scalar, Hutchinson(probes), key)
     # Without any curvature, tr(H) = 0.
     return jnp.nan_to_num(estimate.value), estimate.exact
 
 
-def _figure(operator: SymmetricOperator, scalar: str, **how: Any) -> TraceEstimate:
+def _figure(
+    operator: SymmetricOperator, scalar: str, method: Hutchinson | Structured, key: Key | None = None
+) -> TraceEstimate:
     if scalar == "range_mean":
-        return range_mean(operator, **how)
-    estimate = trace(operator, **how)
+        return range_mean(operator, method, key=key)
+    estimate = trace(operator, method, key=key)
     return dataclasses.replace(estimate, value=estimate.value / operator.size)

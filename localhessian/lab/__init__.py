@@ -18,7 +18,7 @@ from localhessian.lab.comparison import Checkpoint as Checkpoint
 from localhessian.lab.comparison import Comparison as Comparison
 from localhessian.lab.comparison import Curve as Curve
 from localhessian.lab.comparison import Descent as Descent
-from localhessian.lab.comparison import Interval as Interval
+from localhessian.lab.comparison import Mean as Mean
 from localhessian.lab.comparison import Network as Network
 from localhessian.lab.comparison import Outcome as Outcome
 from localhessian.lab.comparison import Plan as Plan

@@ -32,9 +32,12 @@ from localhessian.linalg.spectra import condition_number as condition_number
 from localhessian.linalg.spectra import quantile_condition_number as quantile_condition_number
 from localhessian.linalg.spectra import summarize as summarize
 from localhessian.linalg.stochastic import Density as Density
+from localhessian.linalg.stochastic import Hutchinson as Hutchinson
+from localhessian.linalg.stochastic import HutchPlusPlus as HutchPlusPlus
 from localhessian.linalg.stochastic import Interval as Interval
 from localhessian.linalg.stochastic import QuadratureEstimate as QuadratureEstimate
 from localhessian.linalg.stochastic import TraceEstimate as TraceEstimate
+from localhessian.linalg.stochastic import XTrace as XTrace
 from localhessian.linalg.stochastic import diagonal as diagonal
 from localhessian.linalg.stochastic import frobenius_norm as frobenius_norm
 from localhessian.linalg.stochastic import range_mean as range_mean

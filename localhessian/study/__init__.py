@@ -17,7 +17,7 @@ from localhessian.lab import Comparison as Comparison
 from localhessian.lab import Curve as Curve
 from localhessian.lab import Descent as Descent
 from localhessian.lab import Images as Images
-from localhessian.lab import Interval as Interval
+from localhessian.lab import Mean as Mean
 from localhessian.lab import Model as Model
 from localhessian.lab import Network as Network
 from localhessian.lab import Outcome as Outcome

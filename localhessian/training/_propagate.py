@@ -100,7 +100,7 @@ def propagate(
 
     Returns:
         The new parameters, in the structure of `params`, and what happened. Works under `jax.jit`, in a loop of your
-        own or in `jax.lax.scan` (begin with `initial_state`).
+        own or in `jax.lax.scan` (begin with `lh.initial_state`).
 
     Raises:
         KeyError: A solver or parameters for a block that is not in the chain.
@@ -174,6 +174,23 @@ def initial_state(
         params: The parameters of each block by its name.
         weight_solver: As in `lh.propagate`.
         input_solver: As in `lh.propagate`; its state must not depend on the shape of the input (no solver's here does).
+
+    Returns:
+        The states of both solvers, (weight side, input side), by the name of the block. Works under `jax.jit`.
+
+    Raises:
+        KeyError: A solver or parameters for a block that is not in the chain.
+        TypeError: What is no solver.
+
+    Cost: no product; the memory that the solvers keep.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> chain = lh.Chain([lh.Block("a", lambda w, z: z * w), lh.Block("b", lambda w, z: z * w)])
+        >>> params = {"a": jnp.array([1.0]), "b": jnp.array([2.0])}
+        >>> print(lh.initial_state(chain, params, lh.GradientStep(0.1)))
+        {'a': ((), ()), 'b': ((), ())}
     """
     expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
     check_params("params", params)

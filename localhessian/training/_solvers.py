@@ -19,7 +19,14 @@ from localhessian.training._problem import Problem, Step, inner, norm, plus, tim
 
 
 class Solver(Protocol):
-    """How a step of one side of a block is found."""
+    """How a step of one side of a block is found: what `lh.propagate` takes, and what one of your own has to offer.
+
+    Use frozen dataclasses, as those here: they print, compare and hash. The problem tells `start`, the variables, one
+    array for each floating-point leaf of W_b or z_{b-1}; `gradient()` of phi there; `objective(step)`, phi(p) as a
+    function to differentiate; `curvature()`, a function v -> G v. All of it may be traced.
+
+    Source: docs/training.md has one in ten lines.
+    """
 
     @property
     def trusted(self) -> bool:
@@ -29,7 +36,7 @@ class Solver(Protocol):
         """The state before the first step: a pytree of arrays, or ()."""
 
     def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
-        """A step, the state for the next call, and a `localhessian.Status` code."""
+        """A step, arrays like `problem.start`, the state for the next call, and a `localhessian.Status` code."""
 
 
 def _status(status: Status) -> Array:

@@ -14,9 +14,9 @@ def test_traces_by_structure(tol, make):
         for wrt, samples in (("params", None), ("input", [0, 2])):
             operator = lh.local_hessian(matching, name, wrt, samples=samples)
             matrix = np.asarray(operator.to_dense(), np.float64)
-            trace = lh.trace(operator, method="structured")
-            norm = lh.frobenius_norm(operator, method="structured")
-            mean = lh.range_mean(operator, method="structured")
+            trace = lh.trace(operator, lh.Structured())
+            norm = lh.frobenius_norm(operator, lh.Structured())
+            mean = lh.range_mean(operator, lh.Structured())
             exact, squares = np.trace(matrix, axis1=-2, axis2=-1), np.sum(matrix**2, axis=(-2, -1))
             np.testing.assert_allclose(trace.value, exact, rtol=10 * tol.eigenvalue)
             np.testing.assert_allclose(norm.value, squares**0.5, rtol=10 * tol.eigenvalue)

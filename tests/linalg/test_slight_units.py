@@ -58,7 +58,7 @@ def test_every_eigenvalue_of_a_layer_without_parameters(name):
             np.testing.assert_allclose(expanded, np.reshape(truth, (*lead, -1))[i], atol=1e-5 * scale)
         kappa = lh.condition_number(found)
         assert np.all((kappa.status == int(lh.Status.ZERO)) == (truth.max(-1) == 0))
-        total = lh.trace(operator, method="structured").value
+        total = lh.trace(operator, lh.Structured()).value
         np.testing.assert_allclose(total, truth.sum(-1), rtol=1e-5)
         ends = lh.spectrum(operator, lh.Structured(blocks=lh.GolubKahan(which="largest", k=1)))
         np.testing.assert_allclose(ends.lambda_max, truth.max(-1), rtol=1e-4)

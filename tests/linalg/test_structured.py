@@ -308,7 +308,7 @@ def test_agrees_with_golub_kahan_at_scale(name, block):
         assert bool(other.converged)
         # An error of rtol sigma in the singular value, squared in its eigenvalue where it is apart from others.
         np.testing.assert_allclose(other.eigenvalues[-2:], whole.eigenvalues[-2:], rtol=1e-4)
-    trace = lh.trace(operator, probes=16)
+    trace = lh.trace(operator, lh.Hutchinson(probes=16))
     exact = float(np.sum(np.asarray(whole.eigenvalues, np.float64) * np.asarray(whole.multiplicities)))
     assert abs(float(trace.value) - exact) < 6 * float(trace.standard_error)
 

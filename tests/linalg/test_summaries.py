@@ -64,7 +64,7 @@ def test_trace_is_within_its_error_bar(kind):
     operator, matrix = symmetric(eigenvalues)
     root = matrix_map(jnp.asarray(np.linalg.cholesky(matrix).T))
     operator = {"symmetric": operator, "gram": gram(root), "linear map": root}[kind]
-    found = lh.trace(operator, key=jax.random.key(1), probes=60)
+    found = lh.trace(operator, lh.Hutchinson(probes=60), key=jax.random.key(1))
     assert found.probes == 60
     assert not found.exact
     assert 0 < float(found.standard_error) < 0.1 * eigenvalues.sum()
@@ -74,7 +74,8 @@ def test_trace_is_within_its_error_bar(kind):
 def test_error_bar_of_the_trace_is_the_spread_of_estimates():
     """Over many keys the estimates scatter as the error bars say, and their mean is the trace."""
     operator, matrix = symmetric(np.geomspace(1e-2, 1, 40))
-    found = jax.vmap(lambda key: lh.trace(operator, key=key, probes=20))(jax.random.split(jax.random.key(0), 400))
+    estimate = lambda key: lh.trace(operator, lh.Hutchinson(probes=20), key=key)
+    found = jax.vmap(estimate)(jax.random.split(jax.random.key(0), 400))
     spread = np.std(found.value)
     off_diagonal = matrix - np.diag(np.diag(matrix))
     np.testing.assert_allclose(spread, np.sqrt(2 * np.sum(off_diagonal**2) / 20), rtol=0.15)
@@ -102,7 +103,7 @@ def test_new_numbers_do_not_recompile(count_compilations):
 
 def test_trace_needs_two_probes():
     with pytest.raises(ValueError, match="`probes` must be at least 2 for an error bar, got 1"):
-        lh.trace(symmetric([1.0, 2.0])[0], probes=1)
+        lh.Hutchinson(probes=1)
 
 
 @pytest.mark.parametrize("method", [lh.Dense(), lh.Lanczos(), lh.GolubKahan()], ids=str)

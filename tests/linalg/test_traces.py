@@ -10,6 +10,7 @@ import localhessian as lh
 from localhessian.linalg import gram, matrix_map
 
 D = 60
+METHODS = (lh.Hutchinson, lh.HutchPlusPlus, lh.XTrace)
 SPECTRA = {
     "geometric": np.geomspace(1e-6, 1, D),
     "linear": np.linspace(0, 1, D),
@@ -47,14 +48,14 @@ def trials():
     return run
 
 
-@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
+@pytest.mark.parametrize("method", METHODS)
 def test_traces_lie_within_their_error_bars(method, trials, tol):
-    values, errors = trials(lambda operator, key: lh.trace(operator, method=method, key=key, probes=24))
+    values, errors = trials(lambda operator, key: lh.trace(operator, method(probes=24), key=key))
     truth = np.trace(MATRICES, axis1=1, axis2=2)[:, None]
     rounding = tol.eigenvalue * np.sum(np.abs(np.linalg.eigvalsh(MATRICES)), axis=1)[:, None]
     off = np.abs(values - truth)
     # The standard error of XTrace is known to be too small on steep spectra; six of them, and never a factor of three.
-    sigmas = 6 if method == "xtrace" else 4
+    sigmas = 6 if method is lh.XTrace else 4
     assert np.all(np.mean(off <= sigmas * errors + rounding, axis=1) >= 0.95)
     spread, claimed = (np.sqrt(np.mean(part**2, axis=1)) for part in (off, errors))
     random = spread > 3 * rounding[:, 0]
@@ -64,19 +65,19 @@ def test_traces_lie_within_their_error_bars(method, trials, tol):
 
 def test_low_rank_costs_no_error_and_decay_little(trials):
     by_method = {
-        method: trials(lambda operator, key, method=method: lh.trace(operator, method=method, key=key, probes=24))[0]
-        for method in ("hutchinson", "xtrace")
+        method: trials(lambda operator, key, method=method: lh.trace(operator, method(probes=24), key=key))[0]
+        for method in (lh.Hutchinson, lh.XTrace)
     }
     names = list(SPECTRA)
     for name, gain in (("rank five", 1e-4), ("geometric", 0.8)):
         at = names.index(name)
         spread = {method: np.std(values[at]) for method, values in by_method.items()}
-        assert spread["xtrace"] < gain * spread["hutchinson"]
+        assert spread[lh.XTrace] < gain * spread[lh.Hutchinson]
 
 
 @pytest.mark.parametrize("figure", ["frobenius_norm", "range_mean"])
 def test_figures_of_both_traces_lie_within_their_error_bars(figure, trials, tol):
-    values, errors = trials(lambda operator, key: getattr(lh, figure)(operator, key=key, probes=24))
+    values, errors = trials(lambda operator, key: getattr(lh, figure)(operator, lh.Hutchinson(probes=24), key=key))
     eigenvalues = np.stack(list(SPECTRA.values()))
     squares = np.sum(eigenvalues**2, axis=1)
     with np.errstate(invalid="ignore"):
@@ -90,7 +91,7 @@ def test_figures_of_both_traces_lie_within_their_error_bars(figure, trials, tol)
 
 def test_diagonals_lie_within_their_error_bars():
     matrix = MATRICES[0]
-    found = lh.diagonal(operator_of(jnp.asarray(matrix)), probes=40)
+    found = lh.diagonal(operator_of(jnp.asarray(matrix)), lh.Hutchinson(probes=40))
     off = np.abs(np.asarray(found.value) - np.diag(matrix))
     assert np.mean(off <= 3 * np.asarray(found.standard_error)) >= 0.95
     expected = np.sqrt((np.sum(matrix**2, axis=1) - np.diag(matrix) ** 2) / 40)
@@ -106,8 +107,8 @@ def test_few_dimensions_are_exact_and_batches_have_an_axis(shape, tol):
     operator, symmetric = gram(matrix_map(factors)), np.sqrt(np.sum(products**2, axis=(1, 2)))
     traces = np.trace(products, axis1=1, axis2=2)
     near = {"rtol": 10 * tol.eigenvalue}
-    for method in ("hutchinson", "hutch++", "xtrace"):
-        found = lh.trace(operator, method=method)
+    for method in METHODS:
+        found = lh.trace(operator, method())
         assert found.exact
         np.testing.assert_allclose(found.value, traces, **near)
     np.testing.assert_allclose(lh.frobenius_norm(operator).value, symmetric, **near)
@@ -120,21 +121,50 @@ def test_few_dimensions_are_exact_and_batches_have_an_axis(shape, tol):
 
 def test_batched_estimates_are_those_of_each():
     factors = jax.random.normal(jax.random.key(0), (3, 50, 40))
-    for method in ("hutch++", "xtrace"):
-        found = lh.trace(gram(matrix_map(factors)), method=method, probes=20)
+    for method in (lh.HutchPlusPlus, lh.XTrace):
+        found = lh.trace(gram(matrix_map(factors)), method(probes=20))
         truth = np.sum(np.asarray(factors, np.float64) ** 2, axis=(1, 2))
         assert np.all(np.abs(found.value - truth) < 5 * np.asarray(found.standard_error))
         assert found.value.shape == (3,)
 
 
 @pytest.mark.once
-def test_too_few_probes_and_unknown_methods_are_refused():
+@pytest.mark.parametrize(
+    ("method", "least", "by"),
+    [(lh.Hutchinson, 2, ""), (lh.XTrace, 4, " by XTrace"), (lh.HutchPlusPlus, 6, r" by Hutch\+\+")],
+)
+def test_methods_are_values_and_refuse_too_few_probes(method, least, by):
+    assert method() == method(probes=32) == method(32)
+    assert len({method(least), method(least), method(least + 1)}) == 2
+    assert str(method(least)) == f"{method.__name__}(probes={least})"
+    with pytest.raises(ValueError, match=f"`probes` must be at least {least} for an error bar{by}, got {least - 1}"):
+        method(probes=least - 1)
+    with pytest.raises(ValueError, match=f"`probes` must be a whole number of at least {least}, got 8.5"):
+        method(probes=8.5)
+    under_jit = jax.jit(lambda method, matrix: lh.trace(operator_of(matrix), method).value, static_argnums=0)
+    np.testing.assert_allclose(under_jit(method(probes=D), jnp.eye(D)), D, rtol=1e-6)
+
+
+@pytest.mark.once
+def test_figures_say_which_methods_they_take():
     operator = operator_of(jnp.eye(D))
-    with pytest.raises(ValueError, match=r"`probes` must be at least 6 for an error bar by 'hutch\+\+', got 5"):
-        lh.trace(operator, method="hutch++", probes=5)
-    with pytest.raises(
-        ValueError, match="`method` must be 'hutchinson', 'hutch\\+\\+', 'xtrace' or 'structured', got 'magic'"
+    of_traces = "`lh.Hutchinson(probes=32)`, `lh.HutchPlusPlus(probes=32)`, `lh.XTrace(probes=32)`, `lh.Structured()`"
+    of_moments = "`lh.Hutchinson(probes=32)`, `lh.Structured()`"
+    for figure, taken, wrong, got in (
+        (lh.trace, of_traces, "xtrace", "'xtrace'"),
+        (lh.trace, of_traces, lh.XTrace, "the class `XTrace` itself"),
+        (lh.trace, of_traces, lh.Lanczos(), "a `Lanczos`"),
+        (lh.frobenius_norm, of_moments, "structured", "'structured'"),
+        (lh.range_mean, of_moments, lh.XTrace(), "a `XTrace`"),
+        (lh.diagonal, "`lh.Hutchinson(probes=32)`", lh.Structured(), "a `Structured`"),
     ):
-        lh.trace(operator, method="magic")
-    with pytest.raises(ValueError, match="`probes` must be at least 3"):
-        lh.range_mean(operator, probes=2)
+        with pytest.raises(TypeError) as raised:
+            figure(operator, wrong)
+        assert str(raised.value) == f"`method` must be {taken} or None, got {got}."
+    for figure in (lh.range_mean, lh.frobenius_norm):
+        with pytest.raises(ValueError, match="`probes` must be at least 3 for an error bar, got 2"):
+            figure(operator, lh.Hutchinson(probes=2))
+    with pytest.raises(ValueError, match=r"`Structured\(blocks=...\)` .* leave `blocks` out"):
+        lh.trace(operator, lh.Structured(blocks=lh.GolubKahan()))
+    with pytest.raises(TypeError, match=r"`method` must be a method, as `lh.Lanczos\(\)`, or None, got a `XTrace`"):
+        lh.spectrum(operator, lh.XTrace())

@@ -10,7 +10,6 @@ from flax import linen as nn
 from flax import nnx
 
 import localhessian as lh
-from localhessian.training import initial_state
 
 RATE, STEPS = 0.3, 3
 TOKENS = jnp.arange(12).reshape(6, 2) % 5
@@ -115,7 +114,7 @@ def test_propagation_with_gradient_solvers_is_sgd_on_the_model(make):
         new, info = lh.propagate(cut.chain, blocks, TOKENS, TARGETS, loss, *solvers, cut.context, state)
         return (new, info.state), info.loss
 
-    start = (cut.params, initial_state(cut.chain, cut.params, *solvers))
+    start = (cut.params, lh.initial_state(cut.chain, cut.params, *solvers))
     (scanned, _), losses = jax.jit(lambda start: jax.lax.scan(step, start, length=STEPS))(start)
     assert jax.tree.structure(scanned) == jax.tree.structure(cut.params)
     truth = sgd_on_the_model(model, params)

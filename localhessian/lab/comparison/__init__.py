@@ -17,7 +17,7 @@ from localhessian.lab.comparison._outcome import Tuned as Tuned
 from localhessian.lab.comparison._plan import Plan as Plan
 from localhessian.lab.comparison._propagation import Propagation as Propagation
 from localhessian.lab.comparison._run import Run as Run
-from localhessian.lab.comparison._statistics import Interval as Interval
+from localhessian.lab.comparison._statistics import Mean as Mean
 from localhessian.lab.comparison._statistics import interval as interval
 from localhessian.lab.comparison._trainer import Curve as Curve
 from localhessian.lab.comparison._trainer import State as State

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from localhessian.lab.comparison._run import Run
-from localhessian.lab.comparison._statistics import Interval, interval
+from localhessian.lab.comparison._statistics import Mean, interval
 
 
 class Tuned(NamedTuple):
@@ -25,13 +25,13 @@ class Outcome:
     network: str
     algorithm: str
     tuned: Tuned
-    accuracy: Interval
+    accuracy: Mean
     """On the testing part, after the last step."""
-    loss: Interval
+    loss: Mean
     """Of the testing part; infinite if a run diverged."""
-    gain: Interval | None
+    gain: Mean | None
     """Accuracy minus that of the first algorithm, seed by seed; None for the first itself."""
-    step_seconds: Interval
+    step_seconds: Mean
     cost: float
     """Mean seconds of a step over those of the first algorithm."""
     diverged: int

@@ -10,7 +10,7 @@ MINIMUM = 5
 """Runs below which no interval is claimed."""
 
 
-class Interval(NamedTuple):
+class Mean(NamedTuple):
     """A mean over runs, with its 95 % interval by Student's t.
 
     `low` and `high` are NaN below `MINIMUM` runs, and where a value is not finite.
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
     runs: int
 
 
-def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Mean:
     r"""Mean and interval of independent runs: $\bar v \pm t_{(1+p)/2,\,n-1}\, s / \sqrt n$.
 
     Args:
@@ -43,6 +43,6 @@ def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Inter
         raise ValueError(f"a mean over {n} run is no result: give `interval` the values of several runs.")
     mean = float(values.mean())
     if n < MINIMUM or not np.isfinite(values).all():
-        return Interval(mean, float("nan"), float("nan"), n)
+        return Mean(mean, float("nan"), float("nan"), n)
     half = float(stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
+    return Mean(mean, mean - half, mean + half, n)

@@ -11,7 +11,7 @@ from localhessian._optional import optional
 from localhessian.analysis import COLORS, number, write_figure
 from localhessian.lab.comparison._outcome import Outcome, final_runs
 from localhessian.lab.comparison._run import Run
-from localhessian.lab.comparison._statistics import MINIMUM, Interval, interval
+from localhessian.lab.comparison._statistics import MINIMUM, Mean, interval
 
 COLUMNS = (
     "network",
@@ -63,7 +63,7 @@ def _cells(outcome: Outcome) -> list[str]:
     ]
 
 
-def _spread(value: Interval, scale: float, form: str) -> str:
+def _spread(value: Mean, scale: float, form: str) -> str:
     """`91.20 [90.80, 91.60]`; below five seeds `91.20?`."""
     mean = f"{scale * value.mean:{form}}"
     if value.runs < MINIMUM:

@@ -1,19 +1,21 @@
 """Figures made of tr(H) and tr(H^2), from products alone, with the jackknife's standard errors."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._arguments import expect_choice, expect_key
+from localhessian._arguments import expect_key
 from localhessian._types import Array, Float, Key
 from localhessian.linalg.krylov import lengths
 from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.stochastic._hutchinson import Hutchinson
 from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
+    check_estimator,
     check_probes,
     each_probe,
     factor_of,
@@ -29,10 +31,9 @@ from localhessian.linalg.structure import Structured
 def frobenius_norm(
     operator: LinearMap | SymmetricOperator,
     /,
+    method: Hutchinson | Structured | None = None,
     *,
-    method: Literal["hutchinson", "structured"] = "hutchinson",
     key: Key | None = None,
-    probes: int = 32,
 ) -> TraceEstimate:
     r"""The Frobenius norm of a symmetric operator, or of A^T A of a linear map A: the root of tr(H^2).
 
@@ -40,18 +41,21 @@ def frobenius_norm(
 
     Args:
         operator: Any operator; batched operators give one estimate each.
-        method: `"structured"` is exact where `lh.Structured` finds something: Gram matrices, and no decomposition.
+        method: `lh.Hutchinson`, of at least three probes (exact where the operator, or its factor's smaller side, is no
+            larger than `probes`); `lh.Structured` is exact where it finds something: Gram matrices, and no
+            decomposition. None takes `lh.Hutchinson(probes=32)`.
         key: Of the random signs; default `jax.random.key(0)`.
-        probes: How many products; exact where the operator (or its factor's smaller side) is no larger.
 
     Returns:
-        The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`.
+        The norm, with the standard error of the jackknife. Works under `jax.jit` and `jax.vmap`, but for
+        `lh.Structured`, which needs numbers.
 
     Raises:
         SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
-        ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
+        TypeError: `method` is none of these.
+        ValueError: It has less than 3 probes; `lh.Structured` declines, or has `blocks`, whose ends tell no trace.
 
-    Cost: `probes` products with H.
+    Cost: `probes` products with H; see the method.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,34 +65,35 @@ def frobenius_norm(
     """
     check_operator(operator)
     expect_key(key)
-    return _of_moments(lambda first, second: jnp.sqrt(jnp.maximum(second, 0)), operator, method, key, probes)
+    return _of_moments(lambda first, second: jnp.sqrt(jnp.maximum(second, 0)), operator, method, key)
 
 
 def range_mean(
     operator: LinearMap | SymmetricOperator,
     /,
+    method: Hutchinson | Structured | None = None,
     *,
-    method: Literal["hutchinson", "structured"] = "hutchinson",
     key: Key | None = None,
-    probes: int = 32,
 ) -> TraceEstimate:
     r"""tr(H^2) / tr(H): the mean eigenvalue weighted by itself, which leaves the null space out.
 
     Args:
         operator: A semi-definite operator; batched operators give one estimate each.
-        method: `"structured"` is exact where `lh.Structured` finds something: Gram matrices, and no decomposition.
+        method: `lh.Hutchinson`, of at least three probes (exact where the operator, or its factor's smaller side, is no
+            larger than `probes`); `lh.Structured` is exact where it finds something: Gram matrices, and no
+            decomposition. None takes `lh.Hutchinson(probes=32)`.
         key: Of the random signs; default `jax.random.key(0)`.
-        probes: How many products; exact where the operator (or its factor's smaller side) is no larger.
 
     Returns:
         The ratio of the estimates of both traces from the same probes, with the standard error of the jackknife; NaN
-        where tr(H) is zero. Works under `jax.jit` and `jax.vmap`.
+        where tr(H) is zero. Works under `jax.jit` and `jax.vmap`, but for `lh.Structured`, which needs numbers.
 
     Raises:
         SpectrumError: Products are not finite, or none of a symmetric matrix (under `jax.jit` only `status` tells).
-        ValueError: `probes` is less than 3; `Structured` declines; `method` is unknown.
+        TypeError: `method` is none of these.
+        ValueError: It has less than 3 probes; `lh.Structured` declines, or has `blocks`, whose ends tell no trace.
 
-    Cost: `probes` products with H.
+    Cost: `probes` products with H; see the method.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,7 +105,7 @@ def range_mean(
     """
     check_operator(operator)
     expect_key(key)
-    return _of_moments(_ratio, operator, method, key, probes)
+    return _of_moments(_ratio, operator, method, key)
 
 
 def _ratio(first: Any, second: Any) -> Any:
@@ -110,14 +115,14 @@ def _ratio(first: Any, second: Any) -> Any:
 def _of_moments(
     figure: Callable[[Any, Any], Any],
     operator: LinearMap | SymmetricOperator,
-    method: str,
+    method: Hutchinson | Structured | None,
     key: Key | None,
-    probes: int,
 ) -> TraceEstimate:
     """A function of tr(H) and tr(H^2), of degree one in H, with the jackknife's standard error."""
-    expect_choice("method", method, ("hutchinson", "structured"))
-    if method == "structured":
-        return exact_moment(operator, figure)
+    check_estimator(method, Hutchinson, Structured)
+    if isinstance(method, Structured):
+        return exact_moment(operator, method, figure)
+    probes = (method or Hutchinson()).probes
     check_probes(probes, 3)
     key = jax.random.key(0) if key is None else key
     factor = factor_of(operator)
@@ -144,9 +149,19 @@ def _nothing(figure: Callable, first: Array, second: Array) -> Array:
     return (first == 0) & (second == 0) & (figure is _ratio)
 
 
-def exact_moment(operator: LinearMap | SymmetricOperator, figure: Callable[[Any, Any], Any]) -> TraceEstimate:
-    """A function of tr(H) and tr(H^2), of degree one in H, by structure; a ValueError where there is none."""
-    trace, squares = np.moveaxis(Structured().require(operator).squares(), -1, 0)
+def exact_moment(
+    operator: LinearMap | SymmetricOperator, method: Structured, figure: Callable[[Any, Any], Any]
+) -> TraceEstimate:
+    """A function of tr(H) and tr(H^2), of degree one in H, by structure.
+
+    Raises:
+        ValueError: There is none, or only the ends of its blocks are asked for.
+    """
+    if method.blocks is not None:
+        raise ValueError(
+            "`method`: the ends that `Structured(blocks=...)` iterates for tell no trace: leave `blocks` out."
+        )
+    trace, squares = np.moveaxis(method.require(operator).squares(), -1, 0)
     norm = np.where(squares > 0, np.sqrt(squares), 1)
     first, second, unit = (jnp.asarray(part, operator.dtype) for part in (trace / norm, squares / norm**2, norm))
     first, second, unit = (part.reshape(-1) for part in (first, second, unit))

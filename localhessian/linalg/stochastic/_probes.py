@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._arguments import expect_count
+from localhessian._arguments import expect_count, number, short
 from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
@@ -126,6 +126,19 @@ def result(
 
 def check_probes(probes: int, least: int, how: str = "") -> None:
     """Refuse what is no number of random vectors, and too few for an error bar."""
-    expect_count("probes", probes, 0)
-    if probes < least:
+    found = number(probes, "iu")
+    if found is not None and found < least:
         raise ValueError(f"`probes` must be at least {least} for an error bar{how}, got {probes}.")
+    expect_count("probes", probes, least)
+
+
+def check_estimator(method: Any, *kinds: type) -> None:
+    """Refuse what is none of the methods that a figure takes; None stands for the default.
+
+    Raises:
+        TypeError: it is a name, a class, or a method of something else.
+    """
+    if method is not None and not isinstance(method, kinds):
+        settings = [f"probes={kind.probes}" if hasattr(kind, "probes") else "" for kind in kinds]
+        forms = [f"`lh.{kind.__name__}({given})`" for kind, given in zip(kinds, settings, strict=True)]
+        raise TypeError(f"`method` must be {', '.join(forms)} or None, got {short(method)}.")

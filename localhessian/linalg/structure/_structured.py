@@ -41,6 +41,8 @@ class Structured:
     once by the operator's own product, and nothing is decomposed: every block has a recurrence and a convergence of its
     own, so that values which several blocks share, or nearly share, do not slow it down, and are counted.
 
+    As the method of `lh.trace`, `lh.frobenius_norm` and `lh.range_mean` it makes these exact, from Gram matrices alone.
+
     Under `jax.jit` and `jax.vmap` the structure is found when JAX traces, and the numbers come when the program runs:
     blocks from as many products as the longest has columns (or rows, where these are fewer), one column of every block
     at a time, and their singular values in the precision of the model. A random vector is multiplied in the program:
