@@ -186,7 +186,11 @@ def test_memory_bounds_how_many_cases_run_at_once(monkeypatch):
         return widths[-1]
 
     monkeypatch.setattr(compiled_programs, "_bytes", watched)
-    case = lambda scale: (scale * jnp.ones((64, 64)) @ jnp.ones((64, 64))).sum()
+
+    def case(scale):
+        matrix = jnp.sin(scale * jnp.arange(64.0)[:, None] * jnp.arange(64.0)[None])
+        return jnp.linalg.svd(matrix, compute_uv=False)[0]  # of a matrix that is there as a whole
+
     axes = {"scale": np.linspace(0.1, 1.0, 10)}
     free, tight = lh.sweep(case, axes), lh.sweep(case, axes, max_bytes=1e5)
     assert widths[0] > 1e5

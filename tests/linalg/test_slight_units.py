@@ -90,7 +90,7 @@ def _components(seed):
     rows, columns, maps = rng.integers(1, 30), rng.integers(1, 40), int(rng.integers(1, 4))
     shape = maps, rows, columns
     matrices = rng.integers(-2, 3, shape) * (rng.random(shape) < rng.choice([0.01, 0.1]))
-    whole = sparse.coo_matrix(sparse.block_diag(list(matrices.astype(float))))
+    whole = sparse.coo_matrix(sparse.block_diag([sparse.coo_array(matrix) for matrix in matrices.astype(float)]))
     both = whole.row, whole.col + whole.shape[0]
     size = sum(whole.shape)
     graph = sparse.coo_matrix((np.ones(len(both[0])), both), shape=(size, size))
