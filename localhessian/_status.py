@@ -99,6 +99,17 @@ _MESSAGES = {
 }
 
 
+REFUSED = (
+    Status.NON_FINITE,
+    Status.NOT_LINEAR,
+    Status.NOT_SYMMETRIC,
+    Status.NOT_ADJOINT,
+    Status.NOT_DETERMINISTIC,
+    Status.NOT_CONFIRMED,
+)
+"""Of a spectrum whose numbers mean nothing."""
+
+
 def quietly() -> np.errstate:
     """Numbers that are not finite are told by a status, not by warnings of NumPy."""
     return np.errstate(all="ignore")

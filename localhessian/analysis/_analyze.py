@@ -63,7 +63,7 @@ def analyze(
             own spectrum. A coupled block has one H_z for the whole batch.
         samples_per_block: Without `samples`, how many, evenly spaced.
         method: As in `lh.spectrum`. None takes the whole spectrum where there is structure or the matrix is small (up
-            to 3e10 multiplications), else the largest eigenvalue by Lanczos and the rest by quadrature, as in
+            to 8e10 multiplications), else the largest eigenvalue by Lanczos and the rest by quadrature, as in
             `lh.spectral_density` with 2 starts of 12 steps: bounds and estimates, with their errors in columns.
         key: Of random start vectors; default `jax.random.key(0)`.
         progress: True shows a bar; a function is called with (done, total, what).

@@ -56,7 +56,7 @@ def measure(
         samples: For an uncoupled H_z, which samples: indices or a boolean mask. Under transformations a block couples
             its samples unless its program proves that it keeps them apart: a coupled H_z is one matrix of the batch.
         samples_per_block: Without `samples`, how many, evenly spaced.
-        method: As in `lh.spectrum`. None takes the whole spectrum where there is structure or the matrix is small (3e10
+        method: As in `lh.spectrum`. None takes the whole spectrum where there is structure or the matrix is small (8e10
             multiplications; under transformations 1e10), else the largest eigenvalue and a quadrature for the rest.
         key: Of random start vectors; default `jax.random.key(0)`.
 

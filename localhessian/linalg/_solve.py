@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from localhessian._arguments import expect_flag, expect_key, number, short
 from localhessian._programs import full_precision
 from localhessian._progress import Progress, follow, silent
-from localhessian._status import Status, quietly
+from localhessian._status import REFUSED, Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._dense import Dense
@@ -21,14 +21,6 @@ from localhessian.linalg.structure import Declined, Structured
 MAX_OPERATIONS = 5e11
 """Multiplications of a dense decomposition that nobody asked for, as of `Structured`: one of order 4,096 is below."""
 _METHODS = (Structured, Dense, GolubKahan, Lanczos)
-_REFUSED = (
-    Status.NON_FINITE,
-    Status.NOT_LINEAR,
-    Status.NOT_SYMMETRIC,
-    Status.NOT_ADJOINT,
-    Status.NOT_DETERMINISTIC,
-    Status.NOT_CONFIRMED,
-)
 
 
 class Method(Protocol):
@@ -109,7 +101,7 @@ def spectrum(
         found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start, show)
         found = within_range(found) if wrong is None else found.refused(wrong)
     if throw and is_concrete(found.status):
-        worst = [status for status in _REFUSED if bool((found.status == int(status)).any())]
+        worst = [status for status in REFUSED if bool((found.status == int(status)).any())]
         if worst:
             raise SpectrumError(_sentence(operator, worst[0]))
     return found

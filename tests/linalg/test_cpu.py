@@ -75,21 +75,24 @@ def test_convolutions_of_small_images(data):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("size", "window", "low", "high"), [(1, 3, 3, 1), (2, 3, 4, 0), (3, 3, 3, 1), (2, 4, 5, 2)])
-def test_a_layer_that_pads_by_more_than_its_window(size, window, low, high):
+@pytest.mark.parametrize(
+    ("size", "window", "low", "high", "step"),
+    [(1, 3, 3, 1, 1), (2, 3, 4, 0, 1), (3, 3, 3, 1, 1), (2, 4, 5, 2, 1), (3, 3, 4, 1, 2), (1, 1, 5, 0, 3)],
+)
+def test_a_layer_that_pads_by_more_than_its_window(size, window, low, high, step):
     """Its transpose has negative padding, for which jaxlib 0.10 reads what is not there; every route against NumPy."""
     n, c, d = 2, 3, 2
     z, kernel = random(0, n, size, c), random(1, window, c, d)
 
     def layer(kernel, z):
-        return lax.conv_general_dilated(z, kernel, (1,), [(low, high)], dimension_numbers=("NWC", "WIO", "NWC"))
+        return lax.conv_general_dilated(z, kernel, (step,), [(low, high)], dimension_numbers=("NWC", "WIO", "NWC"))
 
-    places = size + low + high - window + 1
+    places = (size + low + high - window) // step + 1
     J = np.zeros((places, d, size, c))
     for at in range(places):
         for tap in range(window):
-            if 0 <= at + tap - low < size:
-                J[at, :, at + tap - low] += np.asarray(kernel, np.float64)[tap].T
+            if 0 <= at * step + tap - low < size:
+                J[at, :, at * step + tap - low] += np.asarray(kernel, np.float64)[tap].T
     J = J.reshape(places * d, size * c)
     scaled = lambda w, z: w * z.reshape(n, -1)
     chain = lh.Chain([lh.Block("in", lambda w, z: w * z), lh.Block("conv", layer), lh.Block("head", scaled)])

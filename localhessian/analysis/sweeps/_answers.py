@@ -1,8 +1,8 @@
 """What a case returns, as named arrays with named dimensions; and what many cases returned, as one dataset."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,10 @@ class Record:
     def good(self) -> np.ndarray:
         """The numbers of the cases that did not fail."""
         return self.cases[[not error for error in self.errors]]
+
+
+Records: TypeAlias = Generator[Record, None, None]
+"""Of cases, as they are finished; closed where nobody waits for more."""
 
 
 def answers_of(result: Any, lead: int = 0) -> Answers:

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from localhessian._programs import compiler_options
-from localhessian.analysis.sweeps._answers import Answers, Record, answers_of, joined
+from localhessian.analysis.sweeps._answers import Answers, Record, Records, answers_of, joined
 from localhessian.analysis.sweeps._axes import Axes
 from localhessian.analysis.sweeps._case import Case, keys_of
 from localhessian.linalg import contains_convolution
@@ -26,7 +26,7 @@ class Programs:
         self._case, self._axes, self._key, self._max_bytes = case, axes, key, max_bytes
         self.compilations, self.compile_seconds = 0, 0.0
 
-    def records(self, has: Callable[[int], bool]) -> Iterator[Record]:
+    def records(self, has: Callable[[int], bool]) -> Records:
         """Of every chunk, in order; `has` tells which are there already, by the number of their first case.
 
         Which cases make a chunk depends on the program alone, never on what is there.
@@ -38,7 +38,7 @@ class Programs:
             if not all(map(has, cases)):
                 yield from self._group(static, cases, has)
 
-    def _group(self, static: dict[str, Any], cases: np.ndarray, has: Callable[[int], bool]) -> Iterator[Record]:
+    def _group(self, static: dict[str, Any], cases: np.ndarray, has: Callable[[int], bool]) -> Records:
         begun = time.perf_counter()
         try:
             run, width = self._program(static, cases)
@@ -91,10 +91,9 @@ def _chunk(run: Callable[[np.ndarray], Answers], chunk: np.ndarray) -> Record:
     """All at once; where that fails, case by case."""
     try:
         return Record(chunk, ("",) * len(chunk), run(chunk))
-    except Exception as error:
+    except Exception as error:  # one case's failure, whatever it is, must not cost the others
         if len(chunk) == 1:
             return Record(chunk, (told(error),), None)
-    # One case's failure, whatever it is, must not cost the others.
     alone = [_chunk(run, one[None]) for one in chunk]
     answers = [record.answers for record in alone if record.answers is not None]
     return Record(chunk, tuple(record.errors[0] for record in alone), joined(answers) if answers else None)

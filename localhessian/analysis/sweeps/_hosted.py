@@ -2,14 +2,13 @@
 
 import concurrent.futures as cf
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian.analysis.sweeps._answers import Answers, Record, answers_of
+from localhessian.analysis.sweeps._answers import Answers, Record, Records, answers_of
 from localhessian.analysis.sweeps._axes import Axes
 from localhessian.analysis.sweeps._case import Case
 from localhessian.analysis.sweeps._compiled import told
@@ -18,7 +17,7 @@ WAITING = 32
 """Cases that an executor is given at once: all at once would hold all their arguments."""
 
 
-def hosted(case: Case, axes: Axes, key: Any, cases: list[int], executor: Any) -> Iterator[Record]:
+def hosted(case: Case, axes: Axes, key: Any, cases: list[int], executor: Any) -> Records:
     """A record of each case, as it is finished."""
     wide = jnp.zeros(()).dtype == jnp.float64
     settings = wide, np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
@@ -49,7 +48,7 @@ def _record(number: int, found: Answers | str) -> Record:
     return Record(cases, (found,), None) if isinstance(found, str) else Record(cases, ("",), found)
 
 
-def _spread(jobs: dict[int, tuple], executor: Any) -> Iterator[Record]:
+def _spread(jobs: dict[int, tuple], executor: Any) -> Records:
     """A bounded number at a time; what a killed process took along is tried once more, alone."""
     pool, mine, queue = executor, [], list(jobs)
     suspects: list[int] = []

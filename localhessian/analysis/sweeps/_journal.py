@@ -75,13 +75,13 @@ class Journal:
         self.records.append(record)
         answers = record.answers
         head: dict[str, Any] = {"errors": record.errors, "dims": {}, "labels": {}, "attributes": {}}
-        arrays = {"cases": np.asarray(record.cases, np.int64)}
+        arrays: dict[str, Any] = {"cases": np.asarray(record.cases, np.int64)}
         if answers is not None:
             head |= {"dims": answers.dims, "labels": answers.labels, "attributes": answers.attributes}
             arrays |= {f"data/{i}": np.ascontiguousarray(array) for i, array in enumerate(answers.data.values())}
         arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
         with whole(self._folder / f"{int(record.cases[0]):09d}.npz") as part, open(part, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # arrays by name
+            np.savez(file, **arrays)
 
     @property
     def is_due(self) -> bool:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from localhessian._optional import optional
 from localhessian._progress import Progress, follow
 from localhessian._types import Key
 from localhessian._version import __version__
-from localhessian.analysis.sweeps._answers import Record, dataset
+from localhessian.analysis.sweeps._answers import Record, Records, dataset
 from localhessian.analysis.sweeps._axes import Axes, axes_of
 from localhessian.analysis.sweeps._case import Case, case_of, code_of, folder_of, program_of
 from localhessian.analysis.sweeps._compiled import Programs
@@ -121,7 +121,7 @@ class Run:
         """Whether a case is finished."""
         return int(number) in self.done
 
-    def through(self, source: Iterator[Record], programs: Programs | None) -> Any:
+    def through(self, source: Records, programs: Programs | None) -> Any:
         """Every record of the source kept; the dataset in the end, also where it is interrupted."""
         begun, interrupted = time.perf_counter(), False
         try:
@@ -133,7 +133,7 @@ class Run:
                     self._journal.publish(self._dataset(_compiling(programs)))
         except KeyboardInterrupt:
             interrupted = True
-            source.close()  # type: ignore[attr-defined]  # a generator
+            source.close()
         seconds = round(time.perf_counter() - begun, 3)
         failed = sum(bool(error) for record in self._records.values() for error in record.errors)
         found = self._dataset(

@@ -28,7 +28,7 @@ def run_quickly(function: Any, *args: Any) -> Any:
     times as long as the same image with its padding written out, and so does the transpose of max-pooling against a
     comparison with the place of the maximum. A^T B, of which gradients by weights are made, takes up to half as long
     again as with A^T written out. benchmarks/cpu.py measures all three. Negative padding, as derivatives of layers have
-    that pad by more than their window, makes jaxlib 0.10 compute wrong numbers: there the image is cropped before.
+    that pad by more than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
@@ -37,9 +37,7 @@ def run_quickly(function: Any, *args: Any) -> Any:
 
 def _instead(eqn: Equation, turned: bool) -> Callable | None:
     """A function that does what a slow or wrong equation should; None for any other."""
-    if eqn.primitive is primitives.conv_general_dilated_p and not _only_adds(eqn):
-        return functools.partial(_convolve_cropped, eqn)
-    if eqn.primitive is primitives.conv_general_dilated_p and any(_too_wide(eqn)):
+    if eqn.primitive is primitives.conv_general_dilated_p and any(_padded_before(eqn)):
         return functools.partial(_convolve_padded, eqn)
     if eqn.primitive is primitives.dot_general_p and _is_upside_down(eqn):
         return functools.partial(_multiply_turned if turned else _multiply_upright, eqn)
@@ -48,45 +46,33 @@ def _instead(eqn: Equation, turned: bool) -> Callable | None:
     return None
 
 
-def _too_wide(eqn: Any) -> list[bool]:
-    """For each dimension of the image, whether the window is larger."""
-    numbers = eqn.params["dimension_numbers"]
+def _padded_before(eqn: Any) -> list[bool]:
+    """For each dimension of the image, whether the window is larger, or some of it is taken away (negative padding)."""
+    p, numbers = eqn.params, eqn.params["dimension_numbers"]
     images, windows = (atom.aval.shape for atom in eqn.invars)
     sizes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], strict=True)
-    dilations = zip(eqn.params["lhs_dilation"], eqn.params["rhs_dilation"], strict=True)
+    along = zip(sizes, p["lhs_dilation"], p["rhs_dilation"], p["padding"], strict=True)
     return [
-        dilated == 1 and (windows[w] - 1) * apart + 1 > images[i]
-        for (i, w), (dilated, apart) in zip(sizes, dilations, strict=True)
+        min(padding) < 0 or (dilated == 1 and (windows[w] - 1) * apart + 1 > images[i])
+        for (i, w), dilated, apart, padding in along
     ]
 
 
-def _only_adds(eqn: Any) -> bool:
-    """Whether no padding is negative."""
-    return min(np.ravel(eqn.params["padding"])) >= 0
-
-
-def _convolve_cropped(eqn: Any, image: Array, window: Array) -> Array:
-    """What negative padding takes away is taken before, of the image with its holes."""
-    places, padding = eqn.params["dimension_numbers"].lhs_spec[2:], np.asarray(eqn.params["padding"])
+def _convolve_padded(eqn: Equation, image: Array, window: Array) -> Array:
+    places, padding, holes = (
+        eqn.params["dimension_numbers"].lhs_spec[2:],
+        list(eqn.params["padding"]),
+        list(eqn.params["lhs_dilation"]),
+    )
     now = [(0, 0, 0)] * image.ndim
-    for place, (low, high), dilated in zip(places, np.minimum(padding, 0), eqn.params["lhs_dilation"], strict=True):
-        now[place] = (int(low), int(high), dilated - 1)
-    # The compiler would take the cropping back into the convolution.
-    image = jax.lax.optimization_barrier(jax.lax.pad(image, jnp.zeros((), image.dtype), now))
-    added = tuple(map(tuple, np.maximum(padding, 0).tolist()))
-    holes = (1,) * len(added)
-    return eqn.primitive.bind(image, window, **{**eqn.params, "padding": added, "lhs_dilation": holes})
-
-
-def _convolve_padded(eqn: Any, image: Array, window: Array) -> Array:
-    places = eqn.params["dimension_numbers"].lhs_spec[2:]
-    now, later = [(0, 0, 0)] * image.ndim, list(eqn.params["padding"])
-    for i, (place, wide) in enumerate(zip(places, _too_wide(eqn), strict=True)):
-        if wide:
-            now[place], later[i] = (*later[i], 0), (0, 0)
+    for i, (place, before) in enumerate(zip(places, _padded_before(eqn), strict=True)):
+        if before:
+            now[place] = (*padding[i], holes[i] - 1)
+            padding[i], holes[i] = (0, 0), 1
     # The compiler would take the padding back into the convolution.
     image = jax.lax.optimization_barrier(jax.lax.pad(image, jnp.zeros((), image.dtype), now))
-    return eqn.primitive.bind(image, window, **{**eqn.params, "padding": tuple(later)})
+    params = {**eqn.params, "padding": tuple(padding), "lhs_dilation": tuple(holes)}
+    return eqn.primitive.bind(image, window, **params)
 
 
 def _is_upside_down(eqn: Any) -> bool:

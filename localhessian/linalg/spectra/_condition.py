@@ -3,7 +3,7 @@
 import numpy as np
 
 from localhessian._arguments import expect, expect_share
-from localhessian._status import Status, quietly
+from localhessian._status import REFUSED, Status, quietly
 from localhessian._tree import on_the_host, pytree
 from localhessian._types import Array, Float, Int
 from localhessian.linalg.operators import rounding
@@ -238,12 +238,4 @@ def _status(xp, spectrum: Spectrum, uncertain, zero, broken, indefinite):
 
 
 def _is_refused(xp, spectrum: Spectrum):
-    codes = (
-        Status.NON_FINITE,
-        Status.NOT_LINEAR,
-        Status.NOT_SYMMETRIC,
-        Status.NOT_ADJOINT,
-        Status.NOT_DETERMINISTIC,
-        Status.NOT_CONFIRMED,
-    )
-    return xp.isin(spectrum.status, xp.asarray([int(code) for code in codes], dtype=spectrum.status.dtype))
+    return xp.isin(spectrum.status, xp.asarray([int(code) for code in REFUSED], dtype=spectrum.status.dtype))
