@@ -24,7 +24,8 @@ def static(**kwargs: Any) -> Any:
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def pytree(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass that is a pytree; fields made by `static()` are its configuration."""
-    frozen = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    own = cls.__repr__ is not object.__repr__  # a base class' too
+    frozen = dataclasses.dataclass(frozen=True, eq=False, repr=not own)(cls)
     return jax.tree_util.register_dataclass(frozen)
 
 

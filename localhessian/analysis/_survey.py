@@ -20,11 +20,10 @@ from localhessian.linalg import (
     Dense,
     Density,
     GolubKahan,
-    LinearMap,
     Method,
+    Operator,
     Spectrum,
     Structured,
-    SymmetricOperator,
     spectral_density,
     spectrum,
 )
@@ -51,7 +50,7 @@ class Survey:
 
     def run(
         self,
-        operator: LinearMap | SymmetricOperator,
+        operator: Operator,
         key: Key,
         vectors: int,
         start: Array | None = None,
@@ -65,7 +64,7 @@ class Survey:
             method = dense if dense.fits(operator) else TOP
         return method.run(operator, key, vectors, start, show)
 
-    def rest(self, operator: SymmetricOperator, found: Spectrum, key: Key) -> Density | None:
+    def rest(self, operator: Operator, found: Spectrum, key: Key) -> Density | None:
         """How the other eigenvalues are distributed, where only the largest was found."""
         if found.method != str(TOP) or (is_concrete(found) and np.all(found.complete)):
             return None

@@ -12,7 +12,6 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from localhessian._arguments import expect, expect_choice, expect_function
 from localhessian._programs import at_once
@@ -20,8 +19,8 @@ from localhessian._tree import floating, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
-from localhessian.curvature._recipe import Layout, OperatorSetup, Part, Point, Recipe, with_root
-from localhessian.linalg import SymmetricOperator, call, gram, lazy_operator, repeated
+from localhessian.curvature._recipe import Layout, LocalHessian, Part, Point, Recipe, with_root
+from localhessian.linalg import SymmetricOperator, gram, repeated
 from localhessian.network import (
     SIDES,
     Arrangement,
@@ -139,8 +138,7 @@ def _operator(recipe: Recipe, point: Point, y: Any, label: str) -> SymmetricOper
     if factor is not None and (layout is None or found.product is None):
         return gram(factor)
     d, _, dtype, batch = recipe.side.sizes(point.place)
-    setup = Partial(call, Partial(OperatorSetup(recipe, layout), point, factor))
-    return dataclasses.replace(lazy_operator(setup, d, dtype, batch, label), factor=factor)
+    return LocalHessian(point, factor, recipe, layout, size=d, dtype=dtype, batch=batch, label=label)
 
 
 def _whole(matching: BackMatching, b: int) -> Point:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from localhessian._tree import pytree
+from localhessian._tree import pytree, static
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Root
-from localhessian.linalg import LinearMap, SymmetricOperator
+from localhessian.linalg import LinearMap, SymmetricOperator, call
 from localhessian.network import Arrangement, Place, Side, View, curved, displaced
 
 Part = Literal["gauss_newton", "full", "residual"]
@@ -46,14 +46,6 @@ class Recipe:
     part: Part
 
 
-def with_root(jacobian: LinearMap, root: Root, layout: "Layout") -> LinearMap:
-    """L^T R of the last block, with S = L L^T its loss Hessian."""
-    forward = Partial(_Rooted(layout, transposed=False), jacobian.forward, root)
-    backward = Partial(_Rooted(layout, transposed=True), jacobian.backward, root)
-    setup = None if jacobian.setup is None else Partial(_SetupWithRoot(layout), jacobian.setup, root)
-    return dataclasses.replace(jacobian, forward=forward, backward=backward, setup=setup)
-
-
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How output vectors stand for leaves of z_B."""
@@ -68,36 +60,92 @@ class Layout:
         return self.arrangement.lay(function(unravel(vector)))[0]
 
 
+@pytree
+class Rooted(LinearMap):
+    """L^T R of the last block, with S = L L^T its loss Hessian."""
+
+    jacobian: LinearMap
+    root: Root
+    layout: Layout = static()
+
+    def product(self, v: Array, /) -> Array:
+        """L^T R v."""
+        return self.layout.through(self.root.transpose_mv, self.jacobian.product(v))
+
+    def transpose_product(self, u: Array, /) -> Array:
+        """R^T L u."""
+        return self.jacobian.transpose_product(self.layout.through(self.root.mv, u))
+
+    def prepare(self) -> LinearMap:
+        """With the block linearized."""
+        return with_root(self.jacobian.prepare(), self.root, self.layout)
+
+
+def with_root(jacobian: LinearMap, root: Root, layout: Layout) -> LinearMap:
+    """L^T R."""
+    return Rooted(
+        jacobian,
+        root,
+        layout,
+        size=jacobian.size,
+        out_size=jacobian.out_size,
+        dtype=jacobian.dtype,
+        batch=jacobian.batch,
+        label=jacobian.label,
+    )
+
+
+@pytree
+class LocalHessian(SymmetricOperator):
+    """A local Hessian that is not multiplied by a factor: the full one, its residual part, J^T S J."""
+
+    point: Point
+    root: LinearMap | None
+    """The factor, where there is one all the same."""
+    recipe: Recipe = static()
+    layout: Layout | None = static()
+
+    @property
+    def factor(self) -> LinearMap | None:
+        """R with H = R^T R where one is known; None otherwise."""
+        return self.root
+
+    def product(self, v: Array, /) -> Array:
+        """H v."""
+        return self.prepare().product(v)
+
+    def prepare(self) -> SymmetricOperator:
+        """Linearize at the point. Cost: one forward and one backward pass; of a full last block two of them."""
+        factor = None if self.root is None else self.root.prepare()
+        terms = call(Partial(_Terms(self.recipe, self.layout)), self.point)
+        return LinearizedHessian(terms, factor, size=self.size, dtype=self.dtype, batch=self.batch)
+
+
+@pytree
+class LinearizedHessian(SymmetricOperator):
+    """A sum of linear functions."""
+
+    terms: list[Partial]
+    root: LinearMap | None
+
+    @property
+    def factor(self) -> LinearMap | None:
+        """R with H = R^T R where one is known; None otherwise."""
+        return self.root
+
+    def product(self, v: Array, /) -> Array:
+        """H v."""
+        return sum((term(v) for term in self.terms[1:]), start=self.terms[0](v))
+
+
 @dataclasses.dataclass(frozen=True)
-class _Rooted:
-    """L^T R v, or R^T L u."""
-
-    layout: Layout
-    transposed: bool
-
-    def __call__(self, product: Partial, root: Root, vector: Array) -> Array:
-        if self.transposed:
-            return product(self.layout.through(root.mv, vector))
-        return self.layout.through(root.transpose_mv, product(vector))
-
-
-@dataclasses.dataclass(frozen=True)
-class _SetupWithRoot:
-    layout: Layout
-
-    def __call__(self, setup: Partial, root: Root) -> LinearMap:
-        return with_root(setup(), root, self.layout)
-
-
-@dataclasses.dataclass(frozen=True)
-class OperatorSetup:
-    """() -> a local Hessian that is not multiplied by a factor: the full one, its residual part, J^T S J."""
+class _Terms:
+    """Point -> what a local Hessian is the sum of."""
 
     recipe: Recipe
     layout: Layout | None
 
-    def __call__(self, point: Point, factor: LinearMap | None) -> SymmetricOperator:
-        """Linearize at the point. Cost: one forward and one backward pass; of a full last block two of them."""
+    def __call__(self, point: Point) -> list[Partial]:
         recipe, view, terms = self.recipe, self.recipe.side.view(point.place), []
         if self.layout is not None and recipe.part != "residual":
             jvp = jax.linearize(lambda v: view.meant(view.run(v)), view.start)[1]
@@ -107,13 +155,7 @@ class OperatorSetup:
             # Of the last block the residual part beside J^T S J: S of the loss is known more exactly than it rounds.
             scalar = _residual_form if self.layout is not None or recipe.part == "residual" else _matching_form
             terms.append(Partial(_as_variables, _second_derivative(scalar(recipe, point, view), view), view.start))
-        prepared = None if factor is None else factor.prepare()
-        d, _, dtype, batch = recipe.side.sizes(point.place)
-        return SymmetricOperator(Partial(_sum, terms), prepared, None, d, dtype, batch)
-
-
-def _sum(terms: list[Partial], v: Array) -> Array:
-    return sum((term(v) for term in terms[1:]), start=terms[0](v))
+        return terms
 
 
 def _second_derivative(scalar: Callable[[Array], Array], view: View) -> Partial:

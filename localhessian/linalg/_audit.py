@@ -8,7 +8,7 @@ import numpy as np
 from localhessian._arguments import expect
 from localhessian._status import quietly
 from localhessian._tree import is_concrete
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator
 from localhessian.linalg.spectra import Spectrum
 
 ROUNDING = 100
@@ -32,7 +32,7 @@ class Audit:
 
 
 @quietly()
-def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Audit:
+def audit(operator: Operator, spectrum: Spectrum, /) -> Audit:
     """Recompute residuals, Rayleigh quotients and orthogonality of a spectrum's eigenvectors.
 
     One fresh product for each vector and four for the norm, in the dtype of the operator; everything else in float64
@@ -58,9 +58,9 @@ def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Aud
     """
     check_operator(operator)
     expect("spectrum", spectrum, Spectrum, "a spectrum from `lh.spectrum`")
-    operator = gram(operator) if isinstance(operator, LinearMap) else operator
-    _check(operator, spectrum)
-    prepared = operator.prepare()
+    symmetric = operator.symmetric
+    _check(symmetric, spectrum)
+    prepared = symmetric.prepare()
     columns = jnp.moveaxis(jnp.asarray(spectrum.vectors), -1, 0)
     V = np.moveaxis(np.asarray(columns, np.float64), 0, -1)
     HV = np.stack([np.asarray(prepared.mv(column), np.float64) for column in columns], axis=-1)
@@ -71,7 +71,7 @@ def audit(operator: LinearMap | SymmetricOperator, spectrum: Spectrum, /) -> Aud
     residuals = np.linalg.norm(HV - values[..., None, :] * V, axis=-2) / norms
     overlap = np.nan_to_num(np.swapaxes(V, -1, -2) @ V)
     gap = np.abs(overlap - np.eye(V.shape[-1]) * (overlap != 0)).max(axis=(-1, -2))
-    eps = float(jnp.finfo(operator.dtype).eps)
+    eps = float(jnp.finfo(symmetric.dtype).eps)
     tolerance = ROUNDING * eps * norm
     missing = np.isnan(values) | np.isnan(norms)
     agrees = np.all(missing | (residuals <= stated + tolerance[..., None]), axis=-1) & (gap <= ROUNDING * eps)

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from scipy.linalg import blas
 
 from localhessian._arguments import expect_limit
@@ -25,10 +24,9 @@ from localhessian.linalg.krylov import lengths
 from localhessian.linalg.operators import (
     EXACT,
     LinearMap,
+    Operator,
     SymmetricOperator,
     check_operator,
-    is_of_a_user,
-    is_own_product,
     skewed,
     unit_products,
 )
@@ -61,20 +59,20 @@ class Dense:
         for name in ("max_size", "max_bytes", "max_operations"):
             expect_limit(name, getattr(self, name), whole=name == "max_size")
 
-    def fits(self, operator: LinearMap | SymmetricOperator) -> bool:
+    def fits(self, operator: Operator) -> bool:
         """Whether the operator is within the limits."""
         order, numbers = _order(operator)
         within = order <= self.max_size and numbers * operator.dtype.itemsize <= self.max_bytes
         return within and self.operations(operator) <= self.max_operations
 
-    def operations(self, operator: LinearMap | SymmetricOperator) -> float:
+    def operations(self, operator: Operator) -> float:
         """Multiplications of the decomposition: of a Gram matrix, and of its eigenvalues."""
         order, numbers = _order(operator)
         return float(order) * numbers + 4 / 3 * float(order) ** 3 * (operator.batch or 1)
 
     def run(
         self,
-        operator: LinearMap | SymmetricOperator,
+        operator: Operator,
         key: Key,
         vectors: int,
         start: Array | None = None,
@@ -83,13 +81,12 @@ class Dense:
         """The whole spectrum; `key`, `start` and `show` are not used."""
         del key, start, show
         self._check(operator)
-        if isinstance(operator, LinearMap):
-            return _from_factor(operator, vectors, str(self))
-        if operator.factor is not None:
-            return _from_factor(operator.factor, vectors, str(self))
-        return _from_matrix(operator, vectors, str(self))
+        factor = operator.factor
+        if factor is None:
+            return _from_matrix(operator.symmetric, vectors, str(self))
+        return _from_factor(factor, vectors, str(self))
 
-    def _check(self, operator: LinearMap | SymmetricOperator) -> None:
+    def _check(self, operator: Operator) -> None:
         order, numbers = _order(operator)
         if order > self.max_size:
             raise ValueError(
@@ -108,32 +105,25 @@ class Dense:
             )
 
 
-def _order(operator: LinearMap | SymmetricOperator) -> tuple[int, int]:
+def _order(operator: Operator) -> tuple[int, int]:
     """The order of the matrix that is decomposed, and how many numbers are stored."""
     check_operator(operator)
-    if isinstance(operator, LinearMap):
-        sides = operator.in_size, operator.out_size
-    elif operator.factor is not None:
-        sides = operator.factor.in_size, operator.factor.out_size
-    else:
-        sides = operator.size, operator.size
+    factor = operator.factor
+    sides = (operator.size, operator.size if factor is None else factor.out_size)
     return min(sides), math.prod(sides) * (operator.batch or 1)
 
 
 def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
     order, d = min(factor.in_size, factor.out_size), factor.in_size
     prepared = factor.prepare()
-    if factor.in_size <= factor.out_size:
-        rows = _rows(prepared.forward, order, factor.out_size, factor)
-    else:
-        rows = _rows(prepared.backward, order, d, factor)
+    rows = _rows(prepared if factor.in_size <= factor.out_size else prepared.T, max(factor.in_size, factor.out_size))
     xp: ModuleType = np if isinstance(rows, np.ndarray) else jnp
     finite = xp.all(xp.isfinite(rows), axis=(-2, -1))
     if not (xp is np and finite.all()):
         rows = xp.where(finite[..., None, None], rows, 0)
     # A tall R stands transposed: its right vectors are the left ones of the rows.
     sigma, right = (_decompose_on_host if xp is np else _decompose_traced)(rows, d > order, vectors)
-    wrong = _contradiction(prepared, rows, xp) if is_of_a_user(factor) else 0
+    wrong = _contradiction(prepared, rows, xp) if factor.on_trust else 0
     usable = finite & (xp.asarray(wrong) == 0)
     sigma = xp.where(usable[..., None], sigma, xp.nan)
     sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
@@ -168,24 +158,24 @@ def _departs(product: Callable, matrix: Any, dtype: Any, size: Any, xp: ModuleTy
     return ~(lengths(apart, xp) <= skewed(float(jnp.finfo(dtype).eps)) * size)
 
 
-def _rows(product: Partial, order: int, long: int, operator: LinearMap | SymmetricOperator) -> Any:
-    """Products with the `order` unit vectors, (s, order, long): on the host in chunks, under tracing at once.
+def _rows(prepared: Operator, long: int) -> Any:
+    """Products with the unit vectors, (s, order, long): on the host in chunks, under tracing at once.
 
     A chunk is small enough for the product's intermediate results: 8 times what goes in and comes out.
     """
-    batch, dtype = operator.batch, operator.dtype
+    order, batch, dtype = prepared.size, prepared.batch, prepared.dtype
     numbers = 8 * (order + long) * (batch or 1)
     count = max(1, min(order, CHUNK_BYTES // (numbers * dtype.itemsize)))
-    chunk = unit_products(product, order, batch, dtype, 0, count)
+    chunk = unit_products(prepared, 0, count)
     # Numbers now? The operator itself may hide traced values in a closure.
     if not is_concrete(chunk):
-        return jnp.moveaxis(unit_products(product, order, batch, dtype), 0, -2)
+        return jnp.moveaxis(unit_products(prepared), 0, -2)
     lead = () if batch is None else (batch,)
     out = np.empty((*lead, order, long), np.float64 if dtype == np.float64 else np.float32)
     for begin in range(0, order, count):
         start = min(begin, order - count)  # the last chunk overlaps, so that one program serves all
         if start:
-            chunk = unit_products(product, order, batch, dtype, start, count)
+            chunk = unit_products(prepared, start, count)
         out[..., start : start + count, :] = np.moveaxis(np.asarray(chunk), 0, -2)
     return out
 
@@ -239,7 +229,7 @@ def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Arr
 
 def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spectrum:
     prepared = operator.prepare()
-    matrix = _rows(prepared.product, operator.size, operator.size, operator)
+    matrix = _rows(prepared, operator.size)
     xp: ModuleType = np if isinstance(matrix, np.ndarray) else jnp
     matrix = matrix.astype(np.float64) if xp is np else matrix
     eps = float(jnp.finfo(operator.dtype).eps)
@@ -250,7 +240,7 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     skew = asymmetry > 1e3 * eps * norm
     values, basis = xp.linalg.eigh((matrix + transposed) / 2)
     # On the host products of random vectors have told before.
-    traced = xp is jnp and is_own_product(operator.product)
+    traced = xp is jnp and operator.on_trust
     bent = _departs(prepared.mv, transposed, operator.dtype, norm, jnp) if traced else False
     values = xp.where((finite & ~(skew | bent))[..., None], values, xp.nan)
     # H is within half of its asymmetry of the matrix that is decomposed.

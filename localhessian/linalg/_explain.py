@@ -14,7 +14,7 @@ from localhessian._arguments import expect
 from localhessian.linalg._dense import Dense
 from localhessian.linalg._solve import Method, unstructured
 from localhessian.linalg.krylov import BASIS_BYTES, ROWS, Krylov
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator
+from localhessian.linalg.operators import Operator, check_operator
 from localhessian.linalg.structure import Declined, Structure, Structured, eigenvalues
 
 
@@ -47,7 +47,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(operator: LinearMap | SymmetricOperator, structured: Structured | None = None, /) -> Explanation:
+def explain(operator: Operator, structured: Structured | None = None, /) -> Explanation:
     """Which route `lh.spectrum` takes with an operator, why, and the predicted time and memory.
 
     Args:
@@ -74,7 +74,7 @@ def explain(operator: LinearMap | SymmetricOperator, structured: Structured | No
     check_operator(operator)
     if structured is not None:
         expect("structured", structured, Structured, "a `lh.Structured(...)` or None")
-    size = operator.in_size if isinstance(operator, LinearMap) else operator.size
+    size = operator.size
     try:
         structured = structured or Structured()
         structure = structured.find(operator)
@@ -95,25 +95,24 @@ def explain(operator: LinearMap | SymmetricOperator, structured: Structured | No
     return Explanation(operator.label, size, operator.batch, structured, reason, structure, seconds, needed)
 
 
-def _dense(operator: LinearMap | SymmetricOperator) -> tuple[float, float]:
-    factor = operator if isinstance(operator, LinearMap) else operator.factor
-    sides = (operator.size, operator.size) if factor is None else (factor.in_size, factor.out_size)  # type: ignore[union-attr]
+def _dense(operator: Operator) -> tuple[float, float]:
+    factor = operator.factor
+    sides = (operator.size, operator.size if factor is None else factor.out_size)
     order, long, copies = min(sides), max(sides), operator.batch or 1
     gram_rate, eigen_rate = _rates()
     decompose = copies * (float(order) ** 2 * long / gram_rate + 4 / 3 * float(order) ** 3 / eigen_rate)
     return order * _product(operator) + decompose, copies * (float(order) * long * 4 + 16.0 * order**2)
 
 
-def _iterative(operator: LinearMap | SymmetricOperator, method: Krylov) -> tuple[float, float]:
-    size = operator.in_size if isinstance(operator, LinearMap) else operator.size
-    basis = max(BASIS_BYTES, ROWS * size * (operator.batch or 1) * operator.dtype.itemsize)
+def _iterative(operator: Operator, method: Krylov) -> tuple[float, float]:
+    basis = max(BASIS_BYTES, ROWS * operator.size * (operator.batch or 1) * operator.dtype.itemsize)
     return method.max_matvecs * 2 * _product(operator), 2.0 * basis
 
 
-def _product(operator: LinearMap | SymmetricOperator) -> float:
+def _product(operator: Operator) -> float:
     """Seconds of one product, after its compilation."""
     prepared = operator.prepare()
-    size = prepared.in_size if isinstance(prepared, LinearMap) else prepared.size
+    size = operator.size
     v = jnp.ones((size,) if operator.batch is None else (operator.batch, size), operator.dtype)
     jax.block_until_ready(prepared.mv(v))
     started = time.perf_counter()

@@ -14,7 +14,7 @@ from localhessian._tree import is_concrete
 from localhessian._types import Array, Float, Key
 from localhessian.linalg._dense import Dense
 from localhessian.linalg.krylov import GolubKahan, Lanczos
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, contradiction
+from localhessian.linalg.operators import Operator, check_operator, contradiction
 from localhessian.linalg.spectra import Spectrum, SpectrumError, within_range
 from localhessian.linalg.structure import Declined, Structured
 
@@ -28,7 +28,7 @@ class Method(Protocol):
 
     def run(
         self,
-        operator: LinearMap | SymmetricOperator,
+        operator: Operator,
         key: Key,
         vectors: int,
         start: Array | None = None,
@@ -38,7 +38,7 @@ class Method(Protocol):
 
 
 def spectrum(
-    operator: LinearMap | SymmetricOperator,
+    operator: Operator,
     /,
     method: Method | None = None,
     *,
@@ -89,7 +89,7 @@ def spectrum(
     expect_key(key)
     check_method(method)
     expect_flag("throw", throw)
-    size = operator.in_size if isinstance(operator, LinearMap) else operator.size
+    size = operator.size
     if number(vectors, "iu") is None or not 0 <= vectors <= size:
         raise ValueError(f"`vectors` must lie between 0 and the operator's size {size}, got {short(vectors)}.")
     if start is not None:
@@ -118,7 +118,7 @@ def check_method(method: Any) -> None:
         raise TypeError(f"`method` must be a method, as `lh.{name}()`, or None, got {short(method)}.")
 
 
-def _sentence(operator: LinearMap | SymmetricOperator, status: Status) -> str:
+def _sentence(operator: Operator, status: Status) -> str:
     if operator.label and status is Status.NOT_SYMMETRIC:
         # A derivative of a model: whatever is not symmetric about it is rounding.
         return (
@@ -128,7 +128,7 @@ def _sentence(operator: LinearMap | SymmetricOperator, status: Status) -> str:
     return f"{operator.label or 'the operator'}: {status.message}"
 
 
-def _check_start(start: Array, operator: LinearMap | SymmetricOperator, size: int) -> None:
+def _check_start(start: Array, operator: Operator, size: int) -> None:
     lead = () if operator.batch is None else (operator.batch,)
     shape = start.shape if _is_real(start) else None
     if shape is None or len(shape) != len(lead) + 2 or shape[:-1] != (*lead, size) or not shape[-1]:
@@ -148,9 +148,8 @@ def _run(operator, method: Method | None, key: Key, vectors: int, start: Array |
     return (unstructured(operator) if method is None else method).run(operator, key, vectors, start, show)
 
 
-def unstructured(operator: LinearMap | SymmetricOperator) -> Method:
+def unstructured(operator: Operator) -> Method:
     """The method for an operator without structure."""
     if Dense(max_operations=MAX_OPERATIONS).fits(operator):
         return Dense()
-    has_factor = isinstance(operator, LinearMap) or operator.factor is not None
-    return GolubKahan() if has_factor else Lanczos()
+    return Lanczos() if operator.factor is None else GolubKahan()

@@ -12,9 +12,9 @@ import jax
 from jax.tree_util import Partial
 
 from localhessian._programs import live, run
-from localhessian._tree import floating
+from localhessian._tree import floating, pytree, static
 from localhessian._types import Activations, Array
-from localhessian.linalg import LinearMap, call, lazy_map
+from localhessian.linalg import LinearMap, call
 from localhessian.network._chain import Block
 from localhessian.network._side import Place, Side, applied
 
@@ -26,25 +26,65 @@ def linearized(block: Block, place: Place) -> tuple[Activations, Partial]:
 
 def jacobian(side: Side, place: Place, label: str = "") -> LinearMap:
     """R = sqrt(s) J, with H = R^T R before the last block. Cost: `prepare` takes a forward pass."""
-    return lazy_map(Partial(_Prepared(side), place), *side.sizes(place), label)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """() -> the map, linearized."""
-
-    side: Side
-
-    def __call__(self, place: Place) -> LinearMap:
-        return jacobian_of(linearized(self.side.block, place)[1], self.side, place)
+    d, m, dtype, batch = side.sizes(place)
+    return Jacobian(place, side, size=d, out_size=m, dtype=dtype, batch=batch, label=label)
 
 
 def jacobian_of(jvp: Partial, side: Side, place: Place) -> LinearMap:
     """R, of the block's linearization at the place."""
     d, m, dtype, batch = side.sizes(place)
     point = dataclasses.replace(place, context=None)  # in the linearization
-    forward, backward = Partial(_Times(side), jvp, point), Partial(_TransposeTimes(side), jvp, point)
-    return LinearMap(forward, backward, None, d, m, dtype, batch)
+    return LinearizedJacobian(jvp, point, side, size=d, out_size=m, dtype=dtype, batch=batch)
+
+
+@pytree
+class Jacobian(LinearMap):
+    """R at a place; `prepare` linearizes."""
+
+    place: Place
+    side: Side = static()
+
+    def product(self, v: Array, /) -> Array:
+        """R v."""
+        return self.prepare().product(v)
+
+    def transpose_product(self, u: Array, /) -> Array:
+        """R^T u."""
+        return self.prepare().transpose_product(u)
+
+    def prepare(self) -> LinearMap:
+        """R of the linearization."""
+        return jacobian_of(linearized(self.side.block, self.place)[1], self.side, self.place)
+
+
+@pytree
+class LinearizedJacobian(LinearMap):
+    """R by the linearization of the block."""
+
+    jvp: Partial
+    place: Place
+    side: Side = static()
+
+    def product(self, v: Array, /) -> Array:
+        """R v."""
+        push, start, _ = self._push()
+        return root_scale(self.side, self.place) * push(v.astype(start.dtype))
+
+    def transpose_product(self, u: Array, /) -> Array:
+        """R^T u."""
+        push, start, out = self._push()
+        return root_scale(self.side, self.place) * jax.linear_transpose(push, start)(u.astype(out.dtype))[0]
+
+    def _push(self) -> tuple[Callable[[Array], Array], Any, Any]:
+        """v -> J v by what depends on v alone, and what it takes and gives."""
+        view = self.side.view(self.place, self.jvp)
+
+        def push(v: Array) -> Array:
+            return jax.jvp(lambda v: view.meant(view.run(v)), (view.start,), (v,))[1]
+
+        program = jax.make_jaxpr(push)(view.start)
+        needed = live(program)
+        return lambda v: run(needed, v)[0], program.in_avals[0], program.out_avals[0]
 
 
 def root_scale(side: Side, place: Place) -> float:
@@ -66,34 +106,3 @@ class _Linearized:
 
         _, jvp, z = jax.linearize(outputs, weights, inputs, has_aux=True)
         return z, cast(Partial, jvp)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Times:
-    """R v."""
-
-    side: Side
-
-    def __call__(self, jvp: Partial, point: Place, v: Array) -> Array:
-        push, start, _ = self.product(jvp, point)
-        return root_scale(self.side, point) * push(v.astype(start.dtype))
-
-    def product(self, jvp: Partial, point: Place) -> tuple[Callable[[Array], Array], Any, Any]:
-        """v -> J v by what depends on v alone, and what it takes and gives."""
-        view = self.side.view(point, jvp)
-
-        def push(v: Array) -> Array:
-            return jax.jvp(lambda v: view.meant(view.run(v)), (view.start,), (v,))[1]
-
-        program = jax.make_jaxpr(push)(view.start)
-        needed = live(program)
-        return lambda v: run(needed, v)[0], program.in_avals[0], program.out_avals[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _TransposeTimes(_Times):
-    """R^T u."""
-
-    def __call__(self, jvp: Partial, point: Place, u: Array) -> Array:
-        push, start, out = self.product(jvp, point)
-        return root_scale(self.side, point) * jax.linear_transpose(push, start)(u.astype(out.dtype))[0]

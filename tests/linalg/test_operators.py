@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 import localhessian as lh
-from localhessian.linalg import gram, lazy_map, lazy_operator, matrix_map
+from localhessian._tree import pytree
+from localhessian.linalg import LinearMap, SymmetricOperator, gram, matrix_map
 
 SHAPES = [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1), (1, 1)]
 
@@ -24,19 +25,37 @@ def transpose_times(matrix, u):
     return jnp.einsum("...md,...m->...d", matrix, u, precision="highest")
 
 
-@dataclasses.dataclass(frozen=True)
-class Counted:
-    """A set-up that counts how often it runs (when traced or called)."""
-
-    calls: list = dataclasses.field(default_factory=list, compare=False)
-
-    def __call__(self, matrix):
-        self.calls.append(matrix.shape)
-        return matrix_map(matrix)
+SET_UPS = []
 
 
-def symmetric_set_up(matrix):
-    return gram(matrix_map(matrix))
+@pytree
+class LazyMap(LinearMap):
+    """A matrix whose products need a set-up, which is counted (when traced or called)."""
+
+    matrix: jax.Array
+
+    def product(self, v, /):
+        return self.prepare().product(v)
+
+    def transpose_product(self, u, /):
+        return self.prepare().transpose_product(u)
+
+    def prepare(self):
+        SET_UPS.append(self.matrix.shape)
+        return matrix_map(self.matrix)
+
+
+@pytree
+class LazyOperator(SymmetricOperator):
+    """R^T R of such a matrix."""
+
+    matrix: jax.Array
+
+    def product(self, v, /):
+        return self.prepare().product(v)
+
+    def prepare(self):
+        return gram(matrix_map(self.matrix))
 
 
 def explicit_map(matrix, rmv=transpose_times):
@@ -150,22 +169,22 @@ def test_prepare_without_set_up_is_the_operator_itself(key):
 
 
 def test_set_up_runs_once_for_a_prepared_map(key, dtype):
-    matrix, set_up = jax.random.normal(key, (4, 3)), Counted()
-    A = lazy_map(Partial(set_up, matrix), 3, 4, dtype, label="lazy")
+    matrix = jax.random.normal(key, (4, 3))
+    A = LazyMap(matrix, size=3, out_size=4, dtype=dtype, label="lazy")
     for operator, expected in [(A, matrix), (A.T, matrix.T)]:
-        set_up.calls.clear()
+        SET_UPS.clear()
         prepared = operator.prepare()
-        assert len(set_up.calls) == 1
+        assert len(SET_UPS) == 1
         np.testing.assert_array_equal(prepared.to_dense(), expected)
         prepared.mv(jnp.ones(prepared.in_size))
-        assert len(set_up.calls) == 1
+        assert len(SET_UPS) == 1
 
 
 def test_unprepared_products_prepare_themselves(key, dtype, tol):
     matrix = jax.random.normal(key, (4, 3))
     wide = np.asarray(matrix, np.float64)
-    A = lazy_map(Partial(matrix_map, matrix), 3, 4, dtype)
-    H = lazy_operator(Partial(symmetric_set_up, matrix), 3, dtype)
+    A = LazyMap(matrix, size=3, out_size=4, dtype=dtype)
+    H = LazyOperator(matrix, size=3, dtype=dtype)
     close(A.mv(jnp.ones(3)), wide.sum(1), tol.product)
     close(A.rmv(jnp.ones(4)), wide.sum(0), tol.product)
     close(gram(A).mv(jnp.ones(3)), wide.T @ wide.sum(1), tol.product)
@@ -249,4 +268,5 @@ def test_operators_print_as_one_line(dtype):
     many = dataclasses.replace(lh.linear_map(lambda v: v, None, 3, 3), batch=2, label="of mine")
     operators[f"of mine, 3 x 3, {dtype}, batch of 2"] = many
     for words, operator in operators.items():
-        assert repr(operator) == f"{type(operator).__name__}({words})"
+        kind = "LinearMap" if operator is many else "SymmetricOperator"
+        assert repr(operator) == f"{kind}({words})"

@@ -44,7 +44,6 @@ from localhessian.linalg.krylov._vectors import (
     unbatched_all,
     unit_rows,
 )
-from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, working_dtype
 
 BREAKDOWN = 30
@@ -85,7 +84,7 @@ class GolubKahan(Krylov):
         self, operator: Any, key: Key, vectors: int, start: Array | None, show: Progress, xp: ModuleType
     ) -> Spectrum:
         """The method itself."""
-        factor = operator if isinstance(operator, LinearMap) else operator.factor
+        factor = operator.factor
         if factor is None:
             raise ValueError(
                 f"`GolubKahan` needs a factor R with H = R^T R, and {operator.label or 'the operator'} has none: use "

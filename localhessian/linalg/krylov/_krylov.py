@@ -21,7 +21,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._vectors import lengths, pick
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, gram, skewed
+from localhessian.linalg.operators import Operator, skewed
 from localhessian.linalg.spectra import Spectrum, cutoff
 
 Which = Literal["both", "largest", "smallest"]
@@ -70,7 +70,7 @@ class Krylov:
         if not is_concrete(operator, key, start):
             return self.compute(operator, key, vectors, start, show, jnp)
         if jax.default_backend() != "cpu":
-            return told_apart(_compiled(self, operator, key, vectors, start), operator)
+            return told_apart(_compiled(self, operator.prepare(), key, vectors, start), operator)
         try:
             return self.compute(operator, key, vectors, start, show, np)
         except jax.errors.TracerArrayConversionError:
@@ -243,12 +243,12 @@ def repeats(multiplied: Callable, state: Any, first: Any, plan: Plan, xp: Any) -
     return ~(apart > plan.skewed * norm)
 
 
-def told_apart(found: Any, operator: LinearMap | SymmetricOperator) -> Any:
+def told_apart(found: Any, operator: Operator) -> Any:
     """What a program compiled whole says, with noise told from a wrong transpose: it asks nothing twice."""
     wrong = np.isin(found.status, (int(Status.NOT_ADJOINT), int(Status.NOT_SYMMETRIC)))
     if not wrong.any():
         return found
-    symmetric = gram(operator) if isinstance(operator, LinearMap) else operator
+    symmetric = operator.symmetric
     lead = () if symmetric.batch is None else (symmetric.batch,)
     v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, symmetric.size)), symmetric.dtype)
     one, again = (np.asarray(symmetric.mv(v), np.float64) for _ in range(2))

@@ -41,7 +41,6 @@ from localhessian.linalg.krylov._vectors import (
     unbatched_all,
     unit_rows,
 )
-from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, noise, working_dtype
 
 BREAKDOWN = 50
@@ -82,7 +81,7 @@ class Lanczos(Krylov):
         self, operator: Any, key: Key, vectors: int, start: Array | None, show: Progress, xp: ModuleType
     ) -> Spectrum:
         """The method itself."""
-        if isinstance(operator, LinearMap):
+        if operator.symmetric is not operator:
             raise TypeError("`Lanczos` takes a symmetric operator: use `GolubKahan` for a linear map.")
         prepared = operator.prepare()
         batch, dtype = prepared.batch, working_dtype(prepared.dtype)

@@ -5,16 +5,16 @@ import numpy as np
 
 from localhessian._status import Status
 from localhessian._tree import is_concrete
-from localhessian.linalg.operators._operators import LinearMap, SymmetricOperator, is_own_product
+from localhessian.linalg.operators._operators import Operator
 from localhessian.linalg.operators._rounding import rounding, skewed
 
 
-def contradiction(operator: LinearMap | SymmetricOperator) -> Status | None:
+def contradiction(operator: Operator) -> Status | None:
     """What is wrong with a symmetric operator of the user's: not deterministic, not linear, not symmetric, or None.
 
     Products that are not finite, and those that only a transformation knows, are left to the methods.
     """
-    if isinstance(operator, LinearMap) or not is_own_product(operator.product) or not is_concrete(operator):
+    if operator.symmetric is not operator or not operator.on_trust or not is_concrete(operator):
         return None
     u, v = np.random.default_rng(0).standard_normal((2, operator.size))
     products = [operator.mv(jnp.asarray(w, operator.dtype)) for w in (u, u, v, u - 2 * v, 0 * u)]

@@ -1,17 +1,80 @@
 """A batch of operators of which some are asked for more than once."""
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from localhessian._tree import is_concrete
+from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array
-from localhessian.linalg.operators._operators import LinearMap, SymmetricOperator
+from localhessian.linalg.operators._operators import LinearMap, Operator, SymmetricOperator
+
+
+@pytree
+class Places:
+    """Which operators of a batch are meant; each is multiplied once in a round."""
+
+    at: Array
+    round: Array
+    rounds: int = static()
+
+    def products(self, of: Operator, vectors: Array) -> Array:
+        """One product for each place, of the vectors that stand there."""
+        laid_out = jnp.zeros((self.rounds, of.batch or 1, vectors.shape[-1]), vectors.dtype)
+        return jax.vmap(of.product)(laid_out.at[self.round, self.at].set(vectors))[self.round, self.at]
+
+
+@pytree
+class Repeated(SymmetricOperator):
+    """Some operators of a batch, in any order."""
+
+    of: SymmetricOperator
+    places: Places
+
+    @property
+    def factor(self) -> LinearMap | None:
+        """Of the same."""
+        factor = self.of.factor
+        if factor is None:
+            return None
+        return _maps(factor, self.places, self.batch)
+
+    def product(self, v: Array, /) -> Array:
+        """H v of each."""
+        return self.places.products(self.of.prepare(), v)
+
+    def prepare(self) -> SymmetricOperator:
+        """With the batch's set-up done."""
+        return _operators(self.of.prepare(), self.places, self.batch)
+
+
+def _operators(of: SymmetricOperator, places: Places, batch: int | None) -> Repeated:
+    return Repeated(of, places, size=of.size, dtype=of.dtype, batch=batch, label=of.label)
+
+
+@pytree
+class RepeatedMap(LinearMap):
+    """Some maps of a batch, in any order."""
+
+    of: LinearMap
+    places: Places
+
+    def product(self, v: Array, /) -> Array:
+        """A v of each."""
+        return self.places.products(self.of.prepare(), v)
+
+    def transpose_product(self, u: Array, /) -> Array:
+        """A^T u of each."""
+        return self.places.products(self.of.prepare().T, u)
+
+    def prepare(self) -> LinearMap:
+        """With the batch's set-up done."""
+        return _maps(self.of.prepare(), self.places, self.batch)
+
+
+def _maps(of: LinearMap, places: Places, batch: int | None) -> RepeatedMap:
+    return RepeatedMap(of, places, size=of.size, out_size=of.out_size, dtype=of.dtype, batch=batch, label=of.label)
 
 
 def repeated(operator: SymmetricOperator, places: Array, /) -> SymmetricOperator:
@@ -25,50 +88,5 @@ def repeated(operator: SymmetricOperator, places: Array, /) -> SymmetricOperator
         seen: Counter[int] = Counter()
         for i, place in enumerate(np.asarray(places).tolist()):
             rounds[i], seen[place] = seen[place], seen[place] + 1
-    spread = _Spread(int(rounds.max()) + 1, operator.batch or 1)
-    return _repeated(spread, jnp.asarray(places), jnp.asarray(rounds), operator)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Spread:
-    """Products of a batch, with each of its operators once in a round."""
-
-    rounds: int
-    batch: int
-
-    def __call__(self, product: Partial, places: Array, rounds: Array, vectors: Array) -> Array:
-        laid_out = jnp.zeros((self.rounds, self.batch, vectors.shape[-1]), vectors.dtype)
-        return jax.vmap(product)(laid_out.at[rounds, places].set(vectors))[rounds, places]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """() -> what `repeat` makes of a prepared operator or map."""
-
-    repeat: Callable
-    spread: _Spread
-
-    def __call__(self, setup: Partial, places: Array, rounds: Array):
-        return self.repeat(self.spread, places, rounds, setup())
-
-
-def _repeated(spread: _Spread, places: Array, rounds: Array, operator: SymmetricOperator) -> SymmetricOperator:
-    setup = None if operator.setup is None else Partial(_Prepared(_repeated, spread), operator.setup, places, rounds)
-    return dataclasses.replace(
-        operator,
-        product=Partial(spread, operator.product, places, rounds),
-        factor=None if operator.factor is None else _repeated_map(spread, places, rounds, operator.factor),
-        setup=setup,
-        batch=len(places),
-    )
-
-
-def _repeated_map(spread: _Spread, places: Array, rounds: Array, factor: LinearMap) -> LinearMap:
-    setup = None if factor.setup is None else Partial(_Prepared(_repeated_map, spread), factor.setup, places, rounds)
-    return dataclasses.replace(
-        factor,
-        forward=Partial(spread, factor.forward, places, rounds),
-        backward=Partial(spread, factor.backward, places, rounds),
-        setup=setup,
-        batch=len(places),
-    )
+    of_each = Places(jnp.asarray(places), jnp.asarray(rounds), int(rounds.max()) + 1)
+    return _operators(operator, of_each, len(places))

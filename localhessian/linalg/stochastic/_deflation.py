@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._types import Array, Float, Key
-from localhessian.linalg.operators import HIGHEST, LinearMap, SymmetricOperator, gram
+from localhessian.linalg.operators import HIGHEST, Operator, SymmetricOperator
 from localhessian.linalg.stochastic._hutchinson import quadratic_form
 from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
@@ -49,10 +49,9 @@ class HutchPlusPlus:
         """Refuse what is no number of products, and too few for an error bar."""
         check_probes(self.probes, 6, " by Hutch++")
 
-    def trace(self, operator: LinearMap | SymmetricOperator, key: Key) -> TraceEstimate:
+    def trace(self, operator: Operator, key: Key) -> TraceEstimate:
         """tr(H) of a symmetric operator, tr(A^T A) of a linear map A; what `lh.trace` calls."""
-        operator = gram(operator) if isinstance(operator, LinearMap) else operator
-        third, prepared = self.probes // 3, operator.prepare()
+        third, prepared = self.probes // 3, operator.symmetric.prepare()
         sketch_key, rest_key = jax.random.split(key)
         times = Partial(multiplied, prepared)
         basis = _orthonormal(each_probe(times, Partial(random_signs, sketch_key), third, operator))[0]
@@ -87,10 +86,9 @@ class XTrace:
         """Refuse what is no number of products, and too few for an error bar."""
         check_probes(self.probes, 4, " by XTrace")
 
-    def trace(self, operator: LinearMap | SymmetricOperator, key: Key) -> TraceEstimate:
+    def trace(self, operator: Operator, key: Key) -> TraceEstimate:
         """tr(H) of a symmetric operator, tr(A^T A) of a linear map A; what `lh.trace` calls."""
-        operator = gram(operator) if isinstance(operator, LinearMap) else operator
-        count, prepared = self.probes // 2, operator.prepare()
+        count, prepared = self.probes // 2, operator.symmetric.prepare()
         times = Partial(multiplied, prepared)
         omega = each_probe(Partial(itself), Partial(on_sphere, key), count, operator)
         moved = each_probe(times, Partial(row_of, omega), count, operator)

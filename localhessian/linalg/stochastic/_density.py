@@ -23,7 +23,7 @@ from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import told_apart, unbatched
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, contradiction, rounding
+from localhessian.linalg.operators import Operator, check_operator, contradiction, rounding
 from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
 from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
 from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
@@ -34,7 +34,7 @@ MARGIN = 0.02
 
 
 def spectral_density(
-    operator: LinearMap | SymmetricOperator | Spectrum,
+    operator: Operator | Spectrum,
     /,
     *,
     axis: Literal["linear", "log"] = "linear",
@@ -177,13 +177,13 @@ class _Axis:
         return low * (high / low) ** places if self.axis == "log" else low + (high - low) * places
 
 
-def _run(operator: LinearMap | SymmetricOperator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
+def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
     """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
     if not is_concrete(operator, key):
         with full_precision():
             return _compute(operator, key, probes, steps, scale, jnp)
     if jax.default_backend() != "cpu":
-        return told_apart(_compiled(operator, key, probes, steps, scale), operator)
+        return told_apart(_compiled(operator.prepare(), key, probes, steps, scale), operator)
     try:
         with quietly():
             return _compute(operator, key, probes, steps, scale, np)
@@ -193,11 +193,10 @@ def _run(operator: LinearMap | SymmetricOperator, key: Key, probes: int, steps: 
 
 
 def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: ModuleType) -> Density:
-    factor = operator if isinstance(operator, LinearMap) else operator.factor
-    size = operator.in_size if isinstance(operator, LinearMap) else operator.size
+    factor, size = operator.factor, operator.size
     if factor is None:
         order, steps = size, min(steps, size)
-        jacobi = of_symmetric(operator, key, probes, steps, xp)
+        jacobi = of_symmetric(operator.symmetric, key, probes, steps, xp)
     else:
         # On the smaller side: the null space that the shape makes certain is not left to chance.
         narrow = factor.T if factor.out_size < factor.in_size else factor

@@ -6,12 +6,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._types import Array, Float, Key
-from localhessian.linalg.operators import LinearMap, SymmetricOperator
+from localhessian.linalg.operators import LinearMap, Operator, SymmetricOperator
 from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
     check_probes,
     each_probe,
-    factor_of,
     multiplied,
     random_signs,
     result,
@@ -41,14 +40,19 @@ class Hutchinson:
         """Refuse what is no number of vectors, and too few for an error bar."""
         check_probes(self.probes, 2)
 
-    def trace(self, operator: LinearMap | SymmetricOperator, key: Key) -> TraceEstimate:
+    def trace(self, operator: Operator, key: Key) -> TraceEstimate:
         """tr(H) of a symmetric operator, tr(A^T A) of a linear map A; what `lh.trace` calls."""
-        factor = factor_of(operator)
-        form = Partial(quadratic_form, (operator if factor is None else factor).prepare())
+        factor = operator.factor
+        form = Partial(quadratic_form, operator.symmetric.prepare())
+        if factor is not None:
+            form = Partial(squared_length, factor.prepare())
         forms = each_probe(form, Partial(random_signs, key), self.probes, operator)
         return result(jnp.mean(forms, axis=0), spread(forms), self.probes, False, operator)
 
 
-def quadratic_form(operator: LinearMap | SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, " s"]:
-    moved = multiplied(operator, v)
-    return jnp.sum((moved if isinstance(operator, LinearMap) else v) * moved, axis=-1)
+def quadratic_form(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, " s"]:
+    return jnp.sum(v * multiplied(operator, v), axis=-1)
+
+
+def squared_length(factor: LinearMap, v: Float[Array, "s d"]) -> Float[Array, " s"]:
+    return jnp.sum(multiplied(factor, v) ** 2, axis=-1)

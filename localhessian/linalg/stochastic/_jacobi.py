@@ -29,7 +29,7 @@ from localhessian.linalg.krylov import (
     right_half,
     rows,
 )
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, repeat, skewed
+from localhessian.linalg.operators import LinearMap, Operator, SymmetricOperator, call, repeat, skewed
 from localhessian.linalg.spectra import working_dtype
 
 GROUP = 8
@@ -56,7 +56,7 @@ def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int,
     prepared, s, d = operator.prepare(), operator.batch or 1, operator.size
     group = _group(probes, steps, s * d, operator.dtype, xp)
     plan = _plan(d, steps, operator.dtype)
-    multiplied = _multiplied(prepared.product, prepared.batch, group, prepared.dtype, xp)
+    multiplied = _multiplied(prepared, group, xp)
 
     def step(state: State) -> State:
         return advance(state, multiplied(state.current), plan, xp)
@@ -84,9 +84,7 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleTy
     prepared, s, d, m = factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
     group = _group(probes, steps, s * (d + m), factor.dtype, xp)
     plan = _plan(d, steps, factor.dtype)
-    forward, backward = (
-        _multiplied(part, prepared.batch, group, prepared.dtype, xp) for part in (prepared.forward, prepared.backward)
-    )
+    forward, backward = (_multiplied(part, group, xp) for part in (prepared, prepared.T))
 
     def step(state: State) -> State:
         state, left = left_half(state, forward(state.current), plan, xp)
@@ -129,21 +127,18 @@ def _plan(order: int, steps: int, dtype: Any) -> Plan:
 class _Together:
     """A product with the vectors of a group, `(g * s, d)`."""
 
-    batch: int | None
     group: int
 
-    def __call__(self, product: Partial, v: Float[Array, "L d"]) -> Float[Array, "L m"]:
-        one = rows(product, self.batch)
-        if self.group == 1:
-            return one(v)
+    def __call__(self, prepared: Operator, v: Float[Array, "L d"]) -> Float[Array, "L m"]:
+        one = rows(prepared.product, prepared.batch)
         return jax.vmap(one)(v.reshape(self.group, -1, v.shape[1])).reshape(len(v), -1)
 
 
-def _multiplied(product: Partial, batch: int | None, group: int, dtype: Any, xp: ModuleType) -> Callable[[Any], Any]:
+def _multiplied(prepared: Operator, group: int, xp: ModuleType) -> Callable[[Any], Any]:
     if group == 1:  # the program that the Krylov methods use
-        return lambda block: products(lambda v: call(product, v), block, batch, dtype, xp)
-    together = Partial(_Together(batch, group), product)
-    return lambda block: products(lambda v: call(together, v), block, len(block), dtype, xp)
+        return lambda block: products(prepared.mv, block, prepared.batch, prepared.dtype, xp)
+    together = Partial(_Together(group), prepared)
+    return lambda block: products(lambda v: call(together, v), block, len(block), prepared.dtype, xp)
 
 
 def _drive(step: Callable[[State], State], state: State, steps: int, xp: ModuleType) -> State:

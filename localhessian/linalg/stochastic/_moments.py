@@ -11,25 +11,23 @@ from jax.tree_util import Partial
 from localhessian._arguments import expect_key
 from localhessian._types import Array, Float, Key
 from localhessian.linalg.krylov import lengths
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator
 from localhessian.linalg.stochastic._hutchinson import Hutchinson
 from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
     check_estimator,
     check_probes,
     each_probe,
-    factor_of,
     multiplied,
     random_signs,
     result,
-    size_of,
     unit_vector,
 )
 from localhessian.linalg.structure import Structured
 
 
 def frobenius_norm(
-    operator: LinearMap | SymmetricOperator,
+    operator: Operator,
     /,
     method: Hutchinson | Structured | None = None,
     *,
@@ -69,7 +67,7 @@ def frobenius_norm(
 
 
 def range_mean(
-    operator: LinearMap | SymmetricOperator,
+    operator: Operator,
     /,
     method: Hutchinson | Structured | None = None,
     *,
@@ -114,7 +112,7 @@ def _ratio(first: Any, second: Any) -> Any:
 
 def _of_moments(
     figure: Callable[[Any, Any], Any],
-    operator: LinearMap | SymmetricOperator,
+    operator: Operator,
     method: Hutchinson | Structured | None,
     key: Key | None,
 ) -> TraceEstimate:
@@ -125,14 +123,14 @@ def _of_moments(
     probes = (method or Hutchinson()).probes
     check_probes(probes, 3)
     key = jax.random.key(0) if key is None else key
-    factor = factor_of(operator)
+    factor, symmetric = operator.factor, operator.symmetric
     if factor is not None:
         # R^T R and R R^T have the same traces.
-        operator = gram(factor if factor.in_size <= factor.out_size else factor.T)
-    exact = size_of(operator) <= probes
-    count = size_of(operator) if exact else probes
+        symmetric = (factor if factor.in_size <= factor.out_size else factor.T).symmetric
+    exact = symmetric.size <= probes
+    count = symmetric.size if exact else probes
     vectors = Partial(unit_vector if exact else random_signs, key)
-    both = each_probe(Partial(_two_forms, operator.prepare()), vectors, count, operator)
+    both = each_probe(Partial(_two_forms, symmetric.prepare()), vectors, count, symmetric)
     unit = _unit(jnp.max(both[..., 1], axis=0))
     first, second = both[..., 0] / unit[None], (both[..., 1] / unit[None]) ** 2
     if exact:
@@ -149,9 +147,7 @@ def _nothing(figure: Callable, first: Array, second: Array) -> Array:
     return (first == 0) & (second == 0) & (figure is _ratio)
 
 
-def exact_moment(
-    operator: LinearMap | SymmetricOperator, method: Structured, figure: Callable[[Any, Any], Any]
-) -> TraceEstimate:
+def exact_moment(operator: Operator, method: Structured, figure: Callable[[Any, Any], Any]) -> TraceEstimate:
     """A function of tr(H) and tr(H^2), of degree one in H, by structure.
 
     Raises:

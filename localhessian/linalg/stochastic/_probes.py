@@ -13,7 +13,7 @@ from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int, Key
 from localhessian.linalg.krylov import rows, unbatched
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, call, contradiction, repeat
+from localhessian.linalg.operators import Operator, call, contradiction, repeat
 from localhessian.linalg.spectra import SpectrumError
 
 
@@ -33,9 +33,9 @@ class TraceEstimate:
     """Whether the probes were all unit vectors, so that only rounding is left."""
 
 
-def each_probe(function: Partial, vectors: Partial, count: int, operator: LinearMap | SymmetricOperator) -> Array:
+def each_probe(function: Partial, vectors: Partial, count: int, operator: Operator) -> Array:
     """function(v) of every probe, `(count, s, ...)`: from the host where there are numbers, else compiled whole."""
-    shape, dtype = (operator.batch or 1, size_of(operator)), operator.dtype
+    shape, dtype = (operator.batch or 1, operator.size), operator.dtype
     first = call(function, _probe_vector(vectors, 0, shape, dtype))
     if is_concrete(first):
         rest = [call(function, _probe_vector(vectors, i, shape, dtype)) for i in range(1, count)]
@@ -49,9 +49,8 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Linear
     return repeat(step, start, count)[1]
 
 
-def multiplied(operator: LinearMap | SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
-    product = operator.forward if isinstance(operator, LinearMap) else operator.product
-    return rows(product, operator.batch)(v)
+def multiplied(operator: Operator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
+    return rows(operator.product, operator.batch)(v)
 
 
 def itself(v: Array) -> Array:
@@ -82,15 +81,7 @@ def row_of(vectors: Float[Array, "p s d"], i: Any, shape: tuple[int, int], dtype
     return jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False)
 
 
-def factor_of(operator: LinearMap | SymmetricOperator) -> LinearMap | None:
-    return operator if isinstance(operator, LinearMap) else operator.factor
-
-
-def size_of(operator: LinearMap | SymmetricOperator) -> int:
-    return operator.in_size if isinstance(operator, LinearMap) else operator.size
-
-
-def eps_of(operator: LinearMap | SymmetricOperator) -> float:
+def eps_of(operator: Operator) -> float:
     return float(jnp.finfo(operator.dtype).eps)
 
 

@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect_key
 from localhessian._types import Array, Float, Key
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator
 from localhessian.linalg.stochastic._deflation import HutchPlusPlus, XTrace
 from localhessian.linalg.stochastic._hutchinson import Hutchinson, quadratic_form
 from localhessian.linalg.stochastic._moments import exact_moment
@@ -14,11 +14,9 @@ from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
     check_estimator,
     each_probe,
-    factor_of,
     multiplied,
     random_signs,
     result,
-    size_of,
     spread,
     unit_vector,
 )
@@ -26,7 +24,7 @@ from localhessian.linalg.structure import Structured
 
 
 def trace(
-    operator: LinearMap | SymmetricOperator,
+    operator: Operator,
     /,
     method: Hutchinson | HutchPlusPlus | XTrace | Structured | None = None,
     *,
@@ -67,22 +65,19 @@ def trace(
         return exact_moment(operator, method, lambda first, _: first)
     method = Hutchinson() if method is None else method
     key = jax.random.key(0) if key is None else key
-    factor = factor_of(operator)
+    factor = operator.factor
     if factor is not None and min(factor.in_size, factor.out_size) <= method.probes:
         narrow = factor if factor.in_size <= factor.out_size else factor.T
         squares = each_probe(Partial(multiplied, narrow.prepare()), Partial(unit_vector, key), narrow.in_size, narrow)
         return result(jnp.sum(squares**2, axis=(0, 2)), None, narrow.in_size, True, operator)
-    size = size_of(operator)
-    if size <= method.probes:
-        form = Partial(quadratic_form, operator.prepare())
-        forms = each_probe(form, Partial(unit_vector, key), size, operator)
-        return result(jnp.sum(forms, axis=0), None, size, True, operator)
+    if operator.size <= method.probes:
+        form = Partial(quadratic_form, operator.symmetric.prepare())
+        forms = each_probe(form, Partial(unit_vector, key), operator.size, operator)
+        return result(jnp.sum(forms, axis=0), None, operator.size, True, operator)
     return method.trace(operator, key)
 
 
-def diagonal(
-    operator: LinearMap | SymmetricOperator, /, method: Hutchinson | None = None, *, key: Key | None = None
-) -> TraceEstimate:
+def diagonal(operator: Operator, /, method: Hutchinson | None = None, *, key: Key | None = None) -> TraceEstimate:
     r"""The diagonal of a symmetric operator, or of A^T A of a linear map A, by products alone.
 
     $\mathrm{diag} H = E\, v \odot H v$ for random signs v; the variance of entry i is the sum of the squares of the
@@ -116,13 +111,13 @@ def diagonal(
     check_estimator(method, Hutchinson)
     probes = (method or Hutchinson()).probes
     key = jax.random.key(0) if key is None else key
-    factor = factor_of(operator)
+    factor = operator.factor
     if factor is not None and factor.out_size <= probes:
         lines = each_probe(
             Partial(multiplied, factor.T.prepare()), Partial(unit_vector, key), factor.out_size, factor.T
         )
         return result(jnp.sum(lines**2, axis=0), None, factor.out_size, True, operator)
-    symmetric = gram(operator) if isinstance(operator, LinearMap) else operator
+    symmetric = operator.symmetric
     exact = symmetric.size <= probes
     count = symmetric.size if exact else probes
     vectors = Partial(unit_vector if exact else random_signs, key)

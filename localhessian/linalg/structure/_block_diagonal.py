@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from localhessian._tree import pytree
 from localhessian._types import Array
 from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.structure._dependence import UNKNOWN, Declined
@@ -264,29 +264,33 @@ class BlockDiagonal:
         # Numbers that are out of range: what is sent there is dropped, what is taken from there is 0.
         ends = (self.size * (self.batch or 1), prepared.out_size * (self.batch or 1))
         columns, rows = (_padded(some, end) for some, end in zip(entries, ends, strict=True))
-        lead = () if self.batch is None else (self.batch,)
-        return LinearMap(
-            Partial(_Between((*lead, self.size)), prepared.forward, columns, rows),
-            Partial(_Between((*lead, prepared.out_size)), prepared.backward, rows, columns),
-            None,
-            columns.shape[1],
-            rows.shape[1],
-            prepared.dtype,
-            len(self.units),
-            prepared.label,
-        )
+        m, p = rows.shape[1], columns.shape[1]
+        return _Blocks(prepared, rows, columns, size=p, out_size=m, dtype=prepared.dtype, batch=len(self.units))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Between:
-    """A product of the whole map with vectors of its blocks, (units, p) -> (units, m); hashable."""
+@pytree
+class _Blocks(LinearMap):
+    """The blocks of a map as a batch; vectors of blocks, (units, p), to vectors of blocks, (units, m)."""
 
-    shape: tuple[int, ...]
-    """Of the vectors that the whole map multiplies."""
+    whole: LinearMap
+    rows: Array
+    """(units, m): which results each block has; numbers out of range pad."""
+    columns: Array
+    """(units, p): and which variables."""
 
-    def __call__(self, product: Partial, source: Array, target: Array, vectors: Array) -> Array:
-        whole = jnp.zeros(math.prod(self.shape), vectors.dtype).at[source].set(vectors, mode="drop")
-        return product(whole.reshape(self.shape)).ravel().at[target].get(mode="fill", fill_value=0)
+    def product(self, v: Array, /) -> Array:
+        """R_j v_j of each."""
+        return self._through(self.whole, self.columns, self.rows, v)
+
+    def transpose_product(self, u: Array, /) -> Array:
+        """R_j^T u_j of each."""
+        return self._through(self.whole.T, self.rows, self.columns, u)
+
+    @staticmethod
+    def _through(whole: LinearMap, source: Array, target: Array, vectors: Array) -> Array:
+        shape = (whole.size,) if whole.batch is None else (whole.batch, whole.size)
+        laid_out = jnp.zeros(math.prod(shape), vectors.dtype).at[source].set(vectors, mode="drop")
+        return whole.product(laid_out.reshape(shape)).ravel().at[target].get(mode="fill", fill_value=0)
 
 
 def _padded(entries: list[np.ndarray], end: int) -> Array:

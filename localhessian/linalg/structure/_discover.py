@@ -87,7 +87,7 @@ def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool =
     Cost: one trace, one unfolding of the inputs, and a few passes over the block's activations.
     """
     shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
-    program = jax.make_jaxpr(prepared.forward)(jax.ShapeDtypeStruct(shape, prepared.dtype))
+    program = jax.make_jaxpr(prepared.product)(jax.ShapeDtypeStruct(shape, prepared.dtype))
     if not (traced or is_concrete(program.consts)):
         raise Declined("its numbers are not known while JAX traces it")
     walker = _Walker(by_channel, max_bytes)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jax.tree_util import Partial
 
+from localhessian._tree import pytree
 from localhessian._types import Array
 from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.structure._dependence import UNKNOWN, Declined, TooLarge
@@ -114,16 +114,7 @@ class KhatriRao:
 
     def maps(self, prepared: LinearMap) -> LinearMap:
         """The one block, as a batch."""
-        return LinearMap(
-            Partial(_alone, prepared.forward),
-            Partial(_alone, prepared.backward),
-            None,
-            prepared.in_size,
-            prepared.out_size,
-            prepared.dtype,
-            1,
-            prepared.label,
-        )
+        return _AsBatch(prepared, size=prepared.size, out_size=prepared.out_size, dtype=prepared.dtype, batch=1)
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         left = self.inputs.take(self.places[start:stop])
@@ -136,8 +127,19 @@ class KhatriRao:
         return syrk(self.inputs.take(self.places)) * syrk(self.mixing)
 
 
-def _alone(product: Partial, vectors: Array) -> Array:
-    return product(vectors[0])[None]
+@pytree
+class _AsBatch(LinearMap):
+    """A single map as a batch of one."""
+
+    whole: LinearMap
+
+    def product(self, v: Array, /) -> Array:
+        """(1, d) -> (1, m)."""
+        return self.whole.product(v[0])[None]
+
+    def transpose_product(self, u: Array, /) -> Array:
+        """(1, m) -> (1, d)."""
+        return self.whole.transpose_product(u[0])[None]
 
 
 def _independent_rows(place_of: np.ndarray, mixing: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -5,14 +5,13 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from localhessian._arguments import expect, expect_limit
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import GolubKahan
-from localhessian.linalg.operators import LinearMap, SymmetricOperator, check_operator, gram
+from localhessian.linalg.operators import LinearMap, Operator, check_operator
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt
 from localhessian.linalg.structure._assemble import ends, whole
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
@@ -78,10 +77,10 @@ class Structured:
             expect_limit(name, getattr(self, name), whole=name == "max_size")
         expect("blocks", self.blocks, (GolubKahan, type(None)), "None or a `GolubKahan(...)`")
 
-    def find(self, operator: LinearMap | SymmetricOperator) -> Structure:
+    def find(self, operator: Operator) -> Structure:
         """The structure, verified by a random vector and within the limits; `Declined` where there is none."""
         check_operator(operator)
-        factor = operator if isinstance(operator, LinearMap) else operator.factor
+        factor = operator.factor
         if factor is None:
             raise Declined("it has no factor R with H = R^T R")
         if _is_traced(operator):
@@ -101,18 +100,21 @@ class Structured:
             self._check(structure)
         return structure
 
-    def attempt(self, operator: LinearMap | SymmetricOperator, key: Key, show: Progress = silent) -> Spectrum:
+    def attempt(self, operator: Operator, key: Key, show: Progress = silent) -> Spectrum:
         """The whole spectrum, with numbers or in a program that JAX traces; `Declined` where there is no structure."""
         if _is_traced(operator):
             return self._in_program(operator, key)
         return self.decompose(self.find(operator), operator, show)
 
-    def _in_program(self, operator: LinearMap | SymmetricOperator, key: Key, maps_split: bool = False) -> Spectrum:
+    def _in_program(self, operator: Operator, key: Key, maps_split: bool = False) -> Spectrum:
         """The spectrum as part of a program; `maps_split`: whether a batch of maps will do, if none of them splits."""
         check_operator(operator)
         if self.blocks is not None:
             raise Declined("`blocks` needs its numbers, which are not known while JAX traces it")
-        prepared, product = _factor_and_product(operator)
+        ready = operator.prepare()
+        if ready.factor is None:
+            raise Declined("it has no factor R with H = R^T R")
+        prepared = ready.factor.prepare()
         try:
             layout = self._layout(prepared)
         except Declined:
@@ -122,7 +124,7 @@ class Structured:
         except Exception as error:
             raise _not_followed(error) from error
         self._check(layout)
-        return spectrum_of(layout, prepared, product, key, str(self))
+        return spectrum_of(layout, prepared, ready.symmetric, key, str(self))
 
     def _layout(self, prepared: LinearMap) -> Layout:
         """Where the blocks lie, as far as the program tells without its numbers."""
@@ -179,7 +181,7 @@ class Structured:
 
     def run(
         self,
-        operator: LinearMap | SymmetricOperator,
+        operator: Operator,
         key: Key,
         vectors: int,
         start: Array | None = None,
@@ -197,24 +199,21 @@ class Structured:
         structure = self.require(operator)
         if self.blocks is None or not structure.blocks:
             return self.decompose(structure, operator, show)
-        factor = operator if isinstance(operator, LinearMap) else operator.factor
-        maps = structure.maps(factor.prepare())  # type: ignore[union-attr]  # without a factor it was declined
+        maps = structure.maps(operator.factor.prepare())  # type: ignore[union-attr]  # without one it was declined
         together = lambda found: ends(found, structure.blocks, structure.size, operator.batch, self.blocks, str(self))
         try:
             return together(self.blocks.run(maps, key, 0, show=show))
         except SpectrumInterrupt as interrupt:
             raise SpectrumInterrupt(together(interrupt.spectrum)) from None
 
-    def require(self, operator: LinearMap | SymmetricOperator) -> Structure:
+    def require(self, operator: Operator) -> Structure:
         """The structure; ValueError where there is none."""
         try:
             return self.find(operator)
         except Declined as reason:
             raise _refusal(operator, reason) from None
 
-    def decompose(
-        self, structure: Structure, operator: LinearMap | SymmetricOperator, show: Progress = silent
-    ) -> Spectrum:
+    def decompose(self, structure: Structure, operator: Operator, show: Progress = silent) -> Spectrum:
         """The spectrum of a structure that was found in the operator."""
         parts, total = [], structure.pieces
         for part in structure.parts(jnp.dtype(operator.dtype) == jnp.float64):
@@ -223,22 +222,12 @@ class Structured:
         return whole(parts, structure.size, operator.dtype, operator.batch, str(self))
 
 
-def _is_traced(operator: LinearMap | SymmetricOperator) -> bool:
+def _is_traced(operator: Operator) -> bool:
     """Whether its numbers, or those that come of them, are not known now."""
     return not is_concrete(operator, jnp.zeros(()))
 
 
-def _factor_and_product(operator: LinearMap | SymmetricOperator) -> tuple[LinearMap, Partial]:
-    """R with its set-up done, and v -> H v as the operator has it."""
-    ready = operator.prepare()
-    if isinstance(ready, LinearMap):
-        return ready, gram(ready).product
-    if ready.factor is None:
-        raise Declined("it has no factor R with H = R^T R")
-    return ready.factor.prepare(), ready.product
-
-
-def _refusal(operator: LinearMap | SymmetricOperator, reason: Declined) -> ValueError:
+def _refusal(operator: Operator, reason: Declined) -> ValueError:
     return ValueError(f"`Structured` declines {operator.label or 'the operator'}: {reason}. Use another method.")
 
 

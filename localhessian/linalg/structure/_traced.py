@@ -8,24 +8,23 @@ Source: Curtis, Powell & Reid (1974), for sparse Jacobians.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import lengths
-from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap
+from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap, SymmetricOperator
 from localhessian.linalg.spectra import Spectrum, working_dtype
 from localhessian.linalg.structure._dependence import UNKNOWN
 from localhessian.linalg.structure._layout import Group, Layout
 
 
-def spectrum_of(layout: Layout, prepared: LinearMap, product: Partial, key: Key, method: str) -> Spectrum:
+def spectrum_of(layout: Layout, prepared: LinearMap, symmetric: SymmetricOperator, key: Key, method: str) -> Spectrum:
     """The whole spectrum of a map with this layout.
 
     Args:
         layout: Of its blocks.
         prepared: R, its set-up done.
-        product: v -> H v as the operator itself has it.
+        symmetric: H as the operator itself multiplies, its set-up done.
         key: Of the random vector that confirms the layout.
         method: For the record.
 
@@ -35,7 +34,7 @@ def spectrum_of(layout: Layout, prepared: LinearMap, product: Partial, key: Key,
     """
     dtype = working_dtype(prepared.dtype)
     blocks, finite = _blocks(layout, prepared, dtype)
-    apart = _differs(layout, blocks, prepared, product, key)
+    apart = _differs(layout, blocks, prepared, symmetric, key)
     sigma, counts = _ascending(layout, [_singular_values(block).ravel() for block in blocks], dtype)
     sigma = jnp.where(finite[:, None], sigma, jnp.nan)
     good = finite & ~apart
@@ -71,15 +70,15 @@ def _ascending(layout: Layout, values: list[Array], dtype: jnp.dtype) -> tuple[A
 def _blocks(layout: Layout, prepared: LinearMap, dtype: jnp.dtype) -> tuple[list[Array], Array]:
     """R_j of every group, (blocks, m, p), and which maps have finite products."""
     by_columns, maps = layout.by_columns, layout.batch or 1
-    product, size = (prepared.forward, layout.in_size) if by_columns else (prepared.backward, layout.out_size)
+    multiplied = prepared if by_columns else prepared.T
     # All blocks in one vector: which unit vector each entry of it belongs to.
-    turn = np.full(maps * size, UNKNOWN, np.int32)
+    turn = np.full(maps * multiplied.size, UNKNOWN, np.int32)
     for group in layout.groups:
         entries = (group.columns if by_columns else group.rows)[:, 0]
         turn[entries] = np.arange(entries.shape[1])
     units = (jnp.asarray(turn)[None] == jnp.arange(layout.products, dtype=np.int32)[:, None]).astype(prepared.dtype)
     lead = () if layout.batch is None else (layout.batch,)
-    found = jax.vmap(product)(units.reshape(-1, *lead, size))
+    found = jax.vmap(multiplied.product)(units.reshape(-1, *lead, multiplied.size))
     finite = jnp.all(jnp.isfinite(found).reshape(-1, maps, found.shape[-1]), axis=(0, 2))
     # LAPACK is not to meet NaN; the spectra of such maps are refused as a whole.
     found = jnp.where(jnp.isfinite(found), found, 0).reshape(len(found), -1).astype(dtype)
@@ -100,7 +99,7 @@ def _singular_values(blocks: Array) -> Array:
     return jnp.linalg.svd(blocks, compute_uv=False)
 
 
-def _differs(layout: Layout, blocks: list[Array], prepared: LinearMap, product: Partial, key: Key) -> Array:
+def _differs(layout: Layout, blocks: list[Array], prepared: LinearMap, symmetric: SymmetricOperator, key: Key) -> Array:
     """Of each map, whether R v or H v of a random v is not what the blocks make of it."""
     maps, dtype = layout.batch or 1, working_dtype(prepared.dtype)
     shape = (layout.in_size,) if layout.batch is None else (layout.batch, layout.in_size)
@@ -108,7 +107,7 @@ def _differs(layout: Layout, blocks: list[Array], prepared: LinearMap, product: 
     image = _multiplied(layout, blocks, v.astype(dtype), transposed=False)
     back = _multiplied(layout, blocks, image, transposed=True)
     apart = jnp.zeros(maps, bool)
-    for ours, theirs in ((image, prepared.forward(v)), (back, product(v))):
+    for ours, theirs in ((image, prepared.product(v)), (back, symmetric.product(v))):
         own = theirs.reshape(maps, -1).astype(dtype)
         error = lengths(ours.reshape(maps, -1) - own, jnp)
         # What the walk says is exact: a difference above rounding means that it was mistaken.

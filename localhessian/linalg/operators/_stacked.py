@@ -1,0 +1,152 @@
+"""Sums of operators that come in parts: batches of a data set, microbatches of a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from localhessian._arguments import expect, number, short
+from localhessian._tree import pytree
+from localhessian._types import Array, Float
+from localhessian.linalg.operators._operators import LinearMap, Operator, SymmetricOperator, check_vector
+
+
+@pytree
+class Stacked(LinearMap):
+    """R = [s_1 R_1; s_2 R_2; ..], so that R^T R is the sum of s_i^2 R_i^T R_i; parts may have any number of rows."""
+
+    parts: tuple[LinearMap, ...]
+    scales: tuple[Any, ...]
+    """Numbers, or arrays without axes."""
+
+    def product(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
+        """R v, part after part."""
+        return self._join([part.product(v) for part in self.parts])
+
+    def transpose_product(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
+        """R^T u."""
+        parts = zip(self.parts, self._split(u), strict=True)
+        return self._sum([part.transpose_product(rows) for part, rows in parts])
+
+    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
+        """R v by the programs of the parts: equal shapes share one."""
+        check_vector("v", v, self.size, self.batch)
+        return self._join([part.mv(v) for part in self.parts])
+
+    def rmv(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
+        """R^T u by the programs of the parts."""
+        check_vector("u", u, self.out_size, self.batch)
+        return self._sum([part.rmv(rows) for part, rows in zip(self.parts, self._split(u), strict=True)])
+
+    def prepare(self) -> LinearMap:
+        """With the set-up of every part done."""
+        return _stacked([part.prepare() for part in self.parts], self.scales)
+
+    def _join(self, images: list[Array]) -> Array:
+        return jnp.concatenate([scale * image for scale, image in zip(self.scales, images, strict=True)], axis=-1)
+
+    def _split(self, u: Array) -> list[Array]:
+        parts, start = [], 0
+        for part in self.parts:
+            parts.append(u[..., start : start + part.out_size])
+            start += part.out_size
+        return parts
+
+    def _sum(self, images: list[Array]) -> Array:
+        return _total(self.scales, images)
+
+
+def _stacked(parts: Sequence[LinearMap], scales: tuple[Any, ...]) -> Stacked:
+    first, rows = parts[0], sum(part.out_size for part in parts)
+    return Stacked(
+        tuple(parts), scales, size=first.size, out_size=rows, dtype=first.dtype, batch=first.batch, label=first.label
+    )
+
+
+@pytree
+class Sum(SymmetricOperator):
+    """w_1 H_1 + w_2 H_2 + .."""
+
+    parts: tuple[SymmetricOperator, ...]
+    weights: tuple[Any, ...]
+    """Numbers, or arrays without axes."""
+
+    @property
+    def factor(self) -> LinearMap | None:
+        """The factors on each other, where every part has one."""
+        factors = [part.factor for part in self.parts if part.factor is not None]
+        if len(factors) < len(self.parts):
+            return None
+        return _stacked(factors, tuple(weight**0.5 for weight in self.weights))
+
+    def product(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
+        """H v, part after part."""
+        return _total(self.weights, [part.product(v) for part in self.parts])
+
+    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
+        """H v by the programs of the parts: equal shapes share one."""
+        check_vector("v", v, self.size, self.batch)
+        return _total(self.weights, [part.mv(v) for part in self.parts])
+
+    def prepare(self) -> SymmetricOperator:
+        """With the set-up of every part done."""
+        return _sum([part.prepare() for part in self.parts], self.weights)
+
+
+def _sum(parts: Sequence[SymmetricOperator], weights: tuple[Any, ...]) -> Sum:
+    first = parts[0]
+    return Sum(tuple(parts), weights, size=first.size, dtype=first.dtype, batch=first.batch, label=first.label)
+
+
+def _total(weights: tuple[Any, ...], images: list[Array]) -> Array:
+    terms = [weight * image for weight, image in zip(weights, images, strict=True)]
+    return sum(terms[1:], start=terms[0])
+
+
+def weighted_sum(operators: Sequence[Operator], weights: Sequence[float], /) -> SymmetricOperator:
+    """w_1 H_1 + w_2 H_2 + .. of operators of one order; of linear maps A_i, of the A_i^T A_i.
+
+    With `weights` the shares of samples it is H_W of all data from the H_W of its batches, also of a ragged last one:
+    H_W is a mean over samples.
+
+    Args:
+        operators: Of one size, dtype and batch.
+        weights: A non-negative number for each.
+
+    Returns:
+        Their sum. Where every operator has a factor R_i, its factor is [sqrt(w_1) R_1; sqrt(w_2) R_2; ..].
+
+    Raises:
+        TypeError: One of them is no operator, or a weight no number.
+        ValueError: There is none; sizes, dtypes or batches differ; as many weights are not given, or one is negative.
+
+    Cost: of a product, one of each part, by the part's own program.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import localhessian as lh
+        >>> one, two = (lh.symmetric_operator(lambda v, s=s: s * v, 2) for s in (1.0, 4.0))
+        >>> print(lh.weighted_sum([one, two], [0.75, 0.25]).mv(jnp.ones(2)))
+        [1.75 1.75]
+    """
+    expect("operators", operators, Sequence, "a sequence of operators")
+    expect("weights", weights, Sequence, "a sequence of numbers")
+    if not operators or len(operators) != len(weights):
+        counts = f"{len(operators)} and {len(weights)}"
+        raise ValueError(f"`weighted_sum` takes at least one operator and a weight for each, got {counts}.")
+    for i, operator in enumerate(operators):
+        expect(f"operators[{i}]", operator, Operator, "an operator, as `lh.local_hessian` gives one")
+        for what in ("size", "dtype", "batch"):
+            ours, first = (getattr(one, what) for one in (operator, operators[0]))
+            if ours != first:
+                raise ValueError(f"`operators[{i}]` has {what} {ours}, and the first {first}: they cannot be summed.")
+    return _sum([operator.symmetric for operator in operators], tuple(map(_weight, weights)))
+
+
+def _weight(value: float) -> float:
+    found = number(value)
+    if found is None:
+        raise TypeError(f"`weights` must be numbers, got {short(value)}.")
+    if not 0 <= found < float("inf"):
+        raise ValueError(f"`weights` must be finite and not negative, got {short(value)}.")
+    return found
