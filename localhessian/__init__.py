@@ -27,6 +27,7 @@ from localhessian.linalg import HutchPlusPlus as HutchPlusPlus
 from localhessian.linalg import Interval as Interval
 from localhessian.linalg import Lanczos as Lanczos
 from localhessian.linalg import LinearMap as LinearMap
+from localhessian.linalg import Operator as Operator
 from localhessian.linalg import QuadratureEstimate as QuadratureEstimate
 from localhessian.linalg import Spectrum as Spectrum
 from localhessian.linalg import SpectrumError as SpectrumError
@@ -50,6 +51,7 @@ from localhessian.linalg import spectrum as spectrum
 from localhessian.linalg import summarize as summarize
 from localhessian.linalg import symmetric_operator as symmetric_operator
 from localhessian.linalg import trace as trace
+from localhessian.linalg import weighted_sum as weighted_sum
 from localhessian.network import BackMatching as BackMatching
 from localhessian.network import Block as Block
 from localhessian.network import Chain as Chain

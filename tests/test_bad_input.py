@@ -45,19 +45,22 @@ ARRAYS = "None number negative fraction NaN inf bool list empty dict array ndarr
 LEFT_OUT = {
     # Data: made by the library, not by hand; their methods that take something are walked.
     *("Audit", "BackMatching", "BlockInfo", "ConditionNumber", "Cut", "Density", "Explanation", "Figures"),
-    *("IdentityCheck", "Interval", "LinearMap", "LocalScalars", "Measurement", "PropagateInfo", "QuadratureEstimate"),
+    *("IdentityCheck", "Interval", "LinearMap", "LocalScalars", "Measurement", "Operator", "PropagateInfo"),
+    "QuadratureEstimate",
     *("Row", "Spectrum"),
     *("Summary", "SymmetricOperator", "TraceEstimate", "Status"),
     # Errors are raised, not called.
     *("CutError", "IdentityError", "SpectrumError", "SpectrumInterrupt"),
 }
 PROTOCOL = {"run", "attempt", "compute", "require", "decompose", "init", "solve", "refused", "with_meta"}
-"""Methods that the library calls on methods and solvers, and one that takes anything by name."""
+PROTOCOL |= {"product", "transpose_product"}
+"""Methods that the library calls on methods, solvers and operators, and one that takes anything by name."""
 MEANT = {
     # Numbers with a range of their own.
     **dict.fromkeys(("GolubKahan.rtol", "Lanczos.rtol", "decay", "down", "relative_error"), ""),
     **dict.fromkeys(("rate", "sigmas"), "number fraction"),
     "tolerance": "None number fraction",
+    "weights": "list",
     "learning_rate": "number fraction function",
     "momentum": "None number fraction",
     "refresh": "None number",
@@ -162,6 +165,7 @@ def setting():
         **{"matching": matching, "operator": operator, "spectrum": lh.spectrum(operator, lh.Dense(), vectors=1)},
         **{"block": "a", "name": "a", "apply": lambda p, z: z @ p, "q": 0.5, "z": x},
         **{"case": lambda scale: scale + 1, "axes": {"scale": [1.0, 2.0]}},
+        **{"operators": [operator, operator], "weights": [0.5, 0.5]},
         **{"mv": lambda v: v, "rmv": None, "size": 3, "in_size": 3, "out_size": 3},
         **{
             "learning_rate": 0.1,
