@@ -4,19 +4,24 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
 from jax.extend import core
 
+F = TypeVar("F", bound=Callable[..., Any])
 _OUTSIDE = core.get_opaque_trace_state()
 """Nothing is being traced while modules are imported."""
 _WITHOUT_FUSED_SUMS: Any = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
-def compiled(function: Callable | None = None, /, *, static_argnums: Any = (), once: bool = False) -> Callable:
+@overload
+def compiled(function: F, /, *, static_argnums: Any = (), once: bool = False) -> F: ...
+@overload
+def compiled(*, static_argnums: Any = (), once: bool = False) -> Callable[[F], F]: ...
+def compiled(function: Any = None, /, *, static_argnums: Any = (), once: bool = False) -> Any:
     """`jax.jit`, in full precision, and without the fusion that makes jaxlib 0.10 compute wrong sums on the CPU.
 
     There `x - (w * x).sum(-1, keepdims=True)`, with a `w` that is broadcast over the leading axis of a large `x`, is

@@ -11,6 +11,7 @@ from localhessian._optional import optional
 from localhessian.analysis._figure import SEPARATOR, figure
 from localhessian.analysis._row import Analyzed
 from localhessian.analysis._table import SHOWN, cell, notes
+from localhessian.linalg import RANK_RULE
 
 MEANINGS = {
     "block": "name of the block",
@@ -19,7 +20,7 @@ MEANINGS = {
     "size": "order of the matrix; of an uncoupled H_z, of each sample's",
     "samples": "samples that entered; of an uncoupled H_z, those analyzed one by one",
     "coupled": "whether the block mixes the samples of the batch (batch normalization)",
-    "rank": "eigenvalues above the cutoff of the rank rule, sigma > 100 eps sigma_max; by a quadrature: at least",
+    "rank": f"eigenvalues above the cutoff of the rank rule, {RANK_RULE}; by a quadrature: at least",
     "lambda_max": "largest eigenvalue",
     "lambda_min_nonzero": "smallest eigenvalue above the cutoff",
     "kappa_plus": "lambda_max / lambda_min_nonzero; ? where no clear gap separates zero from non-zero",

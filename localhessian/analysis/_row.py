@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -108,6 +108,7 @@ class RowSpectrum:
     """kappa_plus of each sample, shape `(s,)`; one number otherwise."""
 
 
+@runtime_checkable
 class Analyzed(Protocol):
     """What tables, figures and pages read of a report."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from localhessian._programs import compiled
 from localhessian._tree import floating, ravel_samples
 from localhessian._types import Activations, Array
-from localhessian.linalg import SymmetricOperator
+from localhessian.linalg import SymmetricOperator, eps_of
 from localhessian.network import MISFIT, Block, ByInput, Place, Side, applied, jacobian, meant
 
 
@@ -69,7 +69,7 @@ def _near(ours: Array | np.ndarray, wanted: Array | np.ndarray) -> bool:
     """Rows that differ by rounding: not more, or some samples would pass for others."""
     if ours.shape != wanted.shape:
         return False
-    eps = max(float(jnp.finfo(rows.dtype).eps) for rows in (ours, wanted))
+    eps = max(eps_of(rows.dtype) for rows in (ours, wanted))
     one, two = (np.asarray(rows).astype(np.float64) for rows in (ours, wanted))
     tolerance = 100 * eps if eps < 1e-5 else 4 * eps
     return bool(np.all(np.abs(one - two).max(1) <= tolerance * np.abs(two).max(1)))

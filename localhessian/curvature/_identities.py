@@ -1,7 +1,7 @@
 """The identities of the theory, checked on a user's own model by products with random vectors."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from localhessian._tree import floating, ravel
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._recognize import loss_hessian
+from localhessian.linalg import SymmetricOperator
 from localhessian.network import SIDES, BackMatching, Chain, Side, back_match, back_matching_loss
 
 TOLERANCES = {"float64": 1e-12, "float32": 2.5e-5, "bfloat16": 0.35, "float16": 0.04}
@@ -167,13 +168,13 @@ def _tolerance(matching: BackMatching) -> float:
 
 
 @compiled(static_argnums=(0, 1), once=True)
-def _back_propagation(chain: Chain, loss: Loss, params, x, y, context):
+def _back_propagation(chain: Chain, loss: Loss, params: Any, x: Any, y: Any, context: Any) -> Any:
     """dJ/dW by plain reverse mode, and dJ/dz_b as the gradient by a perturbation added to z_b."""
     activations = chain.forward(params, x, context)
     shifts = [jax.tree.map(jnp.zeros_like, floating(z)[0]) for z in activations]
     weights, rebuild = floating(params)
 
-    def objective(weights, shifts):
+    def objective(weights: Any, shifts: Any) -> Any:
         z, given = x, rebuild(weights)
         for b, block in enumerate(chain.blocks):
             leaves, refill = floating(z)
@@ -186,7 +187,7 @@ def _back_propagation(chain: Chain, loss: Loss, params, x, y, context):
     return gradients, for_shifts
 
 
-def _first_order(matching: BackMatching, name: str, b: int, gradients, shifts):
+def _first_order(matching: BackMatching, name: str, b: int, gradients: Any, shifts: Any) -> Any:
     weights = floating(matching.params[name])[0]
     if weights:
         loss = back_matching_loss(matching, name)
@@ -199,18 +200,19 @@ def _first_order(matching: BackMatching, name: str, b: int, gradients, shifts):
 
 
 @compiled(once=True)
-def _gradient(loss, params, z):
+def _gradient(loss: Loss, params: Any, z: Any) -> Any:
     weights, rebuild = floating(params)
     return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
 
 
-def _second_order(matching: BackMatching, name: str, b: int, side: Side, random: np.random.Generator):
+def _second_order(matching: BackMatching, name: str, b: int, side: Side, random: np.random.Generator) -> Any:
     symbol = side.symbol
     full, residual = (local_hessian(matching, name, side.wrt, part) for part in ("full", "residual"))
     gauss_newton = local_hessian(matching, name, side.wrt, "gauss_newton")
     u, v = jax.device_put(list(random.standard_normal((2, full.size)).astype(full.dtype)))
     gauss_newton_v = gauss_newton.mv(v)
-    (fv, fu), residual_v = _products(*(dataclasses.replace(one, label="") for one in (full, residual)), u, v)
+    unlabelled = [dataclasses.replace(operator, label="") for operator in (full, residual)]
+    (fv, fu), residual_v = _products(unlabelled[0], unlabelled[1], u, v)
     parts, fv, fu = [_host([gauss_newton_v]), _host([residual_v])], _host([fv]), _host([fu])
     scale = max(_norm(fv), *(_norm(part) for part in parts))
     yield f"{symbol}: full = Gauss-Newton + residual", _ratio(_norm(fv - parts[0] - parts[1]), scale)
@@ -224,7 +226,7 @@ def _second_order(matching: BackMatching, name: str, b: int, side: Side, random:
 
 
 @compiled(once=True)
-def _products(full, residual, u: Array, v: Array):
+def _products(full: SymmetricOperator, residual: SymmetricOperator, u: Array, v: Array) -> Any:
     """Full products of v and u, the residual one of v: in one program."""
     return [full.mv(v), full.mv(u)], residual.mv(v)
 
@@ -239,11 +241,13 @@ def _from_scratch(matching: BackMatching, name: str, b: int, side: Side, v: Arra
 
 
 @compiled(static_argnums=(0, 1, 2), once=True)
-def _assemble(block, loss, varied, arguments, context, y, v):
+def _assemble(
+    block: Callable[..., Any], loss: Loss | None, varied: int, arguments: Any, context: Any, y: Any, v: Any
+) -> Any:
     leaves, rebuild = floating(arguments[varied])
     unravel = ravel(leaves)[1]
 
-    def outputs(leaves):
+    def outputs(leaves: Any) -> Any:
         return floating(block(*arguments[:varied], rebuild(leaves), *arguments[varied + 1 :], context))[0]
 
     _, moved = jax.jvp(outputs, (leaves,), (unravel(v),))

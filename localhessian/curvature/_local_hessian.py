@@ -205,7 +205,7 @@ def _poisoned(leaf: Array, coupled: Array) -> Array:
 # ---- what there is
 
 
-def _selected(matching: BackMatching, block: str, select) -> tuple[bool, ...] | None:
+def _selected(matching: BackMatching, block: str, select: Any) -> tuple[bool, ...] | None:
     params = matching.params[block]
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     places = [jax.tree_util.keystr(path) for path, leaf in paths if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]

@@ -19,6 +19,7 @@ from localhessian._tree import floating, is_concrete, pytree, ravel_samples, siz
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
 from localhessian.curvature._root import Kind, Root, at_least_single, multiply
+from localhessian.linalg import eps_of
 from localhessian.network import loss_couples_samples
 
 MAX_OUTPUTS = 1024
@@ -116,7 +117,7 @@ def _rounding(loss: Loss, z: Activations, y: Any) -> np.ndarray:
     """How far S of each sample moves with the last digits of its outputs."""
     outputs, rebuild = floating(z)
     probe = probe_like(outputs)
-    nudged = rebuild([leaf * (1 + 4 * float(jnp.finfo(leaf.dtype).eps)) for leaf in outputs])
+    nudged = rebuild([leaf * (1 + 4 * eps_of(leaf.dtype)) for leaf in outputs])
     return np.abs(np.asarray(_push(loss, nudged, y, probe)) - np.asarray(_push(loss, z, y, probe))).max(1)
 
 

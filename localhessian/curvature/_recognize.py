@@ -17,9 +17,10 @@ from localhessian._programs import compiled, floating_types
 from localhessian._tree import floating, ravel_samples
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Kind, Root
+from localhessian.linalg import eps_of
 
 
-def loss_hessian(loss: Loss, z: Activations, y: Any):
+def loss_hessian(loss: Loss, z: Activations, y: Any) -> Any:
     """u -> S u on lists of floating-point leaves, linearized at z_B. Cost: one jvp of the loss's gradient."""
     outputs, rebuild = floating(z)
     return jax.linearize(jax.grad(lambda leaves: loss(rebuild(leaves), y).sum()), outputs)[1]
@@ -50,7 +51,9 @@ def probe_like(outputs: list[Array]) -> list[Array]:
     return [jnp.asarray(random.standard_normal(leaf.shape), leaf.dtype) for leaf in outputs]
 
 
-def _diagonal(hessian: Callable, outputs: list[Array], probe: list[Array], tolerance: float) -> tuple[Root, Array]:
+def _diagonal(
+    hessian: Callable[..., Any], outputs: list[Array], probe: list[Array], tolerance: float
+) -> tuple[Root, Array]:
     diagonal = hessian([jnp.ones_like(leaf) for leaf in outputs])
     root = Root([jnp.sqrt(jnp.maximum(leaf, 0)) for leaf in diagonal], Kind.DIAGONAL)
     (exact, ours, entries) = (ravel_samples(leaves)[0] for leaves in (hessian(probe), root.hessian(probe), diagonal))
@@ -60,7 +63,11 @@ def _diagonal(hessian: Callable, outputs: list[Array], probe: list[Array], toler
 
 
 def _softmax(
-    hessian: Callable, undecided: Callable, outputs: list[Array], probe: list[Array], tolerance: float
+    hessian: Callable[..., Any],
+    undecided: Callable[..., Any],
+    outputs: list[Array],
+    probe: list[Array],
+    tolerance: float,
 ) -> tuple[Root, Array]:
     (logits,), (v,) = outputs, probe
     # How large the terms are that cancel in S of a confident sample: what it is where all classes are as likely.
@@ -77,7 +84,7 @@ def _softmax(
     return root, jnp.all(agrees.reshape(len(v), -1), axis=1)
 
 
-def _read(hessian: Callable, logits: Array, terms: Array) -> tuple[Array, Array]:
+def _read(hessian: Callable[..., Any], logits: Array, terms: Array) -> tuple[Array, Array]:
     """p and alpha (..., 1) of S = alpha (diag(p) - p p^T), from two of its columns away from the diagonal.
 
     Where only two classes are likely at all, p is known by alpha p_one p_two alone; `terms` is then alpha.
@@ -97,7 +104,7 @@ def _read(hessian: Callable, logits: Array, terms: Array) -> tuple[Array, Array]
     return to_one / total, both * total * total / odds
 
 
-def _column(hessian: Callable, at: Array, dtype: Any) -> Array:
+def _column(hessian: Callable[..., Any], at: Array, dtype: Any) -> Array:
     """-S e_j away from j, of every row at once."""
     (column,) = hessian([at.astype(dtype)])
     return jnp.where(at, 0, -column)
@@ -114,4 +121,4 @@ def _largest(rows: Array) -> Array:
 def coarsest(loss: Loss, z: Activations, y: Any) -> float:
     """The largest eps of the numbers that the loss computes with, whatever it is given."""
     types = [floating(z)[0][0].dtype, *floating_types(jax.make_jaxpr(loss)(z, y))]
-    return max(float(jnp.finfo(dtype).eps) for dtype in types)
+    return max(eps_of(dtype) for dtype in types)

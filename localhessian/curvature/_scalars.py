@@ -11,6 +11,7 @@ from localhessian._arguments import expect_choice
 from localhessian._tree import ravel, size
 from localhessian._types import Array, Key, Loss, Scalar
 from localhessian.curvature._recognize import loss_hessian
+from localhessian.linalg import eps_of
 from localhessian.network import Leaves, Place, Side, applied, curved
 
 SCALARS = ("mean", "range_mean", "max")
@@ -95,7 +96,7 @@ def _signs(words: Array, variables: list[Array], probes: int) -> list[Array]:
     return signs
 
 
-def _largest(product: Callable, start: list[Array], steps: int) -> Scalar:
+def _largest(product: Callable[..., Any], start: list[Array], steps: int) -> Scalar:
     """The largest Ritz value of a positive semi-definite operator after `steps` products."""
     first, unravel = ravel(start)
     narrow, first = first.dtype, _wider(first)
@@ -110,7 +111,7 @@ def _largest(product: Callable, start: list[Array], steps: int) -> Scalar:
             rest = rest - _matmul(basis.T, _matmul(basis, rest))
         length, whole = jnp.linalg.norm(rest), jnp.linalg.norm(image)
         # What is left of an invariant subspace is rounding: a vector of zeros adds nothing to it.
-        live = length > 100 * float(jnp.finfo(dtype).eps) * whole
+        live = length > 100 * eps_of(dtype) * whole
         basis = jnp.concatenate([basis, jnp.where(live, rest / jnp.where(live, length, 1), 0)[None]])
     projected = _matmul(basis[:steps], images.T)
     return jnp.maximum(jnp.linalg.eigvalsh((projected + projected.T) / 2)[-1], 0)

@@ -15,6 +15,7 @@ from localhessian.linalg.operators import Operator as Operator
 from localhessian.linalg.operators import SymmetricOperator as SymmetricOperator
 from localhessian.linalg.operators import call as call
 from localhessian.linalg.operators import contains_convolution as contains_convolution
+from localhessian.linalg.operators import eps_of as eps_of
 from localhessian.linalg.operators import gram as gram
 from localhessian.linalg.operators import linear_map as linear_map
 from localhessian.linalg.operators import matrix_map as matrix_map
@@ -22,6 +23,7 @@ from localhessian.linalg.operators import repeat as repeat
 from localhessian.linalg.operators import repeated as repeated
 from localhessian.linalg.operators import symmetric_operator as symmetric_operator
 from localhessian.linalg.operators import weighted_sum as weighted_sum
+from localhessian.linalg.spectra import RANK_RULE as RANK_RULE
 from localhessian.linalg.spectra import ConditionNumber as ConditionNumber
 from localhessian.linalg.spectra import Spectrum as Spectrum
 from localhessian.linalg.spectra import SpectrumError as SpectrumError
@@ -29,6 +31,7 @@ from localhessian.linalg.spectra import SpectrumInterrupt as SpectrumInterrupt
 from localhessian.linalg.spectra import Summary as Summary
 from localhessian.linalg.spectra import certify as certify
 from localhessian.linalg.spectra import condition_number as condition_number
+from localhessian.linalg.spectra import cutoff as cutoff
 from localhessian.linalg.spectra import quantile_condition_number as quantile_condition_number
 from localhessian.linalg.spectra import summarize as summarize
 from localhessian.linalg.stochastic import Density as Density

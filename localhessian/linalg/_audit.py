@@ -8,7 +8,7 @@ import numpy as np
 from localhessian._arguments import expect
 from localhessian._status import quietly
 from localhessian._tree import is_concrete
-from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator
+from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator, eps_of
 from localhessian.linalg.spectra import Spectrum
 
 ROUNDING = 100
@@ -71,7 +71,7 @@ def audit(operator: Operator, spectrum: Spectrum, /) -> Audit:
     residuals = np.linalg.norm(HV - values[..., None, :] * V, axis=-2) / norms
     overlap = np.nan_to_num(np.swapaxes(V, -1, -2) @ V)
     gap = np.abs(overlap - np.eye(V.shape[-1]) * (overlap != 0)).max(axis=(-1, -2))
-    eps = float(jnp.finfo(symmetric.dtype).eps)
+    eps = eps_of(symmetric.dtype)
     tolerance = ROUNDING * eps * norm
     missing = np.isnan(values) | np.isnan(norms)
     agrees = np.all(missing | (residuals <= stated + tolerance[..., None]), axis=-1) & (gap <= ROUNDING * eps)

@@ -6,9 +6,7 @@ float64 (R in float32), or from the singular values of R (R in float64); under j
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,17 +18,19 @@ from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov import lengths
+from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, told_apart
 from localhessian.linalg.operators import (
     EXACT,
     LinearMap,
     Operator,
     SymmetricOperator,
     check_operator,
+    eps_of,
+    is_repeatable,
     skewed,
     unit_products,
 )
-from localhessian.linalg.spectra import Spectrum, working_dtype
+from localhessian.linalg.spectra import Spectrum, packed
 from localhessian.linalg.structure import roots
 
 CHUNK_BYTES = 2**27
@@ -117,45 +117,48 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
     order, d = min(factor.in_size, factor.out_size), factor.in_size
     prepared = factor.prepare()
     rows = _rows(prepared if factor.in_size <= factor.out_size else prepared.T, max(factor.in_size, factor.out_size))
-    xp: ModuleType = np if isinstance(rows, np.ndarray) else jnp
+    on = _arithmetic(rows)
+    xp = on.xp
     finite = xp.all(xp.isfinite(rows), axis=(-2, -1))
-    if not (xp is np and finite.all()):
+    if not on.surely(finite):
         rows = xp.where(finite[..., None, None], rows, 0)
     # A tall R stands transposed: its right vectors are the left ones of the rows.
-    sigma, right = (_decompose_on_host if xp is np else _decompose_traced)(rows, d > order, vectors)
-    wrong = _contradiction(prepared, rows, xp) if factor.on_trust else 0
+    sigma, right = (_decompose_on_host if on is HOST else _decompose_traced)(rows, d > order, vectors)
+    wrong = _contradiction(prepared, rows, on) if factor.on_trust else 0
     usable = finite & (xp.asarray(wrong) == 0)
     sigma = xp.where(usable[..., None], sigma, xp.nan)
     sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
-    rho = EXACT * float(jnp.finfo(factor.dtype).eps) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
-    values, wide = [sigma**2, (2 * sigma + rho) * rho, sigma, rho], working_dtype(factor.dtype)
-    eigenvalues, residuals, sigma, rho = (jnp.asarray(value, wide) for value in values)
-    right = None if right is None else jnp.asarray(right, wide)
-    spectrum = _complete(eigenvalues, residuals, sigma, rho, right, usable, d, factor.dtype, order, method)
-    status = jnp.where(jnp.asarray(finite & ~usable), jnp.asarray(wrong, jnp.int32), spectrum.status)
-    return dataclasses.replace(spectrum, status=status.astype(jnp.int32))
+    rho = EXACT * eps_of(factor.dtype) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
+    status = xp.where(finite, xp.where(usable, int(Status.CONVERGED), wrong), int(Status.NON_FINITE))
+    record: dict[str, Any] = {"size": d, "dtype": factor.dtype, "method": method, "matvecs": order, "vectors": right}
+    copies = np.ones(sigma.shape, np.int32)
+    return packed(sigma, copies, rho, of_factor=True, status=status, complete=usable, **record)
 
 
-def _contradiction(prepared: LinearMap, rows: Any, xp: ModuleType) -> Any:
+def _contradiction(prepared: LinearMap, rows: Any, on: Arithmetic) -> Any:
     """The code of what is wrong where the two products of a user's map, of random vectors, are not of one matrix; 0."""
     tall = prepared.in_size <= prepared.out_size
-    size = lengths(rows.reshape(1, -1), xp)[0]  # squares of its own dtype might vanish
-    known, other = (prepared.mv, prepared.rmv) if tall else (prepared.rmv, prepared.mv)
-    unlike = _departs(known, xp.swapaxes(rows, -1, -2), prepared.dtype, size, xp)
-    if xp is np and unlike:
+    xp, size = on.xp, on.lengths(rows.reshape(1, -1))[0]  # squares of its own dtype might vanish
+    known, other = (prepared, prepared.T) if tall else (prepared.T, prepared)
+    unlike = _departs(known, xp.swapaxes(rows, -1, -2), size, on)
+    if on is HOST and unlike:
         # What is no matrix need not have a transpose that can be made.
-        repeats = _repeats(known, rows.shape[:1], prepared.dtype)
-        return np.asarray(int(Status.NOT_LINEAR if repeats else Status.NOT_DETERMINISTIC))
-    wrong = xp.where(_departs(other, rows, prepared.dtype, size, xp), int(Status.NOT_ADJOINT), 0)
+        return np.asarray(int(Status.NOT_LINEAR if is_repeatable(known).all() else Status.NOT_DETERMINISTIC))
+    wrong = xp.where(_departs(other, rows, size, on), int(Status.NOT_ADJOINT), 0)
     return xp.where(unlike, int(Status.NOT_LINEAR), wrong)
 
 
-def _departs(product: Callable, matrix: Any, dtype: Any, size: Any, xp: ModuleType) -> Any:
+def _departs(operator: Operator, matrix: Any, size: Any, on: Arithmetic) -> Any:
     """Whether the product of a random vector differs from the matrix's by more than rounding."""
+    xp, dtype = on.xp, operator.dtype
     v = jnp.asarray(np.random.default_rng(0).standard_normal(matrix.shape[-1]), dtype)
-    moved, v = (xp.asarray(part, np.float64 if xp is np else dtype) for part in (product(v), v))
-    apart = moved - (matrix @ v if xp is np else jnp.matmul(matrix, v, precision="highest"))
-    return ~(lengths(apart, xp) <= skewed(float(jnp.finfo(dtype).eps)) * size)
+    moved, v = (xp.asarray(part, np.float64 if on is HOST else dtype) for part in (operator.mv(v), v))
+    apart = moved - on.multiply(matrix, v[..., None])[..., 0]
+    return ~(on.lengths(apart) <= skewed(eps_of(dtype)) * size)
+
+
+def _arithmetic(matrix: Any) -> Arithmetic:
+    return HOST if isinstance(matrix, np.ndarray) else TRACED
 
 
 def _rows(prepared: Operator, long: int) -> Any:
@@ -230,59 +233,27 @@ def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Arr
 def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spectrum:
     prepared = operator.prepare()
     matrix = _rows(prepared, operator.size)
-    xp: ModuleType = np if isinstance(matrix, np.ndarray) else jnp
-    matrix = matrix.astype(np.float64) if xp is np else matrix
-    eps = float(jnp.finfo(operator.dtype).eps)
+    on = _arithmetic(matrix)
+    xp, matrix = on.xp, matrix.astype(on.small(matrix.dtype))
+    eps = eps_of(operator.dtype)
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
     matrix = xp.where(finite[..., None, None], matrix, 0)
     transposed = xp.swapaxes(matrix, -1, -2)
-    norm, asymmetry = (lengths(part.reshape(*part.shape[:-2], -1), xp) for part in (matrix, matrix - transposed))
+    norm, asymmetry = (on.lengths(part.reshape(*part.shape[:-2], -1)) for part in (matrix, matrix - transposed))
     skew = asymmetry > 1e3 * eps * norm
     values, basis = xp.linalg.eigh((matrix + transposed) / 2)
     # On the host products of random vectors have told before.
-    traced = xp is jnp and operator.on_trust
-    bent = _departs(prepared.mv, transposed, operator.dtype, norm, jnp) if traced else False
+    traced = on is TRACED and operator.on_trust
+    bent = _departs(prepared, transposed, norm, TRACED) if traced else False
     values = xp.where((finite & ~(skew | bent))[..., None], values, xp.nan)
     # H is within half of its asymmetry of the matrix that is decomposed.
     error = EXACT * eps * xp.max(xp.abs(values), axis=-1) + asymmetry / 2
     residuals = error[..., None] * xp.ones_like(values)
-    wide = working_dtype(operator.dtype)
-    right = jnp.asarray(basis[..., -vectors:], wide) if vectors else None
-    eigenvalues, residuals = jnp.asarray(values, wide), jnp.asarray(residuals, wide)
-    d = operator.size
-    spectrum = _complete(eigenvalues, residuals, None, None, right, finite, d, operator.dtype, d, method)
-    wrong = Status.NOT_SYMMETRIC
-    lead = () if operator.batch is None else (operator.batch,)
-    if xp is np and skew.any() and not _repeats(prepared.mv, (*lead, d), operator.dtype):
-        wrong = Status.NOT_DETERMINISTIC
-    status = jnp.where(jnp.asarray(finite & skew), int(wrong), spectrum.status)
-    status = jnp.where(jnp.asarray(finite & bent), int(Status.NOT_LINEAR), status)
-    known = spectrum.complete & ~jnp.asarray(skew | bent)
-    missing = jnp.where(known, 0, jnp.inf).astype(spectrum.missing.dtype)
-    return dataclasses.replace(spectrum, status=status.astype(jnp.int32), complete=known, missing=missing)
-
-
-def _repeats(product: Callable, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Whether the same product, of vectors `shape`, gives the same answer twice."""
-    v = jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
-    one, again = (np.asarray(product(v), np.float64) for _ in range(2))
-    return bool(np.linalg.norm(one - again) <= skewed(float(jnp.finfo(dtype).eps)) * np.linalg.norm(one))
-
-
-def _complete(eigenvalues, residuals, sigma, rho, vectors, finite, size, dtype, matvecs, method) -> Spectrum:
-    status = jnp.where(jnp.asarray(finite), int(Status.CONVERGED), int(Status.NON_FINITE)).astype(jnp.int32)
-    return Spectrum(
-        eigenvalues=eigenvalues,
-        multiplicities=jnp.ones(eigenvalues.shape, jnp.int32),
-        residual_norms=residuals,
-        vectors=vectors,
-        singular_values=sigma,
-        singular_residual_norms=rho,
-        status=status,
-        complete=jnp.asarray(finite),
-        matvecs=jnp.asarray(matvecs, jnp.int32),
-        size=size,
-        dtype=dtype,
-        method=method,
-        missing=jnp.where(jnp.asarray(finite), 0, jnp.inf).astype(eigenvalues.dtype),
-    )
+    right = basis[..., -vectors:] if vectors else None
+    status = xp.where(skew, int(Status.NOT_SYMMETRIC), int(Status.CONVERGED))
+    status = xp.where(finite, xp.where(bent, int(Status.NOT_LINEAR), status), int(Status.NON_FINITE))
+    record: dict[str, Any] = {"size": operator.size, "dtype": operator.dtype, "method": method, "vectors": right}
+    copies, known = np.ones(values.shape, np.int32), finite & ~(skew | bent)
+    record |= {"matvecs": operator.size, "status": status, "complete": known}
+    found = packed(values, copies, residuals, of_factor=False, **record)
+    return told_apart(found, operator) if on is HOST else found

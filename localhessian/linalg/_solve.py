@@ -1,7 +1,7 @@
 """The verb: eigenvalues of an operator by a method."""
 
 import contextlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ MAX_OPERATIONS = 5e11
 _METHODS = (Structured, Dense, GolubKahan, Lanczos)
 
 
+@runtime_checkable
 class Method(Protocol):
     """How eigenvalues are computed: a frozen dataclass, printable and hashable."""
 
@@ -141,7 +142,9 @@ def _is_real(array: Any) -> bool:
     return hasattr(array, "shape") and hasattr(array, "dtype") and any(jnp.issubdtype(array.dtype, k) for k in kinds)
 
 
-def _run(operator, method: Method | None, key: Key, vectors: int, start: Array | None, show: Progress) -> Spectrum:
+def _run(
+    operator: Operator, method: Method | None, key: Key, vectors: int, start: Array | None, show: Progress
+) -> Spectrum:
     if method is None and not vectors:
         with contextlib.suppress(Declined):
             return Structured().attempt(operator, key, show)

@@ -18,6 +18,7 @@ import numpy as np
 from localhessian._programs import at_once, compiled, full_precision
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Loss, Params
+from localhessian.linalg import eps_of
 from localhessian.network._chain import Chain
 from localhessian.network._context import given_of
 
@@ -233,7 +234,7 @@ def _alike(one: Any, two: Any) -> bool:
         return bool(np.array_equal(one, two))
     apart = np.abs(one.astype(np.float64) - two.astype(np.float64))
     scale = np.abs(one.astype(np.float64)).max()
-    return bool(apart.max() <= 100 * float(jnp.finfo(one.dtype).eps) * scale)
+    return bool(apart.max() <= 100 * eps_of(one.dtype) * scale)
 
 
 def _made_up(leaf: Any) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from localhessian._status import Status
 from localhessian._tree import floating
 from localhessian._types import Array
-from localhessian.linalg import repeat
+from localhessian.linalg import cutoff, repeat
 from localhessian.network import Arrangement
 from localhessian.training._problem import Problem, Step, inner, plus, times, where
 
@@ -70,7 +70,7 @@ def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
     jacobian = jax.vmap(column, out_axes=-1)(jnp.eye(shape[2], dtype=target.dtype))
     left, sigma, right = jnp.linalg.svd(jacobian, full_matrices=False)
     top = sigma[:, :1]
-    kept = sigma > 100 * float(jnp.finfo(target.dtype).eps) * top
+    kept = sigma > cutoff(target.dtype) * top
     weights = jnp.where(kept, sigma / jnp.where(kept, sigma**2 + ridge * top**2, 1), 0)
     highest = jax.lax.Precision.HIGHEST
     parts = weights * jnp.einsum("smk,sm->sk", left, target, precision=highest)

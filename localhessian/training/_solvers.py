@@ -4,7 +4,7 @@ A solver proposes a step; the trust rule of `propagate` undoes it where the back
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from localhessian.training._linear import damped_newton, least_squares
 from localhessian.training._problem import Problem, Step, inner, norm, plus, times, where
 
 
+@runtime_checkable
 class Solver(Protocol):
     """How a step of one side of a block is found: what `lh.propagate` takes, and what one of your own has to offer.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import optax
@@ -32,6 +32,7 @@ class Stepped(NamedTuple):
     """Mean over the batch, before the step."""
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """A training algorithm; frozen and hashable. Its learning rate is an argument: another value compiles nothing."""
 

@@ -132,8 +132,8 @@ class Trainer:
         pending: list[Scalar] = []
         clock = time.perf_counter()
         for step in range(done, steps):
-            chosen = batch_indices(seed, step, n, batch)
             rate = np.asarray(learning_rate * SCHEDULES[schedule](step / steps), dtype)
+            chosen, rate = jax.device_put((batch_indices(seed, step, n, batch), rate))
             state, loss = _step(self, state, images, labels, chosen, jax.random.fold_in(key, step), rate)
             pending.append(loss)
             progress(step + 1, steps)
@@ -179,9 +179,9 @@ class Trainer:
         totals = np.zeros(2)
         for first in range(0, n, size):
             at = np.arange(first, first + size)
-            counts = at < n
+            images, labels, counts = jax.device_put((x[at % n], y[at % n], at < n))
             losses, hits = _test(
-                self.network, self.loss, self.augment, state.params, state.context, x[at % n], y[at % n], counts
+                self.network, self.loss, self.augment, state.params, state.context, images, labels, counts
             )
             totals += [float(losses), float(hits)]
         return totals[0] / n, totals[1] / n

@@ -1,20 +1,17 @@
-"""Lanczos and Golub-Kahan: settings, the recurrence, restarts."""
+"""Lanczos and Golub-Kahan: settings, the recurrence, restarts, one driver for both."""
 
+from localhessian.linalg.krylov._arithmetic import HOST as HOST
+from localhessian.linalg.krylov._arithmetic import TRACED as TRACED
+from localhessian.linalg.krylov._arithmetic import Arithmetic as Arithmetic
 from localhessian.linalg.krylov._golub_kahan import GolubKahan as GolubKahan
 from localhessian.linalg.krylov._golub_kahan import left_half as left_half
 from localhessian.linalg.krylov._golub_kahan import right_half as right_half
 from localhessian.linalg.krylov._krylov import BASIS_BYTES as BASIS_BYTES
-from localhessian.linalg.krylov._krylov import ROWS as ROWS
 from localhessian.linalg.krylov._krylov import Krylov as Krylov
-from localhessian.linalg.krylov._krylov import Plan as Plan
-from localhessian.linalg.krylov._krylov import products as products
-from localhessian.linalg.krylov._krylov import repeats as repeats
-from localhessian.linalg.krylov._krylov import rows as rows
 from localhessian.linalg.krylov._krylov import told_apart as told_apart
 from localhessian.linalg.krylov._lanczos import Lanczos as Lanczos
 from localhessian.linalg.krylov._lanczos import advance as advance
+from localhessian.linalg.krylov._plan import ROWS as ROWS
+from localhessian.linalg.krylov._plan import Plan as Plan
 from localhessian.linalg.krylov._recurrence import State as State
 from localhessian.linalg.krylov._recurrence import begin as begin
-from localhessian.linalg.krylov._vectors import lengths as lengths
-from localhessian.linalg.krylov._vectors import random_block as random_block
-from localhessian.linalg.krylov._vectors import unbatched as unbatched

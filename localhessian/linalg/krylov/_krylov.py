@@ -1,14 +1,12 @@
-"""What the Krylov methods share: settings, sizes of a run, the choice of wanted values, judging the results.
+"""What the Krylov methods share: their settings, and one driver for both.
 
-One code for two ways to run: every function that takes `xp` works on NumPy arrays on the host, around compiled
-products, and on traced arrays inside a compiled program. Vectors carry a leading axis `s` of independent problems
-(s = 1 for a single one) and an axis `p` of the block; a basis is `(s, rows, d)`.
+A method says by a `Recurrence` what it multiplies by, what a step is, and what its Ritz pairs are; how a run starts,
+goes on, restarts and ends, how its results are judged, sorted and packed stands here.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +16,87 @@ from localhessian._arguments import expect_choice, expect_count, expect_share
 from localhessian._programs import compiled
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
-from localhessian._tree import is_concrete, pytree
+from localhessian._tree import is_concrete
 from localhessian._types import Array, Int, Key
-from localhessian.linalg.krylov._vectors import lengths, pick
-from localhessian.linalg.operators import Operator, skewed
-from localhessian.linalg.spectra import Spectrum, cutoff
+from localhessian.linalg.krylov._arithmetic import HOST, TRACED, Arithmetic
+from localhessian.linalg.krylov._drive import drive, run_compiled
+from localhessian.linalg.krylov._plan import ROWS, Plan, Which
+from localhessian.linalg.krylov._recurrence import State, begin
+from localhessian.linalg.krylov._vectors import largest_vectors, sort_real_first
+from localhessian.linalg.operators import Operator, eps_of, is_repeatable, unbatched
+from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, cutoff, packed
 
-Which = Literal["both", "largest", "smallest"]
-"""Ends of a spectrum."""
-ROWS = 32
-"""A basis has room for at least this many vectors; a space that fits is seen whole.
-
-Not for the largest end alone: there a shorter basis needs hardly more products, and orthogonalization along a long one
-outweighs them.
-"""
 BASIS_BYTES = 2**26
 """A basis beyond this is restarted (heuristic)."""
+
+
+class Pairs(NamedTuple):
+    """Ritz pairs with recomputed residuals; of a factor, singular triplets."""
+
+    values: Any
+    """(s, k)."""
+    residuals: Any
+    real: Any
+    """(s, k): which of them there are."""
+    vectors: Any
+    """(s, k, d), of the operator."""
+
+
+class Recurrence(abc.ABC):
+    """One method around the products of a prepared operator; vectors of `order` numbers, of U of `long`."""
+
+    batch: int | None
+    dtype: Any
+    """Of the operator."""
+    order: int
+    long: int | None
+    size: int
+    """Of the operator; the order where that is not the smaller side of a factor."""
+    start_size: int
+    """The dimension in which a random start is random."""
+    start_products: int
+    """How many products each vector of the start takes."""
+    of_factor: ClassVar[bool]
+    """Whether values are singular values of a factor."""
+    wrong: ClassVar[Status]
+    """What a component of a product means that was not foretold."""
+    rounding: ClassVar[float]
+    """Residuals of rounding * eps * norm are what rounding leaves."""
+
+    @abc.abstractmethod
+    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> Any:
+        """The first block, (s, p, order); `mix` random vectors with those given."""
+
+    @abc.abstractmethod
+    def step(self, state: State, plan: Plan) -> State:
+        """One step."""
+
+    @abc.abstractmethod
+    def restart(self, state: State, plan: Plan) -> State:
+        """A full basis, compressed."""
+
+    @abc.abstractmethod
+    def settled(self, state: State, plan: Plan) -> Any:
+        """(s,): which problems need no more steps."""
+
+    @abc.abstractmethod
+    def pairs(self, state: State, plan: Plan) -> Pairs:
+        """What is returned, with fresh products."""
+
+    @abc.abstractmethod
+    def whole(self, values: Any, residuals: Any, real: Any, found: "Found", rows: int) -> tuple[Any, Any, Any]:
+        """Values, multiplicities and errors with what is known beside the run; `rows` of the basis were used."""
+
+
+class Found(NamedTuple):
+    """What a run tells apart from its values."""
+
+    status: Int[Array, " s"]
+    complete: Array
+    real: Array
+    """(s, k): which values there are."""
+    norm: Array
+    """(s,): the operator's, or the factor's, is at least this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,26 +127,73 @@ class Krylov:
         expect_share("rtol", self.rtol)
 
     def run(
-        self, operator: Any, key: Key, vectors: int, start: Array | None = None, show: Progress = silent
+        self, operator: Operator, key: Key, vectors: int, start: Array | None = None, show: Progress = silent
     ) -> Spectrum:
         """Compute; `vectors` of the largest values are returned."""
         if not is_concrete(operator, key, start):
-            return self.compute(operator, key, vectors, start, show, jnp)
+            return self.compute(operator, key, vectors, start, show, TRACED)
         if jax.default_backend() != "cpu":
             return told_apart(_compiled(self, operator.prepare(), key, vectors, start), operator)
         try:
-            return self.compute(operator, key, vectors, start, show, np)
+            return told_apart(self.compute(operator, key, vectors, start, show, HOST), operator)
         except jax.errors.TracerArrayConversionError:
             # The operator closes over traced values, which shows when it multiplies.
-            return self.compute(operator, key, vectors, start, show, jnp)
+            return self.compute(operator, key, vectors, start, show, TRACED)
 
-    def compute(
-        self, operator: Any, key: Key, vectors: int, start: Array | None, show: Progress, xp: ModuleType
-    ) -> Spectrum:
-        """The method itself: on the host with NumPy around compiled products, or traced with jax.numpy."""
+    def recurrence(self, operator: Operator, on: Arithmetic) -> Recurrence:
+        """That of the method."""
         raise NotImplementedError
 
-    def plan(self, order: int, row_numbers: int, dtype: Any, vectors: int) -> "Plan":
+    def compute(
+        self, operator: Operator, key: Key, vectors: int, start: Array | None, show: Progress, on: Arithmetic
+    ) -> Spectrum:
+        """The method itself: on the host with NumPy around compiled products, or traced with jax.numpy."""
+        xp, run = on.xp, self.recurrence(operator, on)
+        numbers = (run.batch or 1) * (run.order + (run.long or 0))
+        plan = self.plan(run.order, numbers, run.dtype, vectors)
+        block = run.start(start, key, plan.block, self.which != "largest")
+        state = begin(block, run.long, plan, key, on)
+        state, interrupted = self._steps(run, state, plan, show, operator.label, on)
+        pairs = run.pairs(state, plan)
+        found = _judge(pairs, state, run, plan, on)
+        largest = largest_vectors(pairs.vectors, pairs.values, found.real, vectors, on)
+        values, real, residuals = sort_real_first(pairs.values, found.real, pairs.residuals, on=on)
+        values, multiplicities, errors = run.whole(values, residuals, real, found, on.in_use(state.row, plan.size))
+        made = (state.made + run.start_products) * plan.block + pairs.values.shape[1]
+        parts = (values, multiplicities, errors, largest, found.status, found.complete, found.norm)
+        values, multiplicities, errors, largest, status, complete, norm = (unbatched(part, run.batch) for part in parts)
+        spectrum = packed(
+            values,
+            multiplicities,
+            errors,
+            of_factor=run.of_factor,
+            status=status,
+            complete=complete,
+            matvecs=xp.asarray(made, np.int32),
+            size=run.size,
+            dtype=run.dtype,
+            method=str(self),
+            vectors=largest,
+            krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
+            start_size=run.start_size if start is None else 0,
+            ends=self.which,
+            norm=norm,
+        )
+        if interrupted:
+            raise SpectrumInterrupt(spectrum)
+        return spectrum
+
+    def _steps(
+        self, run: Recurrence, state: State, plan: Plan, show: Progress, label: str, on: Arithmetic
+    ) -> tuple[State, bool]:
+        """All steps, and whether they were interrupted."""
+        step, restart = (lambda state, go=go: go(state, plan) for go in (run.step, run.restart))
+        if on is TRACED:
+            return run_compiled(step, restart, state, plan), False
+        tell = lambda steps: show(steps * plan.block, plan.steps * plan.block, label)
+        return drive(step, restart, lambda state: run.settled(state, plan), state, plan, tell)
+
+    def plan(self, order: int, row_numbers: int, dtype: Any, vectors: int) -> Plan:
         """The sizes of a run on a space of dimension `order`, where one more basis row stores `row_numbers` numbers."""
         k, p = max(self.k, vectors), min(self.block_size, order)
         ends = 2 * k if self.which == "both" else k
@@ -98,7 +208,7 @@ class Krylov:
         # A basis as large as the space, or one that cannot be restarted, ends the run.
         steps = size // p if whole or keep < 1 else budget
         # Half precision is accumulated in float32: rounded are the ends only, not every sum.
-        eps = float(jnp.finfo(dtype).eps) / (8 if jnp.finfo(dtype).bits < 32 else 1)
+        eps = eps_of(dtype) / (8 if jnp.finfo(dtype).bits < 32 else 1)
         return Plan(self.which, k, order, p, size, max(keep, 0), steps, whole, self.rtol, eps, cutoff(dtype))
 
     def _rows(self, order: int, row_bytes: int, k: int, p: int) -> int:
@@ -108,197 +218,34 @@ class Krylov:
         return max(BASIS_BYTES // row_bytes, ROWS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The sizes of a run."""
-
-    which: Which
-    k: int
-    order: int
-    """The dimension of the space."""
-    block: int
-    """Vectors in a step."""
-    size: int
-    """Rows of the largest basis, a multiple of the block."""
-    keep: int
-    """How many Ritz vectors survive a restart."""
-    steps: int
-    """The budget."""
-    whole: bool
-    """Whether the basis has room for the whole space."""
-    rtol: float
-    eps: float
-    """Of the arithmetic."""
-    cutoff: float = 0.0
-    """Singular values below it, relative to the largest, count as zero."""
-
-    @property
-    def skewed(self) -> float:
-        """Relative: between rounding and a difference that matters."""
-        return skewed(self.eps)
-
-    def tolerance(self, value: Any, scale: Any, floor: float, xp: Any) -> Any:
-        """The residual norms (s, k) that are small enough: relative, or what rounding leaves of `scale`, (s,)."""
-        return xp.maximum(self.rtol * xp.abs(value), floor * self.eps * scale[:, None])
-
-    def settled(self, values: Any, errors: Any, count: Any, scale: Any, floor: float, xp: Any) -> Any:
-        """Which problems (s,) have every wanted value, by the residuals that the recurrence estimates."""
-        chosen = self.chosen(count, values.shape[1], xp)
-        value, error = pick(values, chosen.places, xp), pick(errors, chosen.places, xp)
-        # The recomputed residual, which judges, differs by rounding.
-        rounding = floor * self.eps * scale[:, None]
-        allowed = xp.maximum(self.rtol * xp.abs(value) - rounding, 0.9 * rounding)
-        ready = (~chosen.real | (error <= allowed)).all(axis=1)
-        ends = 2 * self.k if self.which == "both" else self.k
-        return ready & (chosen.real.sum(axis=1) >= min(ends, self.order))
-
-    def chosen(self, count: Any, rows: int, xp: Any) -> "Wanted":
-        """Which of `rows` ascending Ritz values are returned, `count` of which are real: all, of the whole space."""
-        whole = rows >= self.order
-        return wanted(self.which, self.order if whole else self.k, count, rows, whole, xp)
-
-    def kept(self, count: Any, xp: Any) -> "Wanted":
-        """Which Ritz values of a full basis survive a restart."""
-        if self.which != "both":
-            return wanted(self.which, self.keep, count, self.size, False, xp)
-        half = self.keep // 2
-        low = wanted("smallest", half, count, self.size, False, xp)
-        high = wanted("largest", self.keep - half, count, self.size, False, xp)
-        places = xp.concatenate([low.places, high.places], axis=1)
-        return Wanted(places, xp.concatenate([low.real, high.real & (high.places >= half)], axis=1))
-
-
-class Found(NamedTuple):
-    """What a run tells apart from its values."""
-
-    status: Int[Array, " s"]
-    complete: Array
-    real: Array
-    """(s, k): which values there are."""
-
-
-@pytree
-class Wanted:
-    """Which Ritz pairs are returned: places into the ascending values, `(s, k)`, and which of them are real."""
-
-    places: Any
-    real: Any
-
-
-def wanted(which: Which, k: int, count: Any, rows: int, everything: bool, xp: Any) -> Wanted:
-    """Places of the wanted values among `count` ascending ones (those after are empty slots)."""
-    slots = xp.arange(rows, dtype=count.dtype)[None, :]
-    k = min(k, rows)
-    low = slots[:, :k] + 0 * count[:, None]
-    high = slots[:, :k] + count[:, None] - k
-    if which == "largest" or everything:
-        places, real = high, high >= 0
-    elif which == "smallest":
-        places, real = low, low < count[:, None]
-    else:
-        places = xp.concatenate([low, high], axis=1)
-        real = xp.concatenate([low < xp.minimum(count[:, None], high[:, :1]), high >= 0], axis=1)
-    return Wanted(xp.minimum(xp.maximum(places, 0), rows - 1), real)
-
-
-def rows(product: Callable[[Array], Array], batch: int | None) -> Callable[[Array], Array]:
-    """The product on vectors with the leading axis s."""
-    return product if batch is not None else lambda v: product(v[0])[None]
-
-
-def products(product: Callable[[Array], Array], block: Any, batch: int | None, dtype: Any, xp: Any) -> Any:
-    """Products with a block `(s, p, d)`: in a compiled program at once, on the host one after another.
-
-    On the host one program serves every block size, and p products need no p-fold memory. The product (`mv` or `rmv`)
-    works in `dtype`, the operator's own; the block may be of a wider one.
-    """
-    if xp is np:
-        columns = [_on_host(product, block[:, j], batch, dtype)[:, None] for j in range(block.shape[1])]
-        return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
-    apply = rows(product, batch)
-    if block.shape[1] == 1:
-        return apply(block[:, 0].astype(dtype)).astype(block.dtype)[:, None]
-    return jax.vmap(apply, in_axes=1, out_axes=1)(block.astype(dtype)).astype(block.dtype)
-
-
-def _on_host(product: Callable[[Array], Array], v: Any, batch: int | None, dtype: Any) -> Any:
-    """The same for one vector (s, d) of NumPy; outside of the product nothing is done by JAX, which takes its time."""
-    given = v.astype(dtype, copy=False)
-    out = np.asarray(product(given[0]))[None] if batch is None else np.asarray(product(given))
-    return out.astype(v.dtype, copy=False)
-
-
 _compiled = compiled(
-    lambda method, operator, key, vectors, start: method.compute(operator, key, vectors, start, silent, jnp),
+    lambda method, operator, key, vectors, start: method.compute(operator, key, vectors, start, silent, TRACED),
     static_argnums=(0, 3),
 )
 
 
-def repeats(multiplied: Callable, state: Any, first: Any, plan: Plan, xp: Any) -> Any:
-    """(s,) whether the same product gives the same answer twice; looked at where something is wrong, on the host."""
-    if xp is jnp or not np.any(state.skew > plan.skewed):
-        return xp.ones(len(first), bool)
-    one, again = (multiplied(first[:, :1]) for _ in range(2))
-    apart, norm = (lengths(part.reshape(len(first), -1), np) for part in (one - again, one))
-    return ~(apart > plan.skewed * norm)
-
-
 def told_apart(found: Any, operator: Operator) -> Any:
-    """What a program compiled whole says, with noise told from a wrong transpose: it asks nothing twice."""
+    """A result whose products were not symmetric, or not adjoint, with noise told from that: it is multiplied twice."""
     wrong = np.isin(found.status, (int(Status.NOT_ADJOINT), int(Status.NOT_SYMMETRIC)))
     if not wrong.any():
         return found
-    symmetric = operator.symmetric
-    lead = () if symmetric.batch is None else (symmetric.batch,)
-    v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, symmetric.size)), symmetric.dtype)
-    one, again = (np.asarray(symmetric.mv(v), np.float64) for _ in range(2))
-    limit = skewed(float(jnp.finfo(symmetric.dtype).eps)) * np.linalg.norm(one, axis=-1)
-    noisy = wrong & (np.linalg.norm(one - again, axis=-1) > limit)
+    noisy = wrong & ~is_repeatable(operator.symmetric)
     status = np.where(noisy, int(Status.NOT_DETERMINISTIC), found.status)
     return dataclasses.replace(found, status=jnp.asarray(status, found.status.dtype))
 
 
-def judge(
-    values: Any, residuals: Any, real: Any, state: Any, wrong: Status, repeated: Any, floor: float, plan: Plan, xp: Any
-) -> Found:
-    """What recomputed residuals `(s, k)`, a product made twice and the recurrence tell.
-
-    Args:
-        values: Ritz or singular values.
-        residuals: Of the same kind.
-        real: Which of them there are.
-        state: Of the recurrence.
-        wrong: What a skew of the recurrence means.
-        repeated: (s,) whether the same product gave the same answer twice.
-        floor: Residuals of floor * eps * scale are rounding.
-        plan: Of the run.
-        xp: NumPy or jax.numpy.
-    """
-    refused = xp.where(state.skew > plan.skewed, int(wrong), 0)
-    refused = xp.where(repeated, refused, int(Status.NOT_DETERMINISTIC))
+def _judge(pairs: Pairs, state: State, run: Recurrence, plan: Plan, on: Arithmetic) -> Found:
+    """What recomputed residuals and the recurrence tell."""
+    xp, values, residuals, real = on.xp, *pairs[:3]
+    refused = xp.where(state.skew > plan.skewed, int(run.wrong), 0)
     finite = state.finite & xp.all(~real | xp.isfinite(residuals), axis=1)
     refused = xp.where(finite, refused, int(Status.NON_FINITE))
-    whole = xp.sum(state.filled, axis=1) >= plan.order
-    broken = ~xp.any(state.live, axis=1) & ~state.settled & ~whole
+    filled = xp.sum(state.filled, axis=1) >= plan.order
+    broken = ~xp.any(state.live, axis=1) & ~state.settled & ~filled
     status = xp.where(broken, int(Status.INVARIANT_SUBSPACE), int(Status.CONVERGED))
-    ready = residuals <= plan.tolerance(values, state.scale, floor, xp)
+    ready = residuals <= plan.tolerance(values, state.scale, 2 * run.rounding, on)
     status = xp.where(xp.all(~real | ready, axis=1), status, int(Status.BUDGET_SPENT))
     status = xp.where(refused == 0, status, refused).astype(np.int32)
-    return Found(status, whole & (refused == 0), real & (refused == 0)[:, None])
-
-
-def shifted(matrix: Any, filled: Any, xp: Any) -> Any:
-    """A projected matrix (s, K, K) whose empty rows and columns hold one value beyond all others on the diagonal."""
-    if xp is np and filled.all() and np.isfinite(matrix).all():
-        return matrix
-    both = filled[:, :, None] & filled[:, None, :]
-    matrix = xp.where(both & xp.isfinite(matrix), matrix, 0)
-    norm = lengths(matrix.reshape(len(matrix), -1), xp)
-    beyond = xp.where(norm > 0, 2 * norm, 1)
-    eye = xp.eye(matrix.shape[1], dtype=matrix.dtype)[None]
-    return matrix + xp.where(filled, 0, beyond[:, None])[:, :, None] * eye
-
-
-def take_weights(weights: Any, chosen: Wanted, xp: Any) -> Any:
-    """The columns (s, K, k) of the chosen Ritz vectors; zero where there is none."""
-    return xp.where(chosen.real[:, None, :], xp.take_along_axis(weights, chosen.places[:, None, :], 2), 0)
+    real = real & (refused == 0)[:, None]
+    norm = xp.fmax(state.scale, xp.max(xp.where(real, xp.abs(values), 0), axis=1))
+    return Found(status, filled & (refused == 0), real, norm)

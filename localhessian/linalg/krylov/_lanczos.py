@@ -1,47 +1,34 @@
 """Thick-restart block Lanczos for symmetric operators, with recomputed residuals."""
 
 import dataclasses
-from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
-from localhessian._progress import Progress
 from localhessian._status import Status
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov._krylov import Krylov, Plan, judge, products, repeats, shifted, take_weights
+from localhessian.linalg.krylov._arithmetic import Arithmetic
+from localhessian.linalg.krylov._krylov import Found, Krylov, Pairs, Recurrence
+from localhessian.linalg.krylov._plan import Plan, take_weights
 from localhessian.linalg.krylov._recurrence import (
     State,
     alive,
-    begin,
     compress,
-    drive,
     finished,
     foretold,
-    in_use,
     nearest_rows,
     observe,
     orthonormalize,
     pad_rows,
     put_columns,
-    put_rows,
     residual_norms,
     retire,
     revive,
-    run_compiled,
+    shifted,
 )
-from localhessian.linalg.krylov._vectors import (
-    combine,
-    largest_vectors,
-    lengths,
-    mixed,
-    sort_real_first,
-    start_block,
-    unbatched_all,
-    unit_rows,
-)
-from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, noise, working_dtype
+from localhessian.linalg.krylov._vectors import combine, mixed, start_block, unit_rows
+from localhessian.linalg.operators import Operator, SymmetricOperator
+from localhessian.linalg.spectra import noise, working_dtype
 
 BREAKDOWN = 50
 """A next basis vector shorter than BREAKDOWN * eps * ||H|| is rounding: the space is invariant."""
@@ -77,129 +64,111 @@ class Lanczos(Krylov):
     Source: K. Wu and H. Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602; blocks: G. Golub and R. Underwood (1977).
     """
 
-    def compute(
-        self, operator: Any, key: Key, vectors: int, start: Array | None, show: Progress, xp: ModuleType
-    ) -> Spectrum:
-        """The method itself."""
+    def recurrence(self, operator: Operator, on: Arithmetic) -> Recurrence:
+        """That of a symmetric operator."""
         if operator.symmetric is not operator:
             raise TypeError("`Lanczos` takes a symmetric operator: use `GolubKahan` for a linear map.")
-        prepared = operator.prepare()
-        batch, dtype = prepared.batch, working_dtype(prepared.dtype)
-        lead, d = batch or 1, prepared.size
-        plan = self.plan(d, lead * d, prepared.dtype, vectors)
-        shape = (lead, plan.block, d)
-        block = start_block(start, key, shape, dtype, xp)
-        if start is not None and self.which != "largest":
-            block = mixed(block, start_block(None, key, shape, dtype, xp), xp)
-        state = begin(block, None, plan, key, xp)
-        first = state.current
-
-        def multiplied(block: Any) -> Any:
-            return products(prepared.mv, block, batch, prepared.dtype, xp)
-
-        def step(state: State) -> State:
-            return advance(state, multiplied(state.current), plan, xp)
-
-        def restart(state: State) -> State:
-            return _restart(state, plan, xp)
-
-        if xp is np:
-            tell = lambda steps: show(steps * plan.block, plan.steps * plan.block, operator.label)
-            settled = lambda state: _examine(state, plan, np)[0]
-            state, interrupted = drive(step, restart, settled, state, plan, tell)
-        else:
-            interrupted = False
-            state = run_compiled(step, restart, state, plan)
-        _, weights, count = _ritz(state, plan, xp)
-        chosen = plan.chosen(count, weights.shape[1], xp)
-        ritz = unit_rows(combine(take_weights(weights, chosen, xp), state.right, xp), xp)
-        moved = multiplied(ritz)
-        values = xp.sum(ritz * moved, axis=2)
-        residuals = lengths(moved - values[:, :, None] * ritz, xp)
-        repeated = repeats(multiplied, state, first, plan, xp)
-        found = judge(values, residuals, chosen.real, state, Status.NOT_SYMMETRIC, repeated, 2 * ROUNDING, plan, xp)
-        largest = largest_vectors(ritz, values, found.real, vectors, xp)
-        values, real, residuals = sort_real_first(values, found.real, residuals, xp=xp)
-        made = xp.asarray(state.made * plan.block + ritz.shape[1], np.int32)
-        norm = xp.fmax(state.scale, xp.max(xp.where(real, xp.abs(values), 0), axis=1))
-        # A complete spectrum tells each value's place, which products rounded at their own size leave that far off.
-        least = xp.where(found.complete, noise(prepared.dtype) * norm, 0)[:, None].astype(residuals.dtype)
-        residuals = xp.where(real, xp.maximum(residuals, least), residuals)
-        parts = (values, real.astype(np.int32), residuals, largest, found.status, found.complete, norm)
-        values, multiplicities, residuals, largest, status, complete, norm = unbatched_all(parts, batch, dtype)
-        spectrum = Spectrum(
-            eigenvalues=values,
-            multiplicities=multiplicities,
-            residual_norms=residuals,
-            vectors=largest,
-            singular_values=None,
-            singular_residual_norms=None,
-            status=status,
-            complete=complete,
-            matvecs=jnp.asarray(made),
-            size=d,
-            dtype=prepared.dtype,
-            method=str(self),
-            missing=jnp.where(complete, 0, jnp.inf).astype(values.dtype),
-            krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
-            start_size=d if start is None else 0,
-            ends=self.which,
-            norm=norm,
-        )
-        if interrupted:
-            raise SpectrumInterrupt(spectrum)
-        return spectrum
+        return Symmetric(operator.symmetric.prepare(), on)
 
 
-def advance(state: State, moved: Any, plan: Plan, xp: Any) -> State:
+class Symmetric(Recurrence):
+    """H V = V B + Q C^T."""
+
+    long: int | None = None
+    start_products = 0
+    of_factor: ClassVar[bool] = False
+    wrong: ClassVar[Status] = Status.NOT_SYMMETRIC
+    rounding: ClassVar[float] = ROUNDING
+
+    def __init__(self, prepared: SymmetricOperator, on: Arithmetic) -> None:
+        """Around its products."""
+        self.prepared, self.on = prepared, on
+        self.batch, self.dtype = prepared.batch, prepared.dtype
+        self.order = self.size = self.start_size = prepared.size
+
+    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> Any:
+        """Random vectors, or those given."""
+        shape, dtype = (self.batch or 1, p, self.order), working_dtype(self.dtype)
+        block = start_block(start, key, shape, dtype, self.on)
+        if start is None or not mix:
+            return block
+        return mixed(block, start_block(None, key, shape, dtype, self.on), self.on)
+
+    def step(self, state: State, plan: Plan) -> State:
+        """One product of the current block."""
+        return advance(state, self._times(state.current), plan, self.on)
+
+    def restart(self, state: State, plan: Plan) -> State:
+        """The kept Ritz vectors become the basis."""
+        xp, (settled, (theta, weights, count)) = self.on.xp, self._examine(state, plan)
+        chosen = plan.kept(count, self.on)
+        values = xp.where(chosen.real, xp.take_along_axis(theta, chosen.places, 1), 0)
+        weights = take_weights(weights, chosen, self.on)
+        return retire(compress(state, weights, None, values, chosen.real, plan, self.on), settled, self.on)
+
+    def settled(self, state: State, plan: Plan) -> Any:
+        """By the residuals that the recurrence estimates."""
+        return self._examine(state, plan)[0]
+
+    def pairs(self, state: State, plan: Plan) -> Pairs:
+        """Rayleigh quotients of Ritz vectors, and their residuals."""
+        on, (_, weights, count) = self.on, self._ritz(state, plan)
+        chosen = plan.chosen(count, weights.shape[1], on)
+        ritz = unit_rows(combine(take_weights(weights, chosen, on), state.right, on), on)
+        moved = self._times(ritz)
+        values = on.xp.sum(ritz * moved, axis=2)
+        return Pairs(values, on.lengths(moved - values[:, :, None] * ritz), chosen.real, ritz)
+
+    def whole(self, values: Any, residuals: Any, real: Any, found: Found, rows: int) -> tuple[Any, Any, Any]:
+        """A complete spectrum tells each value's place, which products rounded at their own size leave that far off."""
+        xp = self.on.xp
+        least = xp.where(found.complete, noise(self.dtype) * found.norm, 0)[:, None].astype(residuals.dtype)
+        return values, real.astype(np.int32), xp.where(real, xp.maximum(residuals, least), residuals)
+
+    def _times(self, block: Any) -> Any:
+        return self.on.products(self.prepared.mv, block, self.batch, self.dtype)
+
+    def _examine(self, state: State, plan: Plan) -> tuple[Any, tuple[Any, Any, Any]]:
+        """Which problems have every wanted value, and the decomposition that tells."""
+        theta, weights, count = self._ritz(state, plan)
+        errors = residual_norms(state, weights, self.on)
+        settled = plan.settled(theta, errors, count, state.scale, ROUNDING, self.on)
+        return finished(state, settled, plan), (theta, weights, count)
+
+    def _ritz(self, state: State, plan: Plan) -> tuple[Any, Any, Any]:
+        """Ritz values ascending (s, K), their weights (s, K, K), and how many are real; empty slots stand last."""
+        xp, rows = self.on.xp, self.on.in_use(state.row, plan.size)
+        matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
+        theta, weights = xp.linalg.eigh(shifted((matrix + xp.swapaxes(matrix, 1, 2)) / 2, filled, self.on))
+        return theta, weights, xp.sum(filled, axis=1, dtype=np.int32)
+
+
+def advance(state: State, moved: Any, plan: Plan, on: Arithmetic) -> State:
     """One step, given `moved` = H times the current block."""
-    p, row, small = plan.block, state.row, state.matrix.dtype
-    scale, finite, _ = observe(state, moved, xp)
-    basis = in_use(put_rows(state.right, row, state.current, xp), row + p, xp)
+    xp, p, row, small = on.xp, plan.block, state.row, state.matrix.dtype
+    scale, finite, _ = observe(state, moved, on)
+    right = on.put_rows(state.right, row, state.current)
+    basis = right[:, : on.in_use(row + p, plan.size)]
     floor = BREAKDOWN * plan.eps * scale
-    components, unit, upper = orthonormalize(basis, nearest_rows(state, 1, 1, plan, xp), moved, floor, xp)
-    components, upper = pad_rows(components, plan.size, xp).astype(small), upper.astype(small)
+    components, unit, upper = orthonormalize(basis, nearest_rows(state, 1, 1, plan, on), moved, floor, on)
+    components, upper = pad_rows(components, plan.size, on).astype(small), upper.astype(small)
     places = xp.arange(plan.size, dtype=np.int32)
     others = (places < row) | (places >= row + p)
     counted = others[None, :, None] & state.live[:, None, :]
     # The components along all of the basis, so that the rows that follow a restart need no formula of their own.
-    matrix = put_columns(state.matrix, row, components, xp)
+    matrix = put_columns(state.matrix, row, components, on)
     state = dataclasses.replace(
         state,
-        right=state.right if xp is np else basis,
-        matrix=put_rows(matrix, row, xp.swapaxes(components, 1, 2), xp),
-        filled=put_rows(state.filled, row, state.live, xp),
-        coupling=put_rows(xp.zeros_like(state.coupling), row, xp.swapaxes(upper, 1, 2), xp),
+        right=right,
+        matrix=on.put_rows(matrix, row, xp.swapaxes(components, 1, 2)),
+        filled=on.put_rows(state.filled, row, state.live),
+        coupling=on.put_rows(xp.zeros_like(state.coupling), row, xp.swapaxes(upper, 1, 2)),
         row=row + p,
         made=state.made + 1,
         scale=scale,
-        skew=foretold(state.skew, scale, components, state.coupling, counted, xp),
+        skew=foretold(state.skew, scale, components, state.coupling, counted, on),
         finite=finite,
         current=unit,
         live=alive(upper),
     )
-    return revive(state, basis, plan, xp)
-
-
-def _restart(state: State, plan: Plan, xp: Any) -> State:
-    """The kept Ritz vectors become the basis."""
-    settled, (theta, weights, count) = _examine(state, plan, xp)
-    chosen = plan.kept(count, xp)
-    values = xp.where(chosen.real, xp.take_along_axis(theta, chosen.places, 1), 0)
-    weights = take_weights(weights, chosen, xp)
-    return retire(compress(state, weights, None, values, chosen.real, plan, xp), settled, xp)
-
-
-def _examine(state: State, plan: Plan, xp: Any) -> tuple[Any, tuple[Any, Any, Any]]:
-    """Which problems have every wanted value, and the decomposition that tells."""
-    theta, weights, count = _ritz(state, plan, xp)
-    errors = residual_norms(state, weights, xp)
-    return finished(state, plan.settled(theta, errors, count, state.scale, ROUNDING, xp), plan), (theta, weights, count)
-
-
-def _ritz(state: State, plan: Plan, xp: Any) -> tuple[Any, Any, Any]:
-    """Ritz values ascending (s, K), their weights (s, K, K), and how many are real; empty slots stand last."""
-    rows = state.row if xp is np else plan.size
-    matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
-    theta, weights = xp.linalg.eigh(shifted((matrix + xp.swapaxes(matrix, 1, 2)) / 2, filled, xp))
-    return theta, weights, xp.sum(filled, axis=1, dtype=np.int32)
+    return revive(state, basis, plan, on)

@@ -1,4 +1,4 @@
-"""The recurrence that both Krylov methods run: blocks, orthogonalization, breakdown, restart, and its two drivers.
+"""The recurrence that both Krylov methods run: blocks, orthogonalization, breakdown, restart.
 
 With bases V and U (Lanczos: U = V), projected matrix B and coupling C, after each step
 
@@ -9,18 +9,15 @@ not adjoint) shows at once, and gives the residual norm ||C^T y|| of a Ritz vect
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from localhessian._tree import pytree
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov._krylov import ROWS, Plan
-from localhessian.linalg.krylov._vectors import combine, lengths, multiply, random_block, unit_rows
-from localhessian.linalg.operators import in_loop, repeat
+from localhessian.linalg.krylov._arithmetic import Arithmetic
+from localhessian.linalg.krylov._plan import Plan
+from localhessian.linalg.krylov._vectors import combine, unit_rows
 
 LOST = 0.5
 """A unit vector that one more pass of orthogonalization shortens below this was rounding."""
@@ -32,7 +29,7 @@ class State:
 
     right: Array
     """V, `(s, rows, d)`."""
-    left: Array | None
+    left: Any
     """U, `(s, rows, m)`; None where it is V."""
     current: Array
     """Q, `(s, p, d)`: the next block; zero vectors after a breakdown."""
@@ -65,26 +62,25 @@ class State:
         return dataclasses.replace(self, right=self.scale, left=None, current=self.scale)
 
 
-def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
+def begin(block: Any, long: int | None, plan: Plan, key: Key, on: Arithmetic) -> State:
     """Before the first step from a block `(s, p, d)`; U has vectors of length `long`."""
+    xp = on.xp
     s, p, d = block.shape
     dtype = block.dtype
-    # Small matrices in float64 on the host, where that costs nothing.
-    small = np.float64 if xp is np else dtype
-    unit = unit_rows(block, xp)
+    unit = unit_rows(block, on)
     # What a row adds to those before it may be rounding: it is none then.
     for floor in (100 * plan.eps, LOST):
-        unit, upper = gram_schmidt(unit, xp.full(s, floor, dtype), xp)
+        unit, upper = gram_schmidt(unit, xp.full(s, floor, dtype), on)
     state = State(
         right=xp.zeros((s, plan.size, d), dtype),
         left=None if long is None else xp.zeros((s, plan.size, long), dtype),
         current=unit,
         live=alive(upper),
-        matrix=xp.zeros((s, plan.size, plan.size), small),
-        coupling=xp.zeros((s, plan.size, p), small),
+        matrix=xp.zeros((s, plan.size, plan.size), on.small(dtype)),
+        coupling=xp.zeros((s, plan.size, p), on.small(dtype)),
         filled=xp.zeros((s, plan.size), bool),
-        row=0 if xp is np else xp.zeros((), np.int32),
-        made=0 if xp is np else xp.zeros((), np.int32),
+        row=on.counter(0),
+        made=on.counter(0),
         settled=xp.zeros(s, bool),
         broken=xp.zeros(s, bool),
         scale=xp.zeros(s, dtype),
@@ -92,22 +88,24 @@ def begin(block: Any, long: int | None, plan: Plan, key: Key, xp: Any) -> State:
         finite=xp.isfinite(block).all(axis=(1, 2)),
         key=key,
     )
-    return revive(state, state.right[:, :0], plan, xp)
+    return revive(state, state.right[:, :0], plan, on)
 
 
-def observe(state: State, moved: Any, xp: Any) -> tuple[Any, Any, Any]:
+def observe(state: State, moved: Any, on: Arithmetic) -> tuple[Any, Any, Any]:
     """Of products `(s, p, d)`: the scale and the finiteness with them, and the norms (s, p)."""
-    norms = lengths(moved, xp)
+    xp = on.xp
+    norms = on.lengths(moved)
     return xp.fmax(state.scale, norms.max(axis=1)), state.finite & xp.isfinite(norms).all(axis=1), norms
 
 
-def foretold(skew: Any, scale: Any, components: Any, expected: Any, counted: Any, xp: Any) -> Any:
+def foretold(skew: Any, scale: Any, components: Any, expected: Any, counted: Any, on: Arithmetic) -> Any:
     """The skew (s,), with components (s, size, p) of a product along a basis and those `expected`, where `counted`."""
+    xp = on.xp
     wrong = xp.where(counted, xp.abs(components - expected), 0).max(axis=(1, 2))
     return xp.fmax(skew, (wrong / xp.where(scale > 0, scale, 1)).astype(skew.dtype))
 
 
-def orthonormalize(basis: Any, nearest: Any, block: Any, floor: Any, xp: Any) -> tuple[Any, Any, Any]:
+def orthonormalize(basis: Any, nearest: Any, block: Any, floor: Any, on: Arithmetic) -> tuple[Any, Any, Any]:
     """A block `(s, p, d)` without its components along a basis `(s, K, d)`, as orthonormal rows.
 
     Two passes, with a normalization between them; the first along the `nearest` rows (a slice) only, where all but
@@ -117,41 +115,44 @@ def orthonormalize(basis: Any, nearest: Any, block: Any, floor: Any, xp: Any) ->
         Components (s, K, p), orthonormal rows, and the upper triangle (s, p, p) with
         block = components^T basis + triangle^T rows.
     """
+    xp = on.xp
     near = basis[:, nearest]
-    first = multiply(near, xp.swapaxes(block, 1, 2), xp)
-    unit, upper = gram_schmidt(_less(block, first, near, xp), floor, xp)
-    second = multiply(basis, xp.swapaxes(unit, 1, 2), xp)
-    unit, again = gram_schmidt(_less(unit, second, basis, xp), LOST + 0 * floor, xp)
-    components = add_rows(multiply(second, upper, xp), nearest, first, xp)
-    return components, unit, multiply(again, upper, xp)
+    first = on.multiply(near, xp.swapaxes(block, 1, 2))
+    unit, upper = gram_schmidt(_less(block, first, near, on), floor, on)
+    second = on.multiply(basis, xp.swapaxes(unit, 1, 2))
+    unit, again = gram_schmidt(_less(unit, second, basis, on), LOST + 0 * floor, on)
+    components = on.add_rows(on.multiply(second, upper), nearest, first)
+    return components, unit, on.multiply(again, upper)
 
 
-def gram_schmidt(block: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
+def gram_schmidt(block: Any, floor: Any, on: Arithmetic) -> tuple[Any, Any]:
     """Orthonormal rows (s, p, d), and the upper triangle (s, p, p) with block = triangle^T rows; zero at breakdown."""
+    xp = on.xp
     rows: list[Any] = []
     s, p, _ = block.shape
     if p == 1:
-        unit, norm = _unit(block[:, 0], floor, xp)
+        unit, norm = _unit(block[:, 0], floor, on)
         return unit[:, None], norm[:, None, None]
     upper = xp.zeros((s, p, p), block.dtype)
     for j in range(p):
         w = block[:, j]
         for _ in range(2 if rows else 0):
             done = xp.stack(rows, axis=1)
-            parts = multiply(done, w[:, :, None], xp)[:, :, 0]
-            w = w - multiply(parts[:, None, :], done, xp)[:, 0]
-            upper = add_rows(upper, slice(0, j), _column(parts, j, p, xp), xp)
-        unit, norm = _unit(w, floor, xp)
+            parts = on.multiply(done, w[:, :, None])[:, :, 0]
+            w = w - on.multiply(parts[:, None, :], done)[:, 0]
+            upper = on.add_rows(upper, slice(0, j), _column(parts, j, p, on))
+        unit, norm = _unit(w, floor, on)
         rows.append(unit)
-        upper = add_rows(upper, slice(j, j + 1), _column(norm[:, None], j, p, xp), xp)
+        upper = on.add_rows(upper, slice(j, j + 1), _column(norm[:, None], j, p, on))
     return xp.stack(rows, axis=1), upper
 
 
-def _unit(w: Any, floor: Any, xp: Any) -> tuple[Any, Any]:
+def _unit(w: Any, floor: Any, on: Arithmetic) -> tuple[Any, Any]:
     """Vectors (s, d) at unit length, and their norms, (s,); zero where that is not more than the floor."""
-    norm = lengths(w, xp)
+    xp = on.xp
+    norm = on.lengths(w)
     there = norm > floor
-    if xp is np and there.all():
+    if on.surely(there):
         return w / norm[:, None], norm
     norm = xp.where(there, norm, 0).astype(w.dtype)
     return xp.where(there[:, None], w / xp.where(there, norm, 1)[:, None], 0), norm
@@ -162,18 +163,19 @@ def alive(upper: Any) -> Any:
     return upper.diagonal(axis1=1, axis2=2) > 0
 
 
-def _less(block: Any, components: Any, basis: Any, xp: Any) -> Any:
+def _less(block: Any, components: Any, basis: Any, on: Arithmetic) -> Any:
     """The block (s, p, d) without components^T basis."""
-    part = multiply(xp.swapaxes(components, 1, 2), basis, xp)
-    return np.subtract(block, part, out=part) if xp is np else block - part
+    xp = on.xp
+    return on.subtract(block, on.multiply(xp.swapaxes(components, 1, 2), basis))
 
 
-def _column(values: Any, j: int, p: int, xp: Any) -> Any:
+def _column(values: Any, j: int, p: int, on: Arithmetic) -> Any:
     """Values (s, r) as column j of (s, r, p)."""
+    xp = on.xp
     return values[:, :, None] * (xp.arange(p) == j).astype(values.dtype)[None, None, :]
 
 
-def revive(state: State, basis: Any, plan: Plan, xp: Any) -> State:
+def revive(state: State, basis: Any, plan: Plan, on: Arithmetic) -> State:
     """Random directions in place of the broken rows of the next block, where the basis is to become the whole space.
 
     They have no coupling to what is there: the space was invariant, and another invariant one begins.
@@ -181,89 +183,62 @@ def revive(state: State, basis: Any, plan: Plan, xp: Any) -> State:
     if not plan.whole:
         return state
     broken = ~state.live & ~state.settled[:, None]
-    state, unit, live = fill_up(state, basis, state.current, state.live, broken, plan, xp)
-    return state if unit is state.current else dataclasses.replace(state, current=unit, live=live)
+    state, unit, live = fill_up(state, basis, state.current, state.live, broken, plan, on)
+    return dataclasses.replace(state, current=unit, live=live)
 
 
-def fill_up(state: State, basis: Any, unit: Any, live: Any, broken: Any, plan: Plan, xp: Any) -> tuple[State, Any, Any]:
+def fill_up(
+    state: State, basis: Any, unit: Any, live: Any, broken: Any, plan: Plan, on: Arithmetic
+) -> tuple[State, Any, Any]:
     """Random directions, orthonormal to a basis, in the rows of a block (s, p, d) that are `broken`, (s, p).
 
     Returns:
         The state with a note of it, the block, and which of its rows there are; unchanged where none is broken.
     """
+    xp = on.xp
     broken = broken & state.finite[:, None]
 
     def fill() -> tuple[Any, Any, Any]:
         key = jax.random.fold_in(state.key, state.made)
-        fresh = xp.where(broken[:, :, None], random_block(key, unit.shape, unit.dtype, xp), 0)
+        fresh = xp.where(broken[:, :, None], on.random(key, unit.shape, unit.dtype), 0)
         # Of a space that is nearly full little is left of them: as little as two passes can make orthogonal.
-        fresh, _ = gram_schmidt(fresh, xp.zeros(len(unit), unit.dtype), xp)
+        fresh, _ = gram_schmidt(fresh, xp.zeros(len(unit), unit.dtype), on)
         for floor in (100 * plan.eps, LOST):
             # Along the rows of the block that are there, too, which may stand behind a broken one.
             for known in (basis, unit):
-                fresh = _less(fresh, multiply(known, xp.swapaxes(fresh, 1, 2), xp), known, xp)
-            fresh, upper = gram_schmidt(fresh, xp.full(len(unit), floor, unit.dtype), xp)
+                fresh = _less(fresh, on.multiply(known, xp.swapaxes(fresh, 1, 2)), known, on)
+            fresh, upper = gram_schmidt(fresh, xp.full(len(unit), floor, unit.dtype), on)
         # The rows that were there are unchanged, to the bit.
         kept = xp.where(broken[:, :, None], fresh, unit)
         return state.broken | xp.any(broken, axis=1), kept, live | (broken & alive(upper))
 
-    if xp is np:
-        if not broken.any():
-            return state, unit, live
-        seen, unit, live = fill()
-    else:
-        seen, unit, live = jax.lax.cond(jnp.any(broken), fill, lambda: (state.broken, unit, live))
+    seen, unit, live = on.if_any(broken, fill, (state.broken, unit, live))
     return dataclasses.replace(state, broken=seen), unit, live
 
 
-def put_rows(basis: Any, row: Any, block: Any, xp: Any) -> Any:
-    """The basis with the rows from `row` on replaced; on the host in place."""
-    if xp is jnp:
-        return jax.lax.dynamic_update_slice_in_dim(basis, block.astype(basis.dtype), row, 1)
-    basis[:, row : row + block.shape[1]] = block
-    return basis
-
-
-def put_columns(matrix: Any, row: Any, columns: Any, xp: Any) -> Any:
+def put_columns(matrix: Any, row: Any, columns: Any, on: Arithmetic) -> Any:
     """The same for columns of a small matrix."""
-    return xp.swapaxes(put_rows(xp.swapaxes(matrix, 1, 2), row, xp.swapaxes(columns, 1, 2), xp), 1, 2)
+    xp = on.xp
+    return xp.swapaxes(on.put_rows(xp.swapaxes(matrix, 1, 2), row, xp.swapaxes(columns, 1, 2)), 1, 2)
 
 
-def add_rows(matrix: Any, place: slice, block: Any, xp: Any) -> Any:
-    """The matrix with a block added to the rows of a slice; on the host in place."""
-    if xp is jnp:
-        return matrix.at[:, place].add(block)
-    matrix[:, place] += block
-    return matrix
-
-
-def pad_rows(block: Any, count: int, xp: Any) -> Any:
+def pad_rows(block: Any, count: int, on: Arithmetic) -> Any:
     """Zero rows (axis 1) up to `count`."""
+    xp = on.xp
     padded = xp.zeros((len(block), count, block.shape[2]), block.dtype)
-    return add_rows(padded, slice(0, block.shape[1]), block, xp)
+    return on.add_rows(padded, slice(0, block.shape[1]), block)
 
 
-def take_rows(matrix: Any, row: Any, count: int, xp: Any) -> Any:
-    """The rows of a small matrix from `row` on."""
-    return jax.lax.dynamic_slice_in_dim(matrix, row, count, 1) if xp is jnp else matrix[:, row : row + count]
-
-
-def in_use(basis: Any, count: Any, xp: Any) -> Any:
-    """The rows in use: on the host only those, in a compiled program all (the others are zero)."""
-    return basis[:, :count] if xp is np else basis
-
-
-def nearest_rows(state: State, before: int, after: int, plan: Plan, xp: Any) -> slice:
+def nearest_rows(state: State, before: int, after: int, plan: Plan, on: Arithmetic) -> slice:
     """Rows `before` and `after` (in blocks) the current one, where a product's components lie; all after a restart."""
-    everything = xp is not np or state.row <= plan.keep
-    begin = 0 if everything else max(state.row - before * plan.block, 0)
-    return slice(begin, None if everything else state.row + after * plan.block)
+    return on.near(state.row, before * plan.block, after * plan.block, plan.keep)
 
 
-def residual_norms(state: State, left: Any, xp: Any) -> Any:
+def residual_norms(state: State, left: Any, on: Arithmetic) -> Any:
     """What the recurrence says of Ritz vectors with left weights (s, K, k): ||C^T y||, (s, k)."""
+    xp = on.xp
     coupling = state.coupling[:, : left.shape[1]]
-    return lengths(multiply(xp.swapaxes(left, 1, 2), coupling, xp), xp)
+    return on.lengths(on.multiply(xp.swapaxes(left, 1, 2), coupling))
 
 
 def finished(state: State, settled: Any, plan: Plan) -> Any:
@@ -271,34 +246,28 @@ def finished(state: State, settled: Any, plan: Plan) -> Any:
     return settled & ~(state.broken & plan.whole)
 
 
-def compress(state: State, right: Any, left: Any, values: Any, real: Any, plan: Plan, xp: Any) -> State:
+def compress(state: State, right: Any, left: Any, values: Any, real: Any, plan: Plan, on: Arithmetic) -> State:
     """The Ritz vectors with these weights (s, K, k) become the basis, with their values (s, k); `real`: which."""
+    xp = on.xp
     count = real.shape[1]
     missing = plan.size - count
     matrix = xp.pad(values, ((0, 0), (0, missing)))[:, :, None] * xp.eye(plan.size, dtype=values.dtype)[None]
     ends = xp.swapaxes(right if left is None else left, 1, 2)
-    coupling = multiply(ends, state.coupling[:, : ends.shape[2]], xp)
+    coupling = on.multiply(ends, state.coupling[:, : ends.shape[2]])
     return dataclasses.replace(
         state,
-        right=replace_rows(state.right, combine(right, state.right, xp), xp),
-        left=None if left is None else replace_rows(state.left, combine(left, state.left, xp), xp),
+        right=on.replace_rows(state.right, combine(right, state.right, on)),
+        left=None if left is None else on.replace_rows(state.left, combine(left, state.left, on)),
         matrix=matrix.astype(state.matrix.dtype),
-        coupling=pad_rows(coupling, plan.size, xp).astype(state.coupling.dtype),
+        coupling=pad_rows(coupling, plan.size, on).astype(state.coupling.dtype),
         filled=xp.pad(real, ((0, 0), (0, missing))),
-        row=count if xp is np else jnp.asarray(count, np.int32),
+        row=on.counter(count),
     )
 
 
-def replace_rows(basis: Any, block: Any, xp: Any) -> Any:
-    """A basis that begins with the block; zero after it (on the host: not in use)."""
-    if xp is jnp:
-        return jnp.zeros_like(basis).at[:, : block.shape[1]].set(block)
-    basis[:, : block.shape[1]] = block
-    return basis
-
-
-def retire(state: State, settled: Any, xp: Any) -> State:
+def retire(state: State, settled: Any, on: Arithmetic) -> State:
     """A settled problem of a batch, or of a fixed number of steps, makes no further steps."""
+    xp = on.xp
     return dataclasses.replace(
         state,
         current=xp.where(settled[:, None, None], 0, state.current),
@@ -307,59 +276,14 @@ def retire(state: State, settled: Any, xp: Any) -> State:
     )
 
 
-def drive(
-    step: Callable, restart: Callable, settled: Callable, state: State, plan: Plan, show: Callable[[int], None]
-) -> tuple[State, bool]:
-    """Steps on the host, until every wanted value is settled, the space is exhausted or the budget spent.
-
-    Args:
-        step: state -> state.
-        restart: state -> state, of a full basis.
-        settled: state -> (s,) booleans; asked at intervals.
-        state: Before the first step.
-        plan: Sizes.
-        show: Told how many steps were made.
-
-    Returns:
-        The state, and whether it was interrupted.
-
-    Raises:
-        KeyboardInterrupt: It came before there was anything to keep, or in a restart, which rewrites the basis.
-    """
-    # Where both ends of a space that fits are asked for, the whole of it is worth more than a few products less.
-    due, worth_seeing_whole = 1, plan.whole and (plan.which == "both" or plan.order <= ROWS)
-    for made in range(1, plan.steps + 1):
-        if state.row + plan.block > plan.size:
-            state = restart(state)
-        try:
-            state = step(state)
-            show(made)
-            if not state.live.any() or not state.finite.any() or (made == 2 and (state.skew > plan.skewed).all()):
-                break
-            if not worth_seeing_whole and made >= due:
-                if (settled(state) | ~state.live.any(axis=1)).all():
-                    break
-                # Asking costs the cube of the rows: a long basis is asked after every sixteenth of it.
-                steps = state.row // plan.block
-                due = made + max(1, min(steps // 8, max(4, steps // 16)))
-        except KeyboardInterrupt:
-            if not state.made:
-                raise
-            # What half of a step wrote lies beyond the rows in use.
-            state.filled[:, state.row :] = False
-            return state, True
-    return state, False
-
-
-def run_compiled(step: Callable, restart: Callable, state: State, plan: Plan) -> State:
-    """All steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done."""
-    first, length = min(plan.steps, plan.size // plan.block), (plan.size - plan.keep) // plan.block
-    state = repeat(step, state, first)
-    cycles, rest = divmod(plan.steps - first, length) if plan.steps > first else (0, 0)
-    if cycles:
-        state = jax.lax.while_loop(
-            lambda state: (state.made < first + cycles * length) & jnp.any(state.live),
-            in_loop(lambda state: repeat(step, restart(state), length)),
-            state,
-        )
-    return repeat(step, restart(state), rest) if rest else state
+def shifted(matrix: Any, filled: Any, on: Arithmetic) -> Any:
+    """A projected matrix (s, K, K) whose empty rows and columns hold one value beyond all others on the diagonal."""
+    if on.surely(filled) and on.surely(on.xp.isfinite(matrix)):
+        return matrix
+    xp = on.xp
+    both = filled[:, :, None] & filled[:, None, :]
+    matrix = xp.where(both & xp.isfinite(matrix), matrix, 0)
+    norm = on.lengths(matrix.reshape(len(matrix), -1))
+    beyond = xp.where(norm > 0, 2 * norm, 1)
+    eye = xp.eye(matrix.shape[1], dtype=matrix.dtype)[None]
+    return matrix + xp.where(filled, 0, beyond[:, None])[:, :, None] * eye

@@ -11,12 +11,16 @@ from localhessian.linalg.operators._operators import SymmetricOperator as Symmet
 from localhessian.linalg.operators._operators import call as call
 from localhessian.linalg.operators._operators import check_operator as check_operator
 from localhessian.linalg.operators._operators import gram as gram
+from localhessian.linalg.operators._operators import rows_of as rows_of
+from localhessian.linalg.operators._operators import unbatched as unbatched
 from localhessian.linalg.operators._operators import unit_products as unit_products
 from localhessian.linalg.operators._own import linear_map as linear_map
 from localhessian.linalg.operators._own import symmetric_operator as symmetric_operator
 from localhessian.linalg.operators._probe import contradiction as contradiction
+from localhessian.linalg.operators._probe import is_repeatable as is_repeatable
 from localhessian.linalg.operators._repeat import repeated as repeated
 from localhessian.linalg.operators._rounding import EXACT as EXACT
+from localhessian.linalg.operators._rounding import eps_of as eps_of
 from localhessian.linalg.operators._rounding import rounding as rounding
 from localhessian.linalg.operators._rounding import skewed as skewed
 from localhessian.linalg.operators._stacked import weighted_sum as weighted_sum

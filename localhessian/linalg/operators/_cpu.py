@@ -35,7 +35,7 @@ def run_quickly(function: Any, *args: Any) -> Any:
     return run_rewritten(lambda function, *args: function(*args), _instead, function, *args)
 
 
-def _instead(eqn: Equation, turned: bool) -> Callable | None:
+def _instead(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
     """A function that does what a slow or wrong equation should; None for any other."""
     if eqn.primitive is primitives.conv_general_dilated_p and any(_padded_before(eqn)):
         return functools.partial(_convolve_padded, eqn)
@@ -99,7 +99,9 @@ def _multiply_turned(eqn: Any, first: Array, second: Array) -> Array:
     return jax.lax.transpose(product, (*range(rows, product.ndim), *range(rows)))
 
 
-def _after_transposition(eqn: Any, first: Array, along: tuple, second: Array, other: tuple) -> Array:
+def _after_transposition(
+    eqn: Any, first: Array, along: tuple[Any, ...], second: Array, other: tuple[Any, ...]
+) -> Array:
     """The product of two arrays, contracted `along` and `other`, after a transposition of the first."""
     free = tuple(i for i in range(first.ndim) if i not in along)
     # The compiler would take the transposition back into the product.

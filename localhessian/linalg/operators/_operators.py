@@ -11,6 +11,7 @@ network share programs.
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -242,7 +243,7 @@ def gram(factor: LinearMap, /, *, label: str = "") -> SymmetricOperator:
 
 
 @compiled
-def call(function: Partial, *args):
+def call(function: Partial, *args: Any) -> Any:
     """A function and its data, compiled once for each function and shapes, not for each data."""
     return run_quickly(function, *args)
 
@@ -264,11 +265,21 @@ def unit_products(prepared: Operator, start: Any = 0, count: int | None = None) 
 
 
 @compiled(static_argnums=2)
-def _unit_products(prepared: Operator, start, count):
+def _unit_products(prepared: Operator, start: Any, count: Any) -> Any:
     units = jax.nn.one_hot(start + jnp.arange(count), prepared.size, dtype=prepared.dtype)
     if prepared.batch is not None:
         units = jnp.broadcast_to(units[:, None, :], (count, prepared.batch, prepared.size))
     return run_quickly(Partial(jax.vmap(prepared.product)), units)
+
+
+def rows_of(product: Callable[[Array], Array], batch: int | None) -> Callable[[Array], Array]:
+    """The product on vectors with the leading axis s."""
+    return product if batch is not None else lambda v: product(v[0])[None]
+
+
+def unbatched(value: Any, batch: int | None) -> Any:
+    """Without the leading axis s where there is a single problem."""
+    return value if batch is not None or value is None else value[0]
 
 
 def check_operator(operator: Any) -> None:

@@ -15,7 +15,7 @@ from localhessian._memory import as_key
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Float
 from localhessian.linalg.operators._operators import LinearMap, SymmetricOperator
-from localhessian.linalg.operators._rounding import skewed
+from localhessian.linalg.operators._rounding import eps_of, skewed
 
 
 @pytree
@@ -62,7 +62,7 @@ class Own(SymmetricOperator):
 
 
 def symmetric_operator(
-    mv: Callable, size: int, /, *, dtype: Any = None, factor: LinearMap | None = None
+    mv: Callable[..., Any], size: int, /, *, dtype: Any = None, factor: LinearMap | None = None
 ) -> SymmetricOperator:
     """A symmetric operator of your own, from its product.
 
@@ -113,14 +113,16 @@ def _check_factor(operator: SymmetricOperator, factor: LinearMap) -> None:
         return
     ours, theirs = (np.asarray(product, np.float64) for product in products)
     apart, norm = np.linalg.norm(ours - theirs), max(np.linalg.norm(ours), np.linalg.norm(theirs))
-    if apart > skewed(max(float(jnp.finfo(dtype).eps) for dtype in (operator.dtype, factor.dtype))) * norm:
+    if apart > skewed(max(eps_of(dtype) for dtype in (operator.dtype, factor.dtype))) * norm:
         raise ValueError(
             f"`factor` is not the operator's: R^T R v and H v of a random v differ by {apart / norm:.1g} of their "
             "size. Pass R with H = R^T R, or leave `factor` out."
         )
 
 
-def linear_map(mv: Callable, rmv: Callable | None, in_size: int, out_size: int, /, *, dtype: Any = None) -> LinearMap:
+def linear_map(
+    mv: Callable[..., Any], rmv: Callable[..., Any] | None, in_size: int, out_size: int, /, *, dtype: Any = None
+) -> LinearMap:
     """A linear map of your own, from its products.
 
     Args:
@@ -164,7 +166,7 @@ class _TransposeOf:
     in_size: int
     dtype: jnp.dtype
 
-    def __call__(self, forward: Partial, u):
+    def __call__(self, forward: Partial, u: Any) -> Any:
         return jax.linear_transpose(forward, jax.ShapeDtypeStruct((self.in_size,), self.dtype))(u)[0]
 
 
@@ -176,7 +178,7 @@ class _Checked:
     size: int
     wanted: int
 
-    def __call__(self, product: Partial, v):
+    def __call__(self, product: Partial, v: Any) -> Any:
         found = product(v)
         if getattr(found, "shape", None) == (self.wanted,) and jnp.issubdtype(found.dtype, jnp.floating):
             return found
@@ -187,7 +189,7 @@ class _Checked:
         )
 
 
-def _partial(function: Callable) -> Partial:
+def _partial(function: Callable[..., Any]) -> Partial:
     return function if isinstance(function, Partial) else Partial(as_key(function, "the product"))
 
 

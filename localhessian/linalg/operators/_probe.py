@@ -6,7 +6,7 @@ import numpy as np
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian.linalg.operators._operators import Operator
-from localhessian.linalg.operators._rounding import rounding, skewed
+from localhessian.linalg.operators._rounding import eps_of, rounding, skewed
 
 
 def contradiction(operator: Operator) -> Status | None:
@@ -24,7 +24,7 @@ def contradiction(operator: Operator) -> Status | None:
     if not all(np.isfinite(part).all() for part in (first, again, second, both, none)):
         return None
     norms = np.linalg.norm(first) / np.linalg.norm(u) + np.linalg.norm(second) / np.linalg.norm(v)
-    far = skewed(float(jnp.finfo(operator.dtype).eps)) * norms
+    far = skewed(eps_of(operator.dtype)) * norms
     # A product with zero has no rounding, so that it shows a small constant too.
     if np.linalg.norm(none) > rounding(operator.dtype) * norms and not np.linalg.norm(first - again) > far:
         return Status.NOT_LINEAR
@@ -34,3 +34,12 @@ def contradiction(operator: Operator) -> Status | None:
         (Status.NOT_SYMMETRIC, abs(u @ second - v @ first), np.linalg.norm(u) * np.linalg.norm(v)),
     )
     return next((status for status, apart, size in wrong if apart > far * size), None)
+
+
+def is_repeatable(operator: Operator) -> np.ndarray:
+    """(*s,) whether the same product, of a random vector, gives the same answer twice: noise would be called skew."""
+    lead = () if operator.batch is None else (operator.batch,)
+    v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, operator.size)), operator.dtype)
+    one, again = (np.asarray(operator.mv(v), np.float64) for _ in range(2))
+    apart, norm = (np.linalg.norm(part, axis=-1) for part in (one - again, one))
+    return ~(apart > skewed(eps_of(operator.dtype)) * norm)

@@ -9,7 +9,7 @@ import numpy as np
 from localhessian._arguments import expect, short
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Float
-from localhessian.linalg.operators import skewed
+from localhessian.linalg.operators import eps_of, skewed
 from localhessian.linalg.spectra._spectrum import Spectrum
 
 ROUNDING = 10
@@ -64,7 +64,7 @@ def certify(
     values = jnp.where(seen, spectrum.eigenvalues, 0)
     # Of a matrix with Ritz vectors and the rest as two blocks, the residuals are the off-diagonal one.
     between = jnp.sqrt(jnp.sum(jnp.where(seen, spectrum.residual_norms, 0) ** 2, axis=-1))
-    rounding = ROUNDING * float(jnp.finfo(spectrum.dtype).eps)
+    rounding = ROUNDING * eps_of(spectrum.dtype)
     missing = spectrum.missing
     if trace is not None:
         total = _moment("trace", trace, jnp.sum(counts * values, axis=-1), spectrum)
@@ -85,7 +85,7 @@ def _moment(name: str, value: Any, least: Array, spectrum: Spectrum) -> Array:
         given = None
     if given is None or given.shape not in ((), least.shape):
         raise TypeError(f"`{name}` must be a number for each operator, shape {least.shape}, got {short(value)}.")
-    slack = skewed(float(jnp.finfo(spectrum.dtype).eps))
+    slack = skewed(eps_of(spectrum.dtype))
     fits = jnp.isfinite(given) & (given >= 0) & ~(given < (1 - slack) * least)
     if is_concrete(fits) and not np.all(fits):
         raise ValueError(

@@ -1,5 +1,8 @@
 """Condition numbers with their interval, by one rank rule for every method and shape."""
 
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
 from localhessian._arguments import expect, expect_share
@@ -168,7 +171,7 @@ def _cutoffs(spectrum: Spectrum, rtol: float | None) -> tuple[float, float]:
     return cutoff(spectrum.dtype, rtol), counted(spectrum.dtype, has_factor, rtol)
 
 
-def _seen(xp, spectrum: Spectrum):
+def _seen(xp: ModuleType, spectrum: Spectrum) -> Any:
     """Which slots hold a value, and which spectra hold finite ones only."""
     there = spectrum.multiplicities > 0
     values = spectrum.eigenvalues if spectrum.singular_values is None else spectrum.singular_values
@@ -176,7 +179,7 @@ def _seen(xp, spectrum: Spectrum):
     return there & fine, xp.all(fine | ~there, axis=-1)
 
 
-def _singular_scale(xp, spectrum: Spectrum, seen):
+def _singular_scale(xp: ModuleType, spectrum: Spectrum, seen: Any) -> Any:
     """Singular values of the factor (without one, sqrt|lambda|) and their error bounds; 0 in empty slots."""
     if spectrum.singular_values is not None:
         return xp.where(seen, spectrum.singular_values, 0), xp.where(seen, spectrum.singular_residual_norms, 0)
@@ -190,26 +193,26 @@ def _singular_scale(xp, spectrum: Spectrum, seen):
     return sigma, xp.maximum(rho, xp.sqrt(size + residual) - sigma)
 
 
-def _shown(xp, spectrum: Spectrum):
+def _shown(xp: ModuleType, spectrum: Spectrum) -> Any:
     """The largest singular value is at least this."""
     if spectrum.norm is None:
         return 0.0
     return spectrum.norm if spectrum.singular_values is not None else xp.sqrt(spectrum.norm)
 
 
-def _smallest(xp, sigma, mask):
+def _smallest(xp: ModuleType, sigma: Any, mask: Any) -> Any:
     return xp.min(xp.where(mask, sigma, xp.inf), axis=-1)
 
 
-def _at_largest(xp, sigma, rho):
+def _at_largest(xp: ModuleType, sigma: Any, rho: Any) -> Any:
     return xp.max(xp.where(sigma == xp.max(sigma, axis=-1, keepdims=True), rho, 0), axis=-1)
 
 
-def _square_ratio(xp, top, bottom):
+def _square_ratio(xp: ModuleType, top: Any, bottom: Any) -> Any:
     return (top / xp.where(bottom > 0, bottom, xp.nan)) ** 2
 
 
-def _indefinite(xp, spectrum: Spectrum, seen):
+def _indefinite(xp: ModuleType, spectrum: Spectrum, seen: Any) -> Any:
     size = xp.where(seen, spectrum.eigenvalues, 0)
     if spectrum.singular_values is not None:
         return xp.zeros(size.shape[:-1], bool)
@@ -218,7 +221,7 @@ def _indefinite(xp, spectrum: Spectrum, seen):
     return xp.min(size, axis=-1) < -noise(spectrum.dtype) * norm
 
 
-def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite, complete):
+def _whole(xp: ModuleType, spectrum: Spectrum, seen: Any, value: Any, rank: Any, indefinite: Any, complete: Any) -> Any:
     size = xp.abs(spectrum.eigenvalues)
     low, high = _smallest(xp, size, seen), xp.max(xp.where(seen, size, 0), axis=-1)
     regular = xp.isfinite(high) & (low > 0) & xp.any(seen, axis=-1)
@@ -228,7 +231,7 @@ def _whole(xp, spectrum: Spectrum, seen, value, rank, indefinite, complete):
     return xp.where(complete, known, xp.nan)
 
 
-def _status(xp, spectrum: Spectrum, uncertain, zero, broken, indefinite):
+def _status(xp: ModuleType, spectrum: Spectrum, uncertain: Any, zero: Any, broken: Any, indefinite: Any) -> Any:
     status = xp.where(uncertain, int(Status.RANK_UNCERTAIN), int(Status.CONVERGED))
     status = xp.where(spectrum.status == 0, status, spectrum.status)
     # An iteration on a zero operator ends at once, however it says so; a refused one has no values.
@@ -237,5 +240,5 @@ def _status(xp, spectrum: Spectrum, uncertain, zero, broken, indefinite):
     return xp.where(indefinite, int(Status.INDEFINITE), status)
 
 
-def _is_refused(xp, spectrum: Spectrum):
+def _is_refused(xp: ModuleType, spectrum: Spectrum) -> Any:
     return xp.isin(spectrum.status, xp.asarray([int(code) for code in REFUSED], dtype=spectrum.status.dtype))

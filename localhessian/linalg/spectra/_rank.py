@@ -9,6 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from localhessian.linalg.operators import eps_of
+
+ROUNDINGS = 100
+"""A singular value of this many eps of the largest is rounding."""
+RANK_RULE = f"sigma > {ROUNDINGS} eps sigma_max"
+"""What counts as non-zero, in words."""
 NARROW = 16
 """Bits of a dtype whose 100 eps would count nearly everything as zero."""
 GAP = 10
@@ -19,12 +25,12 @@ def cutoff(dtype: Any, rtol: float | None = None) -> float:
     """Relative to the largest singular value: `rtol`, or 100 eps of the arithmetic (of 16 bits: 4 eps)."""
     if rtol is not None:
         return rtol
-    return (4 if jnp.finfo(dtype).bits <= NARROW else 100) * float(jnp.finfo(dtype).eps)
+    return (4 if jnp.finfo(dtype).bits <= NARROW else ROUNDINGS) * eps_of(dtype)
 
 
 def doubtful(dtype: Any) -> float:
     """Relative to the largest: non-zero singular values at or below it leave the rank uncertain (16 bits: 100 eps)."""
-    return 100 * float(jnp.finfo(dtype).eps) if jnp.finfo(dtype).bits <= NARROW else 0.0
+    return ROUNDINGS * eps_of(dtype) if jnp.finfo(dtype).bits <= NARROW else 0.0
 
 
 def noise(dtype: Any) -> float:

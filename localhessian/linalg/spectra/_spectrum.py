@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -114,6 +115,70 @@ class Spectrum:
         there = ~xp.isnan(values)
         extreme = (xp.max if least < 0 else xp.min)(xp.where(there, values, values.dtype.type(least)), axis=-1)
         return jnp.asarray(xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan)))
+
+
+def packed(
+    values: Any,
+    multiplicities: Any,
+    errors: Any,
+    *,
+    of_factor: bool,
+    status: Any,
+    complete: Any,
+    matvecs: Any,
+    size: int,
+    dtype: Any,
+    method: str,
+    vectors: Any = None,
+    norm: Any = None,
+    **iteration: Any,
+) -> Spectrum:
+    """A spectrum of its numbers, arrays of NumPy (nothing is compiled) or of JAX.
+
+    Args:
+        values: Eigenvalues ascending, or, `of_factor`, singular values of R with H = R^T R; NaN in empty slots.
+        multiplicities: Of each.
+        errors: Of each: residual norms of the same kind.
+        of_factor: Which of them.
+        status: Of each operator.
+        complete: Of each operator, whether every value is here.
+        matvecs: How many products were made.
+        size: The order of the operator.
+        dtype: Of the arithmetic.
+        method: For the record.
+        vectors: Of the largest values.
+        norm: Of R or H, as far as products showed it.
+        **iteration: Of an iterative method: `krylov_steps`, `start_size`, `ends`.
+    """
+    wide = working_dtype(dtype)
+    squares = (values**2, (2 * values + errors) * errors) if of_factor else (values, errors)
+    eigenvalues, residuals = (_array(part, wide) for part in squares)
+    sigma, rho = (_array(part, wide) if of_factor else None for part in (values, errors))
+    xp = np if isinstance(complete, np.ndarray | np.bool_) else jnp
+    return Spectrum(
+        eigenvalues=eigenvalues,
+        multiplicities=_array(multiplicities, np.int32),
+        residual_norms=residuals,
+        vectors=None if vectors is None else _array(vectors, wide),
+        singular_values=sigma,
+        singular_residual_norms=rho,
+        status=_array(status, np.int32),
+        complete=_array(complete, bool),
+        matvecs=_array(matvecs, np.int32),
+        size=size,
+        dtype=dtype,
+        method=method,
+        missing=_array(xp.where(complete, 0, np.inf), wide),
+        norm=None if norm is None else _array(norm, wide),
+        **iteration,
+    )
+
+
+def _array(value: Any, dtype: Any) -> Array:
+    """Of JAX; `jnp.asarray` would compile the conversion of each shape of NumPy's."""
+    if isinstance(value, jax.Array):
+        return value.astype(dtype)
+    return jax.device_put(np.asarray(value, dtype))
 
 
 def missed(size: int, steps: Any, relative_error: float) -> Array:

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._types import Array, Float, Key
-from localhessian.linalg.operators import HIGHEST, Operator, SymmetricOperator
+from localhessian.linalg.operators import HIGHEST, Operator, SymmetricOperator, eps_of
 from localhessian.linalg.stochastic._hutchinson import quadratic_form
 from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
     check_probes,
     each_probe,
-    eps_of,
     itself,
     multiplied,
     on_sphere,
@@ -59,7 +58,7 @@ class HutchPlusPlus:
         captured = jnp.sum(basis * images, axis=(0, 2))
         outside = Partial(_outside, prepared, basis)
         forms = each_probe(outside, Partial(random_signs, rest_key), third, operator)
-        floor = ROUNDING * eps_of(operator) * jnp.sum(jnp.abs(jnp.sum(basis * images, axis=2)), axis=0)
+        floor = ROUNDING * eps_of(operator.dtype) * jnp.sum(jnp.abs(jnp.sum(basis * images, axis=2)), axis=0)
         return result(captured + jnp.mean(forms, 0), jnp.maximum(spread(forms), floor), 3 * third, False, operator)
 
 
@@ -102,7 +101,7 @@ class XTrace:
         # A space that holds the whole range is exact: what is left out of it is rounding.
         value = jnp.where(full, jnp.mean(estimates, 1), whole)
         error = jnp.where(full, jnp.std(estimates, axis=1, ddof=1) / count**0.5, 0)
-        floor = ROUNDING * eps_of(operator) * jnp.sum(jnp.abs(jnp.einsum("spp->sp", small)), axis=1)
+        floor = ROUNDING * eps_of(operator.dtype) * jnp.sum(jnp.abs(jnp.einsum("spp->sp", small)), axis=1)
         return result(value, jnp.maximum(error, floor), 2 * count, False, operator)
 
 
@@ -125,7 +124,7 @@ def _orthonormal(vectors: Float[Array, "p s d"]) -> tuple[Array, Array, Array]:
     """Orthonormal rows of the same span, the triangle `(s, p, p)`, and whether all rows are independent, (s,)."""
     q, upper = jnp.linalg.qr(jnp.moveaxis(vectors, 0, -1))
     lengths = jnp.abs(jnp.diagonal(upper, axis1=1, axis2=2))
-    eps = float(jnp.finfo(vectors.dtype).eps)
+    eps = eps_of(vectors.dtype)
     independent = jnp.min(lengths, axis=1) > 10 * eps * jnp.max(lengths, axis=1)
     upper = jnp.where(independent[:, None, None], upper, jnp.eye(len(vectors), dtype=upper.dtype)[None])
     return jnp.moveaxis(q, -1, 0), upper, independent

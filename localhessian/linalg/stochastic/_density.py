@@ -22,8 +22,8 @@ from localhessian._programs import compiled, full_precision
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov import told_apart, unbatched
-from localhessian.linalg.operators import Operator, check_operator, contradiction, rounding
+from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, told_apart
+from localhessian.linalg.operators import Operator, check_operator, contradiction, rounding, unbatched
 from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
 from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
 from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
@@ -119,7 +119,9 @@ def spectral_density(
     return found
 
 
-def _check(axis: str, bins: int, limits: tuple[float, float] | None, probes: int, steps: int, rtol: float | None):
+def _check(
+    axis: str, bins: int, limits: tuple[float, float] | None, probes: int, steps: int, rtol: float | None
+) -> Any:
     expect_choice("axis", axis, ("linear", "log"))
     for name, value, least in (("bins", bins, 1), ("probes", probes, 2), ("steps", steps, 1)):
         expect_count(name, value, 0)
@@ -181,27 +183,27 @@ def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) ->
     """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
     if not is_concrete(operator, key):
         with full_precision():
-            return _compute(operator, key, probes, steps, scale, jnp)
+            return _compute(operator, key, probes, steps, scale, TRACED)
     if jax.default_backend() != "cpu":
         return told_apart(_compiled(operator.prepare(), key, probes, steps, scale), operator)
     try:
         with quietly():
-            return _compute(operator, key, probes, steps, scale, np)
+            return told_apart(_compute(operator, key, probes, steps, scale, HOST), operator)
     except jax.errors.TracerArrayConversionError:
         # The operator closes over traced values, which shows when it multiplies.
-        return _compute(operator, key, probes, steps, scale, jnp)
+        return _compute(operator, key, probes, steps, scale, TRACED)
 
 
-def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: ModuleType) -> Density:
-    factor, size = operator.factor, operator.size
+def _compute(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis, on: Arithmetic) -> Density:
+    xp, factor, size = on.xp, operator.factor, operator.size
     if factor is None:
         order, steps = size, min(steps, size)
-        jacobi = of_symmetric(operator.symmetric, key, probes, steps, xp)
+        jacobi = of_symmetric(operator.symmetric, key, probes, steps, on)
     else:
         # On the smaller side: the null space that the shape makes certain is not left to chance.
         narrow = factor.T if factor.out_size < factor.in_size else factor
         order, steps = narrow.in_size, min(steps, narrow.in_size)
-        jacobi = of_factor(narrow, key, probes, steps, xp)
+        jacobi = of_factor(narrow, key, probes, steps, on)
     status = jacobi.status
     usable = (status == 0)[None, :, None]
     diagonal, off = (xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off))
@@ -234,7 +236,7 @@ def _compute(operator, key: Key, probes: int, steps: int, scale: _Axis, xp: Modu
     return _density(parts, operator.batch, operator.dtype, scale, (order, size), (probes, steps), xp)
 
 
-def _nonzero(nodes, errors, relative: float, dtype: Any, has_factor: bool, xp: ModuleType):
+def _nonzero(nodes: Any, errors: Any, relative: float, dtype: Any, has_factor: bool, xp: ModuleType) -> Any:
     """The smallest eigenvalue known to be at or below a value above the cutoff, (s,), from Ritz values."""
     # Of a factor these are singular values, and their mirror images.
     scale = xp.max(xp.abs(nodes), axis=(0, 2))[None, :, None]
@@ -244,10 +246,18 @@ def _nonzero(nodes, errors, relative: float, dtype: Any, has_factor: bool, xp: M
     return smallest**2 if has_factor else smallest
 
 
-_compiled = compiled(partial(_compute, xp=jnp), static_argnums=(2, 3, 4))
+_compiled = compiled(partial(_compute, on=TRACED), static_argnums=(2, 3, 4))
 
 
-def _density(parts, batch: int | None, dtype: Any, scale: _Axis, sizes: tuple[int, int], run: tuple[int, int], xp):
+def _density(
+    parts: Any,
+    batch: int | None,
+    dtype: Any,
+    scale: _Axis,
+    sizes: tuple[int, int],
+    run: tuple[int, int],
+    xp: ModuleType,
+) -> Any:
     """The result from bounds `(p, s, 2 + edges)` at minus the cutoff, the cutoff and the edges.
 
     The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null.

@@ -4,12 +4,12 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_number, expect_share
 from localhessian._tree import on_the_host, pytree, static
 from localhessian._types import Array, Float, Int
+from localhessian.linalg.operators import eps_of
 from localhessian.linalg.spectra import missed
 
 
@@ -145,7 +145,7 @@ class Density:
 
 
 def _rounding(density: Density) -> float:
-    return 10 * float(jnp.finfo(density.edges.dtype).eps)
+    return 10 * eps_of(density.edges.dtype)
 
 
 def _crossing(xp: ModuleType, known: Density, targets: tuple[Any, ...], sigmas: float, rounding: float) -> Interval:

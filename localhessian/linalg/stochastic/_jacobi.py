@@ -6,7 +6,6 @@ operators of a batch.
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,18 +17,17 @@ from localhessian._tree import pytree
 from localhessian._types import Array, Float, Int, Key
 from localhessian.linalg.krylov import (
     BASIS_BYTES,
+    HOST,
+    TRACED,
+    Arithmetic,
     Plan,
     State,
     advance,
     begin,
     left_half,
-    products,
-    random_block,
-    repeats,
     right_half,
-    rows,
 )
-from localhessian.linalg.operators import LinearMap, Operator, SymmetricOperator, call, repeat, skewed
+from localhessian.linalg.operators import LinearMap, Operator, SymmetricOperator, call, eps_of, repeat, rows_of, skewed
 from localhessian.linalg.spectra import working_dtype
 
 GROUP = 8
@@ -51,75 +49,72 @@ class Jacobi:
     """CONVERGED, or why the numbers mean nothing."""
 
 
-def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int, xp: ModuleType) -> Jacobi:
+def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int, on: Arithmetic) -> Jacobi:
     """`steps` steps of Lanczos from `probes` random starts for each operator."""
-    prepared, s, d = operator.prepare(), operator.batch or 1, operator.size
-    group = _group(probes, steps, s * d, operator.dtype, xp)
+    xp, prepared, s, d = on.xp, operator.prepare(), operator.batch or 1, operator.size
+    group = _group(probes, steps, s * d, operator.dtype, on)
     plan = _plan(d, steps, operator.dtype)
-    multiplied = _multiplied(prepared, group, xp)
+    multiplied = _multiplied(prepared, group, on)
 
     def step(state: State) -> State:
-        return advance(state, multiplied(state.current), plan, xp)
+        return advance(state, multiplied(state.current), plan, on)
 
     def run(key: Key) -> Jacobi:
-        block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)
-        state = begin(block, None, plan, key, xp)
-        first = state.current
-        state = _drive(step, state, steps, xp)
+        block = on.random(key, (group * s, 1, d), working_dtype(prepared.dtype))
+        state = begin(block, None, plan, key, on)
+        state = _drive(step, state, steps, on)
         diagonal = xp.diagonal(state.matrix, axis1=1, axis2=2)
         # Decoupled rows get a value from within the spectrum, so that extremes need no mask.
         diagonal = xp.where(state.filled, diagonal, diagonal[:, :1])
         off = xp.abs(xp.diagonal(state.matrix, 1, axis1=1, axis2=2))
-        return _found(diagonal, off, state, Status.NOT_SYMMETRIC, repeats(multiplied, state, first, plan, xp), s, xp)
+        return _found(diagonal, off, state, Status.NOT_SYMMETRIC, s, on)
 
-    return _merge([run(key) for key in jax.random.split(key, probes // group)], xp)
+    return _merge([run(key) for key in jax.random.split(key, probes // group)], on)
 
 
-def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, xp: ModuleType) -> Jacobi:
+def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, on: Arithmetic) -> Jacobi:
     """`steps` steps of Golub-Kahan from `probes` random starts in the domain of each map A.
 
     The matrix, of order 2 steps, is that of [[0, A^T], [A, 0]] and the start (v, 0): its measure lies evenly on plus
     and minus the singular values, so nothing is squared.
     """
-    prepared, s, d, m = factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
-    group = _group(probes, steps, s * (d + m), factor.dtype, xp)
+    xp, prepared, s, d, m = on.xp, factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
+    group = _group(probes, steps, s * (d + m), factor.dtype, on)
     plan = _plan(d, steps, factor.dtype)
-    forward, backward = (_multiplied(part, group, xp) for part in (prepared, prepared.T))
+    forward, backward = (_multiplied(part, group, on) for part in (prepared, prepared.T))
 
     def step(state: State) -> State:
-        state, left = left_half(state, forward(state.current), plan, xp)
-        return right_half(state, backward(left), plan, xp)
+        state, left = left_half(state, forward(state.current), plan, on)
+        return right_half(state, backward(left), plan, on)
 
     def run(key: Key) -> Jacobi:
-        block = random_block(key, (group * s, 1, d), working_dtype(prepared.dtype), xp)
-        state = begin(block, m, plan, key, xp)
-        first = state.current
-        state = _drive(step, state, steps, xp)
+        block = on.random(key, (group * s, 1, d), working_dtype(prepared.dtype))
+        state = begin(block, m, plan, key, on)
+        state = _drive(step, state, steps, on)
         own, beside = (xp.diagonal(state.matrix, k, axis1=1, axis2=2) for k in (0, 1))
         beside = xp.concatenate([beside, xp.zeros_like(own[:, :1])], axis=1)
         off = xp.abs(xp.stack([own, beside], axis=2).reshape(len(own), -1)[:, :-1])
         diagonal = xp.zeros((len(own), 2 * steps), own.dtype)
-        repeated = repeats(lambda block: backward(forward(block)), state, first, plan, xp)
-        return _found(diagonal, off, state, Status.NOT_ADJOINT, repeated, s, xp)
+        return _found(diagonal, off, state, Status.NOT_ADJOINT, s, on)
 
-    return _merge([run(key) for key in jax.random.split(key, probes // group)], xp)
+    return _merge([run(key) for key in jax.random.split(key, probes // group)], on)
 
 
-def _group(probes: int, steps: int, numbers: int, dtype: Any, xp: ModuleType) -> int:
+def _group(probes: int, steps: int, numbers: int, dtype: Any, on: Arithmetic) -> int:
     """How many starts run at once: the largest divisor of `probes` whose vectors, of `numbers` each, fit.
 
     Each group is a program part of its own where all is compiled whole, so only memory limits it there.
     """
-    if xp is np and probes * steps <= FEW:
+    if on is HOST and probes * steps <= FEW:
         return 1
     bytes_ = numbers * dtype.itemsize
-    most = max(min(GROUP if xp is np else probes, PRODUCT_BYTES // (8 * bytes_), BASIS_BYTES // (steps * bytes_)), 1)
+    most = max(min(GROUP if on is HOST else probes, PRODUCT_BYTES // (8 * bytes_), BASIS_BYTES // (steps * bytes_)), 1)
     return max(group for group in range(1, most + 1) if probes % group == 0)
 
 
 def _plan(order: int, steps: int, dtype: Any) -> Plan:
     """A run that is never restarted, nor filled up after a breakdown: the start's own invariant space is wanted."""
-    eps = float(jax.numpy.finfo(dtype).eps)
+    eps = eps_of(dtype)
     return Plan("both", 1, order, block=1, size=steps, keep=0, steps=steps, whole=False, rtol=0.0, eps=eps)
 
 
@@ -130,20 +125,20 @@ class _Together:
     group: int
 
     def __call__(self, prepared: Operator, v: Float[Array, "L d"]) -> Float[Array, "L m"]:
-        one = rows(prepared.product, prepared.batch)
+        one = rows_of(prepared.product, prepared.batch)
         return jax.vmap(one)(v.reshape(self.group, -1, v.shape[1])).reshape(len(v), -1)
 
 
-def _multiplied(prepared: Operator, group: int, xp: ModuleType) -> Callable[[Any], Any]:
+def _multiplied(prepared: Operator, group: int, on: Arithmetic) -> Callable[[Any], Any]:
     if group == 1:  # the program that the Krylov methods use
-        return lambda block: products(prepared.mv, block, prepared.batch, prepared.dtype, xp)
+        return lambda block: on.products(prepared.mv, block, prepared.batch, prepared.dtype)
     together = Partial(_Together(group), prepared)
-    return lambda block: products(lambda v: call(together, v), block, len(block), prepared.dtype, xp)
+    return lambda block: on.products(lambda v: call(together, v), block, len(block), prepared.dtype)
 
 
-def _drive(step: Callable[[State], State], state: State, steps: int, xp: ModuleType) -> State:
+def _drive(step: Callable[[State], State], state: State, steps: int, on: Arithmetic) -> State:
     """All steps; on the host until every start has broken down."""
-    if xp is not np:
+    if on is TRACED:
         return repeat(step, state, steps)
     for _ in range(steps):
         state = step(state)
@@ -152,12 +147,12 @@ def _drive(step: Callable[[State], State], state: State, steps: int, xp: ModuleT
     return state
 
 
-def _found(diagonal, off, state: State, wrong: Status, repeated, s: int, xp: ModuleType) -> Jacobi:
+def _found(diagonal: Any, off: Any, state: State, wrong: Status, s: int, on: Arithmetic) -> Jacobi:
     """The matrices `(g, s, N)` of a group, and what the recurrence tells."""
+    xp = on.xp
     last = xp.sum(state.coupling[:, :, 0], axis=1)[:, None]
     off = xp.concatenate([off, last], axis=1)
-    status = xp.where(state.skew > skewed(float(jax.numpy.finfo(state.skew.dtype).eps)), int(wrong), 0)
-    status = xp.where(repeated, status, int(Status.NOT_DETERMINISTIC))
+    status = xp.where(state.skew > skewed(eps_of(state.skew.dtype)), int(wrong), 0)
     status = xp.where(state.finite, status, int(Status.NON_FINITE))
     status = status.reshape(-1, s)
     # One of them is enough; a product that is not finite explains the others.
@@ -167,7 +162,8 @@ def _found(diagonal, off, state: State, wrong: Status, repeated, s: int, xp: Mod
     return Jacobi(diagonal, off, worst.astype(np.int32))
 
 
-def _merge(parts: list[Jacobi], xp: ModuleType) -> Jacobi:
+def _merge(parts: list[Jacobi], on: Arithmetic) -> Jacobi:
+    xp = on.xp
     diagonal, off = (xp.concatenate([getattr(part, name) for part in parts]) for name in ("diagonal", "off"))
     status = xp.stack([part.status for part in parts])
     worst = xp.max(status, axis=0)

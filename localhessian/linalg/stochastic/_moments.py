@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect_key
 from localhessian._types import Array, Float, Key
-from localhessian.linalg.krylov import lengths
+from localhessian.linalg.krylov import TRACED
 from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator
 from localhessian.linalg.stochastic._hutchinson import Hutchinson
 from localhessian.linalg.stochastic._probes import (
@@ -142,7 +142,7 @@ def _of_moments(
     return result(unit * figure(*means), spread, count, False, operator, _nothing(figure, *means))
 
 
-def _nothing(figure: Callable, first: Array, second: Array) -> Array:
+def _nothing(figure: Callable[..., Any], first: Array, second: Array) -> Array:
     """Where a ratio is asked of H = 0."""
     return (first == 0) & (second == 0) & (figure is _ratio)
 
@@ -171,4 +171,4 @@ def _unit(size: Any) -> Any:
 
 def _two_forms(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s 2"]:
     moved = multiplied(operator, v)
-    return jnp.stack([jnp.sum(v * moved, axis=-1), lengths(moved, jnp)], axis=-1)
+    return jnp.stack([jnp.sum(v * moved, axis=-1), TRACED.lengths(moved)], axis=-1)

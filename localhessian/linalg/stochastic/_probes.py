@@ -12,8 +12,7 @@ from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int, Key
-from localhessian.linalg.krylov import rows, unbatched
-from localhessian.linalg.operators import Operator, call, contradiction, repeat
+from localhessian.linalg.operators import Operator, call, contradiction, repeat, rows_of, unbatched
 from localhessian.linalg.spectra import SpectrumError
 
 
@@ -41,7 +40,7 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Operat
         rest = [call(function, _probe_vector(vectors, i, shape, dtype)) for i in range(1, count)]
         return jnp.stack([first, *rest])
 
-    def step(state):
+    def step(state: Any) -> Any:
         i, found = state
         return i + 1, found.at[i].set(function(_probe_vector(vectors, i, shape, dtype)))
 
@@ -50,7 +49,7 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Operat
 
 
 def multiplied(operator: Operator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
-    return rows(operator.product, operator.batch)(v)
+    return rows_of(operator.product, operator.batch)(v)
 
 
 def itself(v: Array) -> Array:
@@ -79,10 +78,6 @@ def unit_vector(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[A
 def row_of(vectors: Float[Array, "p s d"], i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
     del shape, dtype
     return jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False)
-
-
-def eps_of(operator: Operator) -> float:
-    return float(jnp.finfo(operator.dtype).eps)
 
 
 def spread(samples: Array) -> Array:

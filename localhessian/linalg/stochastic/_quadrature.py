@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian.linalg.operators import eps_of
+
 RULES = 8
 """Radau rules for each start: with more the bracket shrinks from at most 2 c(x) towards c(x)."""
 
@@ -109,7 +111,7 @@ def tridiagonal(diagonal: Any, off: Any, xp: ModuleType) -> Any:
 
 def christoffel(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> Any:
     """c(x) = 1 / sum p_i(x)^2, by the three-term recurrence; 0 where it is below rounding or the space is whole."""
-    limit = 1 / float(np.finfo(diagonal.dtype).eps) ** 2
+    limit = 1 / eps_of(diagonal.dtype) ** 2
 
     def step(state: tuple[Any, Any, Any], row: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], None]:
         before, p, total = state

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import numpy as np
 
 from localhessian._status import Status
 from localhessian.linalg.krylov import Krylov
-from localhessian.linalg.operators import EXACT
-from localhessian.linalg.spectra import Spectrum, working_dtype
+from localhessian.linalg.operators import EXACT, eps_of
+from localhessian.linalg.spectra import Spectrum, packed
 from localhessian.linalg.structure._unit import Part
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -24,7 +25,7 @@ def whole(parts: Sequence[Part], size: int, dtype: jnp.dtype, batch: int | None,
         mine = [part for part in parts if part.batch == b]
         sigma = np.concatenate([np.zeros(0), *(part.singular_values for part in mine)])
         copies = [np.full(len(part.singular_values), part.copies) for part in mine]
-        rho = np.full(len(sigma), EXACT * float(jnp.finfo(dtype).eps) * np.max(sigma, initial=0))
+        rho = np.full(len(sigma), EXACT * eps_of(dtype) * np.max(sigma, initial=0))
         rows.append(_with_zeros(*_nonzero(sigma, np.concatenate([np.zeros(0, np.int64), *copies]), rho), size))
     lead = () if batch is None else (batch,)
     return _spectrum(rows, size, dtype, lead, method, np.zeros(lead), np.ones(lead, bool))
@@ -119,20 +120,5 @@ def _spectrum(
         for i in range(3)
     )
     # Shapes follow the data (how many values are zero, or equal), so nothing here may compile.
-    wide = working_dtype(dtype)
-    numbers = [jax.device_put(value.astype(wide)) for value in (sigma**2, (2 * sigma + rho) * rho, sigma, rho)]
-    return Spectrum(
-        eigenvalues=numbers[0],
-        multiplicities=jax.device_put(copies.astype(np.int32)),
-        residual_norms=numbers[1],
-        vectors=None,
-        singular_values=numbers[2],
-        singular_residual_norms=numbers[3],
-        status=jax.device_put(status.astype(np.int32)),
-        complete=jax.device_put(complete),
-        matvecs=jnp.asarray(1, jnp.int32),
-        size=size,
-        dtype=dtype,
-        method=method,
-        missing=jax.device_put(np.where(complete, 0, np.inf).astype(wide)),
-    )
+    record: dict[str, Any] = {"size": size, "dtype": dtype, "method": method, "matvecs": 1}
+    return packed(sigma, copies, rho, of_factor=True, status=status, complete=complete, **record)

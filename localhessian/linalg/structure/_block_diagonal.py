@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ class BlockDiagonal:
         inputs_of = [Inputs(np.zeros((1, 0), np.float32), 1)] if found.grid is None else found.grid.inputs
         weights_of, sums_of = self._sums()
         made: list[Unit] = []
-        seen: dict[tuple, int] = {}
+        seen: dict[tuple[Any, ...], int] = {}
         nothing = functools.cache(lambda *shape: sparse.csr_matrix(shape))
         live = np.zeros(len(own), bool)
         for coefficient in (own, *shared, *(coefficient for coefficient, _ in single)):
@@ -311,7 +312,7 @@ def _stacks(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
             yield members[start : start + step]
 
 
-def _single(elements: np.ndarray, single: list, columns: np.ndarray) -> sparse.csr_matrix:
+def _single(elements: np.ndarray, single: list[Any], columns: np.ndarray) -> sparse.csr_matrix:
     """The single variables of some elements, in the order of `columns`."""
     order = np.argsort(columns)
     rows, places, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
@@ -349,7 +350,7 @@ def units(found: Found, variables: int) -> tuple[np.ndarray, np.ndarray]:
     return elements, of_variable
 
 
-def _components(count: int, single: list, variables: int) -> tuple[np.ndarray, np.ndarray]:
+def _components(count: int, single: list[Any], variables: int) -> tuple[np.ndarray, np.ndarray]:
     """Without a product: variables that meet in an element belong together."""
     first = np.full(count, UNKNOWN, np.int64)
     used = np.zeros(variables, bool)

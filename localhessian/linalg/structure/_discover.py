@@ -217,7 +217,7 @@ def _convolution(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]
     return [_product(walker, eqn, values, lambda x, y, first: _mixing.of_convolution(eqn, x, y, walker.max_bytes))]
 
 
-def _product(walker: _Walker, eqn: Equation, values: list[Any], make: Callable) -> Dependent:
+def _product(walker: _Walker, eqn: Equation, values: list[Any], make: Callable[..., Any]) -> Dependent:
     first = isinstance(values[0], Dependent)
     dependent, constant = values if first else values[::-1]
     if isinstance(constant, Dependent):

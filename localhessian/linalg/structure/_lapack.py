@@ -35,7 +35,7 @@ def eigenvalues(gram: np.ndarray) -> np.ndarray:
     return _one(reduce, iterate, gram) if found is None else np.reshape(found, gram.shape[:-1])
 
 
-def _one(reduce: Callable, iterate: Callable, gram: np.ndarray) -> np.ndarray:
+def _one(reduce: Callable[..., Any], iterate: Callable[..., Any], gram: np.ndarray) -> np.ndarray:
     n = len(gram)
     # The upper triangle by rows is the lower one by columns, which is how LAPACK reads.
     triangle = b"U" if gram.flags.f_contiguous else b"L"
@@ -52,7 +52,7 @@ def _one(reduce: Callable, iterate: Callable, gram: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _routine(name: str, kinds: tuple[str, ...]) -> Callable | None:
+def _routine(name: str, kinds: tuple[str, ...]) -> Callable[..., Any] | None:
     """A function of SciPy's, which releases the lock; None where its signature is another (integers of 64 bits)."""
     offered = LowLevelCallable.from_cython(cython_lapack, name)
     signature = f"void ({', '.join(kinds)})"

@@ -103,7 +103,9 @@ def of_convolution(
     return Grid(inputs, entries.reshape(channels, -1), group), place.transpose(back), channel.transpose(back)
 
 
-def unfolded(images, window, strides, padding, image_dilation, window_dilation) -> np.ndarray:
+def unfolded(
+    images: Any, window: Any, strides: Any, padding: Any, image_dilation: Any, window_dilation: Any
+) -> np.ndarray:
     """Windows of images, (n, groups, c, *space) to (n, groups, c, *out, *window); a view where nothing is padded."""
     lead = (slice(None),) * 3
     if any(step != 1 for step in image_dilation):

@@ -11,7 +11,7 @@ from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import GolubKahan
-from localhessian.linalg.operators import LinearMap, Operator, check_operator
+from localhessian.linalg.operators import LinearMap, Operator, check_operator, eps_of
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt
 from localhessian.linalg.structure._assemble import ends, whole
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
@@ -159,7 +159,7 @@ class Structured:
                 raise
             try:
                 found = walk(prepared, False, self.max_bytes / 4)
-                eps = float(jnp.finfo(prepared.dtype).eps)
+                eps = eps_of(prepared.dtype)
                 most = math.inf if self.blocks is not None else self.max_size
                 return found, KhatriRao(found, prepared.in_size, eps, self.max_bytes, most)
             except TooLarge:
@@ -247,5 +247,5 @@ def _verify(found: Found, prepared: LinearMap) -> None:
     v = np.random.default_rng(0).standard_normal(shape)
     product = np.asarray(prepared.mv(jnp.asarray(v, prepared.dtype)), np.float64).ravel()
     error = np.linalg.norm(found.apply(v.ravel()) - product)
-    if not error <= float(jnp.finfo(prepared.dtype).eps) ** 0.5 * np.linalg.norm(product):
+    if not error <= eps_of(prepared.dtype) ** 0.5 * np.linalg.norm(product):
         raise Declined("a random vector did not confirm what was found (or the product is not finite)")

@@ -11,9 +11,9 @@ import numpy as np
 
 from localhessian._status import Status
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov import lengths
-from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap, SymmetricOperator
-from localhessian.linalg.spectra import Spectrum, working_dtype
+from localhessian.linalg.krylov import TRACED
+from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap, SymmetricOperator, eps_of
+from localhessian.linalg.spectra import Spectrum, packed, working_dtype
 from localhessian.linalg.structure._dependence import UNKNOWN
 from localhessian.linalg.structure._layout import Group, Layout
 
@@ -38,24 +38,19 @@ def spectrum_of(layout: Layout, prepared: LinearMap, symmetric: SymmetricOperato
     sigma, counts = _ascending(layout, [_singular_values(block).ravel() for block in blocks], dtype)
     sigma = jnp.where(finite[:, None], sigma, jnp.nan)
     good = finite & ~apart
-    rho = EXACT * float(jnp.finfo(prepared.dtype).eps) * jnp.nanmax(sigma, axis=-1, keepdims=True, initial=0)
+    rho = EXACT * eps_of(prepared.dtype) * jnp.nanmax(sigma, axis=-1, keepdims=True, initial=0)
     rho = jnp.where(jnp.isnan(sigma), jnp.nan, jnp.where(apart[:, None], jnp.inf, rho))
     status = jnp.where(finite, jnp.where(apart, int(Status.NOT_CONFIRMED), 0), int(Status.NON_FINITE))
     of_maps = (lambda part: part[0]) if layout.batch is None else (lambda part: part)
-    return Spectrum(
-        eigenvalues=of_maps(sigma**2),
-        multiplicities=of_maps(counts),
-        residual_norms=of_maps((2 * sigma + rho) * rho),
-        vectors=None,
-        singular_values=of_maps(sigma),
-        singular_residual_norms=of_maps(rho),
-        status=of_maps(status.astype(jnp.int32)),
+    return packed(
+        *map(of_maps, (sigma, counts, rho)),
+        of_factor=True,
+        status=of_maps(status),
         complete=of_maps(good),
-        matvecs=jnp.asarray(layout.products, jnp.int32),
+        matvecs=layout.products,
         size=layout.in_size,
         dtype=prepared.dtype,
         method=method,
-        missing=of_maps(jnp.where(good, 0, jnp.inf).astype(dtype)),
     )
 
 
@@ -95,7 +90,7 @@ def _block(group: Group, found: Array, by_columns: bool) -> Array:
 def _singular_values(blocks: Array) -> Array:
     """(blocks, order), in any order."""
     if min(blocks.shape[1:]) == 1:
-        return lengths(blocks.reshape(len(blocks), -1), jnp)[:, None]
+        return TRACED.lengths(blocks.reshape(len(blocks), -1))[:, None]
     return jnp.linalg.svd(blocks, compute_uv=False)
 
 
@@ -109,9 +104,9 @@ def _differs(layout: Layout, blocks: list[Array], prepared: LinearMap, symmetric
     apart = jnp.zeros(maps, bool)
     for ours, theirs in ((image, prepared.product(v)), (back, symmetric.product(v))):
         own = theirs.reshape(maps, -1).astype(dtype)
-        error = lengths(ours.reshape(maps, -1) - own, jnp)
+        error = TRACED.lengths(ours.reshape(maps, -1) - own)
         # What the walk says is exact: a difference above rounding means that it was mistaken.
-        apart |= ~(error <= float(jnp.finfo(prepared.dtype).eps) ** 0.5 * lengths(own, jnp))
+        apart |= ~(error <= eps_of(prepared.dtype) ** 0.5 * TRACED.lengths(own))
     return apart
 
 

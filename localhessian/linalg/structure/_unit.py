@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -113,7 +113,7 @@ def syrk(rows: np.ndarray) -> np.ndarray:
     return blas.dsyrk(1.0, np.asfortranarray(rows)) if rows.size else np.zeros((len(rows), len(rows)))
 
 
-def gram_of_rows(rows, count: int, order: int) -> np.ndarray:
+def gram_of_rows(rows: Any, count: int, order: int) -> np.ndarray:
     """The upper triangle of R^T R, a chunk of rows at a time."""
     out = np.zeros((order, order), order="F")
     for start in range(0, count, CHUNK):

@@ -1,0 +1,74 @@
+"""The two drivers of a recurrence: step by step on the host, or a whole run in a compiled program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from localhessian.linalg.krylov._plan import ROWS, Plan
+from localhessian.linalg.krylov._recurrence import State
+from localhessian.linalg.operators import in_loop, repeat
+
+
+def drive(
+    step: Callable[..., Any],
+    restart: Callable[..., Any],
+    settled: Callable[..., Any],
+    state: State,
+    plan: Plan,
+    show: Callable[[int], None],
+) -> tuple[State, bool]:
+    """Steps on the host, until every wanted value is settled, the space is exhausted or the budget spent.
+
+    Args:
+        step: state -> state.
+        restart: state -> state, of a full basis.
+        settled: state -> (s,) booleans; asked at intervals.
+        state: Before the first step.
+        plan: Sizes.
+        show: Told how many steps were made.
+
+    Returns:
+        The state, and whether it was interrupted.
+
+    Raises:
+        KeyboardInterrupt: It came before there was anything to keep, or in a restart, which rewrites the basis.
+    """
+    # Where both ends of a space that fits are asked for, the whole of it is worth more than a few products less.
+    due, worth_seeing_whole = 1, plan.whole and (plan.which == "both" or plan.order <= ROWS)
+    for made in range(1, plan.steps + 1):
+        if state.row + plan.block > plan.size:
+            state = restart(state)
+        try:
+            state = step(state)
+            show(made)
+            if not state.live.any() or not state.finite.any() or (made == 2 and (state.skew > plan.skewed).all()):
+                break
+            if not worth_seeing_whole and made >= due:
+                if (settled(state) | ~state.live.any(axis=1)).all():
+                    break
+                # Asking costs the cube of the rows: a long basis is asked after every sixteenth of it.
+                steps = state.row // plan.block
+                due = made + max(1, min(steps // 8, max(4, steps // 16)))
+        except KeyboardInterrupt:
+            if not state.made:
+                raise
+            # What half of a step wrote lies beyond the rows in use.
+            state.filled[:, state.row :] = False
+            return state, True
+    return state, False
+
+
+def run_compiled(step: Callable[..., Any], restart: Callable[..., Any], state: State, plan: Plan) -> State:
+    """All steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done."""
+    first, length = min(plan.steps, plan.size // plan.block), (plan.size - plan.keep) // plan.block
+    state = repeat(step, state, first)
+    cycles, rest = divmod(plan.steps - first, length) if plan.steps > first else (0, 0)
+    if cycles:
+        state = jax.lax.while_loop(
+            lambda state: (state.made < first + cycles * length) & jnp.any(state.live),
+            in_loop(lambda state: repeat(step, restart(state), length)),
+            state,
+        )
+    return repeat(step, restart(state), rest) if rest else state
