@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+AnyArray: TypeAlias = Array | np.ndarray
+"""Of JAX, or of NumPy where numbers are at hand."""
 Key: TypeAlias = jax.Array
 Scalar: TypeAlias = Float[Array, ""]
 Flat: TypeAlias = Float[Array, "*s d"]
@@ -18,4 +21,18 @@ Activations: TypeAlias = PyTree
 Context: TypeAlias = PyTree
 Loss: TypeAlias = Callable[[Any, Any], Float[Array, " n"]]
 
-__all__ = ["Activations", "Array", "Context", "Flat", "Float", "Int", "Key", "Loss", "Params", "PyTree", "Scalar"]
+__all__ = [
+    "Activations",
+    "AnyArray",
+    "Array",
+    "Bool",
+    "Context",
+    "Flat",
+    "Float",
+    "Int",
+    "Key",
+    "Loss",
+    "Params",
+    "PyTree",
+    "Scalar",
+]

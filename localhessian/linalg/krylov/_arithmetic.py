@@ -156,7 +156,7 @@ class Host(Arithmetic):
         del dtype
         return np.dtype(np.float64)
 
-    def surely(self, mask: np.ndarray) -> bool:
+    def surely(self, mask: Any) -> bool:
         """Look."""
         return bool(np.all(mask))
 

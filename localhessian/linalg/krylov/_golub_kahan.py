@@ -184,7 +184,8 @@ def left_half(state: State, moved: Any, plan: Plan, on: Arithmetic) -> tuple[Sta
     """The first half of a step, given `moved` = A times the current block; also the new left vectors."""
     row, small = state.row, state.matrix.dtype
     scale, finite, _ = observe(state, moved, on)
-    basis, nearest = state.left[:, : on.in_use(row, plan.size)], nearest_rows(state, 1, 0, plan, on)
+    left: Any = state.left
+    basis, nearest = left[:, : on.in_use(row, plan.size)], nearest_rows(state, 1, 0, plan, on)
     components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * scale, on)
     components = pad_rows(components, plan.size, on).astype(small)
     skew = foretold(state.skew, scale, components, state.coupling, state.live[:, None, :], on)

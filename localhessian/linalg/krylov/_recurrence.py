@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from localhessian._tree import pytree
-from localhessian._types import Array, Key
+from localhessian._types import Bool, Float, Key
 from localhessian.linalg.krylov._arithmetic import Arithmetic
 from localhessian.linalg.krylov._plan import Plan
 from localhessian.linalg.krylov._vectors import combine, unit_rows
@@ -27,39 +27,35 @@ LOST = 0.5
 class State:
     """A partial decomposition of s problems; zero rows where there is none."""
 
-    right: Array
+    right: Float[Any, "s rows d"]
     """V, `(s, rows, d)`."""
-    left: Any
+    left: Float[Any, "s rows m"] | None
     """U, `(s, rows, m)`; None where it is V."""
-    current: Array
+    current: Float[Any, "s p d"]
     """Q, `(s, p, d)`: the next block; zero vectors after a breakdown."""
-    live: Array
+    live: Bool[Any, "s p"]
     """(s, p): which vectors of the next block there are."""
-    matrix: Array
+    matrix: Float[Any, "s rows rows"]
     """B, (s, size, size)."""
-    coupling: Array
+    coupling: Float[Any, "s rows p"]
     """C, (s, size, p)."""
-    filled: Array
+    filled: Bool[Any, "s rows"]
     """(s, size): which rows of V hold something."""
     row: Any
     """Rows in use."""
     made: Any
     """Steps made."""
-    settled: Array
+    settled: Bool[Any, " s"]
     """(s,): every wanted value was there, so that the problem was retired."""
-    broken: Array
+    broken: Bool[Any, " s"]
     """(s,): a breakdown was filled up by a random direction."""
-    scale: Array
+    scale: Float[Any, " s"]
     """(s,): the norm of the largest product seen, for the breakdown test."""
-    skew: Array
+    skew: Float[Any, " s"]
     """(s,): the largest component that C did not foretell, relative to the scale."""
-    finite: Array
+    finite: Bool[Any, " s"]
     """(s,): every product was finite."""
     key: Key
-
-    def without_vectors(self) -> "State":
-        """The small numbers only."""
-        return dataclasses.replace(self, right=self.scale, left=None, current=self.scale)
 
 
 def begin(block: Any, long: int | None, plan: Plan, key: Key, on: Arithmetic) -> State:

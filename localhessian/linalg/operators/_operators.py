@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from localhessian._arguments import expect, short
 from localhessian._programs import compiled
 from localhessian._tree import pytree, static
-from localhessian._types import Array, Float
+from localhessian._types import AnyArray, Array, Float
 from localhessian.linalg.operators._cpu import run_quickly
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -59,7 +59,7 @@ class Operator(abc.ABC):
     def symmetric(self) -> "SymmetricOperator":
         """The matrix whose spectrum is meant: itself, or A^T A of a linear map A."""
 
-    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
+    def mv(self, v: Float[AnyArray, "*s d"], /) -> Float[Array, "*s m"]:
         """The product with a vector, compiled."""
         check_vector("v", v, self.size, self.batch)
         return call(_PRODUCT, self.prepare(), v)
@@ -114,7 +114,7 @@ class LinearMap(Operator):
         """The same map with the set-up that its products share done once, and without a label."""
         return dataclasses.replace(self, label="") if self.label else self
 
-    def rmv(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
+    def rmv(self, u: Float[AnyArray, "*s m"], /) -> Float[Array, "*s d"]:
         """A^T u, compiled."""
         check_vector("u", u, self.out_size, self.batch)
         return call(_TRANSPOSE_PRODUCT, self.prepare(), u)
@@ -184,12 +184,12 @@ class Transposed(LinearMap):
         """A u."""
         return self.of.product(u)
 
-    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
+    def mv(self, v: Float[AnyArray, "*s d"], /) -> Float[Array, "*s m"]:
         """A^T v, compiled."""
         check_vector("v", v, self.size, self.batch)
         return self.of.rmv(v)
 
-    def rmv(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
+    def rmv(self, u: Float[AnyArray, "*s m"], /) -> Float[Array, "*s d"]:
         """A u, compiled."""
         check_vector("u", u, self.out_size, self.batch)
         return self.of.mv(u)
@@ -225,7 +225,7 @@ class Gram(SymmetricOperator):
         prepared = self.of.prepare()
         return prepared.transpose_product(prepared.product(v))
 
-    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
+    def mv(self, v: Float[AnyArray, "*s d"], /) -> Float[Array, "*s d"]:
         """R^T R v by R's own two programs, which all that multiplies by R shares."""
         check_vector("v", v, self.size, self.batch)
         prepared = self.of.prepare()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from localhessian._arguments import expect, number, short
 from localhessian._tree import pytree
-from localhessian._types import Array, Float
+from localhessian._types import AnyArray, Array, Float
 from localhessian.linalg.operators._operators import LinearMap, Operator, SymmetricOperator, check_vector
 
 
@@ -28,12 +28,12 @@ class Stacked(LinearMap):
         parts = zip(self.parts, self._split(u), strict=True)
         return self._sum([part.transpose_product(rows) for part, rows in parts])
 
-    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
+    def mv(self, v: Float[AnyArray, "*s d"], /) -> Float[Array, "*s m"]:
         """R v by the programs of the parts: equal shapes share one."""
         check_vector("v", v, self.size, self.batch)
         return self._join([part.mv(v) for part in self.parts])
 
-    def rmv(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
+    def rmv(self, u: Float[AnyArray, "*s m"], /) -> Float[Array, "*s d"]:
         """R^T u by the programs of the parts."""
         check_vector("u", u, self.out_size, self.batch)
         return self._sum([part.rmv(rows) for part, rows in zip(self.parts, self._split(u), strict=True)])
@@ -45,7 +45,7 @@ class Stacked(LinearMap):
     def _join(self, images: list[Array]) -> Array:
         return jnp.concatenate([scale * image for scale, image in zip(self.scales, images, strict=True)], axis=-1)
 
-    def _split(self, u: Array) -> list[Array]:
+    def _split(self, u: AnyArray) -> list[Any]:
         parts, start = [], 0
         for part in self.parts:
             parts.append(u[..., start : start + part.out_size])
@@ -83,7 +83,7 @@ class Sum(SymmetricOperator):
         """H v, part after part."""
         return _total(self.weights, [part.product(v) for part in self.parts])
 
-    def mv(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
+    def mv(self, v: Float[AnyArray, "*s d"], /) -> Float[Array, "*s d"]:
         """H v by the programs of the parts: equal shapes share one."""
         check_vector("v", v, self.size, self.batch)
         return _total(self.weights, [part.mv(v) for part in self.parts])
