@@ -12,22 +12,26 @@ EXTRAS_lint = lint
 EXTRAS_lowest = test
 EXTRAS_newest = test
 CONSTRAINTS_lowest = --constraint tests/lowest.txt
+QUICK = not full and not examples
+SHAPED = $(addprefix tests/linalg/test_,operators.py weighted_sum.py krylov.py rank.py summaries.py traces.py) \
+  $(addprefix tests/network/test_,chain.py side.py coupling.py) tests/curvature/test_transformations.py tests/training
 CORE = tests/linalg/test_spectrum.py tests/linalg/test_rank.py tests/network tests/curvature/test_identities.py
 
 # Compiling is what tests spend their time on: workers, precisions, examples and the next run share their programs.
-test docs full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-test docs full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
-test docs full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+test shapes docs full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+test shapes docs full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+test shapes docs full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # As users compile; tests/conftest.py chooses quicker ways where nothing is said.
 docs full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs full clean
+.PHONY: help demo test shapes lint format docs full clean
 .PRECIOUS: .venv-%/.installed
 
 help:
 	@echo 'make demo    train three small networks, analyze every block; results in runs/demo/'
 	@echo 'make test    the test-suite in float32, then in float64'
+	@echo 'make shapes  small tests with every annotation of a shape checked as they run'
 	@echo 'make lint    style and types'
 	@echo 'make format  rewrite the files as `make lint` wants them'
 	@echo 'make docs    run the examples of README.md, docs/ and the docstrings'
@@ -39,7 +43,10 @@ demo: .venv-demo/.installed
 
 test: .venv-test/.installed
 	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal
-	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'not full and not examples and not once'
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m '$(QUICK) and not once'
+
+shapes: .venv-test/.installed
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal --jaxtyping-packages=localhessian,checked.check -m '$(QUICK) and not refuses' $(SHAPED)
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check .

@@ -196,7 +196,7 @@ def _alone(matching: BackMatching, b: int, index: Array) -> Iterator[Point]:
         yield dataclasses.replace(point, place=place, residual=residual, index=index)
 
 
-def _poisoned(leaf: Array, coupled: Array) -> Array:
+def _poisoned(leaf: Array, coupled: Any) -> Array:
     if is_concrete(coupled) and not bool(coupled):
         return leaf
     return jnp.where(coupled, jnp.nan, leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

@@ -1,6 +1,7 @@
 """A second opinion on eigenvectors: residuals and orthogonality, recomputed in float64 on the host."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,7 @@ def audit(operator: Operator, spectrum: Spectrum, /) -> Audit:
     return Audit(quotients, residuals, gap, tolerance, agrees)
 
 
-def _norm(prepared: SymmetricOperator, steps: int = 4) -> np.ndarray:
+def _norm(prepared: SymmetricOperator, steps: int = 4) -> Any:
     """||H|| within a small factor, by the power method: the values at hand may be of the small end only."""
     lead = () if prepared.batch is None else (prepared.batch,)
     v = np.random.default_rng(0).standard_normal((*lead, prepared.size))
@@ -105,7 +106,7 @@ def _check(operator: SymmetricOperator, spectrum: Spectrum) -> None:
         )
 
 
-def _of_the_largest(spectrum: Spectrum, k: int, norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _of_the_largest(spectrum: Spectrum, k: int, norm: Any) -> tuple[np.ndarray, np.ndarray]:
     """The values that the vectors belong to, the k largest, ascending, and residual norms; empty slots stand last.
 
     With R v = sigma u + e and R^T u = sigma v + f is R^T R v - sigma^2 v = sigma f + R^T e.

@@ -163,7 +163,7 @@ def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
         )
 
 
-def _from_the_last(leaf: Any, classes: int) -> np.ndarray:
+def _from_the_last(leaf: Any, classes: int) -> Any:
     """Where an integer is what indexing counts from the last class."""
     if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.signedinteger)):
         return np.zeros((), bool)

@@ -124,6 +124,7 @@ def test_eigenvalues_beyond_the_dtype_have_a_status_and_the_right_condition_numb
     assert float(kappa.value) == pytest.approx(64, rel=1e-4)
 
 
+@pytest.mark.refuses
 def test_a_factor_of_another_operator_is_refused():
     scale = jnp.array([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="`factor` is not the operator's"):
@@ -221,6 +222,7 @@ def test_dense_tells_maps_that_are_not_linear_from_those_that_are_random_or_not_
     np.testing.assert_allclose(right.singular_values, scale, rtol=1e-6)
 
 
+@pytest.mark.refuses
 @pytest.mark.once
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.0, -5.0])
 def test_moments_of_another_operator_certify_nothing(value):

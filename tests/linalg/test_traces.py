@@ -128,6 +128,7 @@ def test_batched_estimates_are_those_of_each():
         assert found.value.shape == (3,)
 
 
+@pytest.mark.refuses
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("method", "least", "by"),
@@ -145,6 +146,7 @@ def test_methods_are_values_and_refuse_too_few_probes(method, least, by):
     np.testing.assert_allclose(under_jit(method(probes=D), jnp.eye(D)), D, rtol=1e-6)
 
 
+@pytest.mark.refuses
 @pytest.mark.once
 def test_figures_say_which_methods_they_take():
     operator = operator_of(jnp.eye(D))

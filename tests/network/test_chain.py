@@ -80,6 +80,7 @@ def test_block_prints_its_name():
     assert repr(lh.Block("hidden", affine)).startswith("Block(name='hidden', apply=<function affine")
 
 
+@pytest.mark.refuses
 def test_block_needs_a_function():
     with pytest.raises(TypeError, match=r"^block `b`: `apply` must be a function, got 3\.$"):
         lh.Block("b", 3)
@@ -156,6 +157,7 @@ def test_an_unknown_block_like_no_other_gets_the_list_only():
     assert str(raised.value) == "there is no block `zzz` in this chain. Its blocks are `conv1`, `conv2`, `head`."
 
 
+@pytest.mark.refuses
 def test_a_name_that_is_not_a_string_is_unknown_too():
     with pytest.raises(KeyError, match="there is no block `1` in this chain"):
         three_blocks().index(1)

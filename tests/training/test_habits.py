@@ -159,6 +159,7 @@ def test_tied_uses_get_the_sum_of_their_scaled_gradients():
         np.testing.assert_allclose(jax.tree.leaves(updates[name])[0], one + two, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.refuses
 @pytest.mark.relaxed
 @pytest.mark.once
 def test_what_cannot_work_is_said(cut):

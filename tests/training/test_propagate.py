@@ -238,6 +238,7 @@ def test_propagate_refuses_what_back_match_refuses(change, message):
         lh.propagate(case.chain, case.params, case.x, case.y, case.loss)
 
 
+@pytest.mark.refuses
 def test_what_is_no_solver():
     case = networks.mlp()
     for solver in (None, lh.GradientStep, "sgd", {"head": 0.1}, lambda name: None):

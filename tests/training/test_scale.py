@@ -264,6 +264,7 @@ def test_both_layouts_of_a_model_and_tied_arrays():
     np.testing.assert_allclose(same.log_factors, state.log_factors, rtol=1e-5)
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -105,7 +105,7 @@ class Host(Arithmetic):
         """In the type of the arrays."""
         return np.matmul(a, b)
 
-    def lengths(self, vectors: np.ndarray) -> np.ndarray:
+    def lengths(self, vectors: np.ndarray) -> Any:
         """In one pass over the numbers, unless that shows that squares overflow or vanish."""
         squares, small = np.vecdot(vectors, vectors), _small(vectors.dtype)
         if ((squares > small) & (squares < 1 / small)).all():

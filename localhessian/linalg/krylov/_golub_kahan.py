@@ -8,7 +8,7 @@ import numpy as np
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov._arithmetic import Arithmetic
-from localhessian.linalg.krylov._krylov import Found, Krylov, Pairs, Recurrence
+from localhessian.linalg.krylov._krylov import Krylov, Pairs, Recurrence, Verdict
 from localhessian.linalg.krylov._plan import Plan, take_weights
 from localhessian.linalg.krylov._recurrence import (
     State,
@@ -137,7 +137,7 @@ class Bidiagonal(Recurrence):
         errors = (moved - sigma[:, :, None] * u, self._backward(u) - sigma[:, :, None] * v)
         return Pairs(sigma, on.xp.hypot(*map(on.lengths, errors)), chosen.real, u if self.wide else v)
 
-    def whole(self, values: Any, residuals: Any, real: Any, found: Found, rows: int) -> tuple[Any, Any, Any]:
+    def whole(self, values: Any, residuals: Any, real: Any, verdict: Verdict, rows: int) -> tuple[Any, Any, Any]:
         """With one more value 0, of the multiplicity d - m that a wide R makes certain, where all else is seen."""
         xp, multiplicities = self.on.xp, real.astype(np.int32)
         missing = self.size - self.order

@@ -84,11 +84,11 @@ class Recurrence(abc.ABC):
         """What is returned, with fresh products."""
 
     @abc.abstractmethod
-    def whole(self, values: Any, residuals: Any, real: Any, found: "Found", rows: int) -> tuple[Any, Any, Any]:
+    def whole(self, values: Any, residuals: Any, real: Any, verdict: "Verdict", rows: int) -> tuple[Any, Any, Any]:
         """Values, multiplicities and errors with what is known beside the run; `rows` of the basis were used."""
 
 
-class Found(NamedTuple):
+class Verdict(NamedTuple):
     """What a run tells apart from its values."""
 
     status: Int[Array, " s"]
@@ -155,12 +155,12 @@ class Krylov:
         state = begin(block, run.long, plan, key, on)
         state, interrupted = self._steps(run, state, plan, show, operator.label, on)
         pairs = run.pairs(state, plan)
-        found = _judge(pairs, state, run, plan, on)
-        largest = largest_vectors(pairs.vectors, pairs.values, found.real, vectors, on)
-        values, real, residuals = sort_real_first(pairs.values, found.real, pairs.residuals, on=on)
-        values, multiplicities, errors = run.whole(values, residuals, real, found, on.in_use(state.row, plan.size))
+        verdict = _judge(pairs, state, run, plan, on)
+        largest = largest_vectors(pairs.vectors, pairs.values, verdict.real, vectors, on)
+        values, real, residuals = sort_real_first(pairs.values, verdict.real, pairs.residuals, on=on)
+        values, multiplicities, errors = run.whole(values, residuals, real, verdict, on.in_use(state.row, plan.size))
         made = (state.made + run.start_products) * plan.block + pairs.values.shape[1]
-        parts = (values, multiplicities, errors, largest, found.status, found.complete, found.norm)
+        parts = (values, multiplicities, errors, largest, verdict.status, verdict.complete, verdict.norm)
         values, multiplicities, errors, largest, status, complete, norm = (unbatched(part, run.batch) for part in parts)
         spectrum = packed(
             values,
@@ -234,7 +234,7 @@ def told_apart(found: Any, operator: Operator) -> Any:
     return dataclasses.replace(found, status=jnp.asarray(status, found.status.dtype))
 
 
-def _judge(pairs: Pairs, state: State, run: Recurrence, plan: Plan, on: Arithmetic) -> Found:
+def _judge(pairs: Pairs, state: State, run: Recurrence, plan: Plan, on: Arithmetic) -> Verdict:
     """What recomputed residuals and the recurrence tell."""
     xp, values, residuals, real = on.xp, *pairs[:3]
     refused = xp.where(state.skew > plan.skewed, int(run.wrong), 0)
@@ -248,4 +248,4 @@ def _judge(pairs: Pairs, state: State, run: Recurrence, plan: Plan, on: Arithmet
     status = xp.where(refused == 0, status, refused).astype(np.int32)
     real = real & (refused == 0)[:, None]
     norm = xp.fmax(state.scale, xp.max(xp.where(real, xp.abs(values), 0), axis=1))
-    return Found(status, filled & (refused == 0), real, norm)
+    return Verdict(status, filled & (refused == 0), real, norm)

@@ -8,7 +8,7 @@ import numpy as np
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov._arithmetic import Arithmetic
-from localhessian.linalg.krylov._krylov import Found, Krylov, Pairs, Recurrence
+from localhessian.linalg.krylov._krylov import Krylov, Pairs, Recurrence, Verdict
 from localhessian.linalg.krylov._plan import Plan, take_weights
 from localhessian.linalg.krylov._recurrence import (
     State,
@@ -119,10 +119,10 @@ class Symmetric(Recurrence):
         values = on.xp.sum(ritz * moved, axis=2)
         return Pairs(values, on.lengths(moved - values[:, :, None] * ritz), chosen.real, ritz)
 
-    def whole(self, values: Any, residuals: Any, real: Any, found: Found, rows: int) -> tuple[Any, Any, Any]:
+    def whole(self, values: Any, residuals: Any, real: Any, verdict: Verdict, rows: int) -> tuple[Any, Any, Any]:
         """A complete spectrum tells each value's place, which products rounded at their own size leave that far off."""
         xp = self.on.xp
-        least = xp.where(found.complete, noise(self.dtype) * found.norm, 0)[:, None].astype(residuals.dtype)
+        least = xp.where(verdict.complete, noise(self.dtype) * verdict.norm, 0)[:, None].astype(residuals.dtype)
         return values, real.astype(np.int32), xp.where(real, xp.maximum(residuals, least), residuals)
 
     def _times(self, block: Any) -> Any:

@@ -1,5 +1,7 @@
 """Is a product of the user's what it claims to be? Five products tell before long work begins."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,7 +38,7 @@ def contradiction(operator: Operator) -> Status | None:
     return next((status for status, apart, size in wrong if apart > far * size), None)
 
 
-def is_repeatable(operator: Operator) -> np.ndarray:
+def is_repeatable(operator: Operator) -> Any:
     """(*s,) whether the same product, of a random vector, gives the same answer twice: noise would be called skew."""
     lead = () if operator.batch is None else (operator.batch,)
     v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, operator.size)), operator.dtype)

@@ -124,7 +124,7 @@ def condition_number(spectrum: Spectrum, /, *, rtol: float | None = None) -> Con
 
 
 @quietly()
-def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | None = None) -> Float[Array, "*s"]:
+def quantile_condition_number(spectrum: Spectrum, q: float, /, *, rtol: float | None = None) -> Float[Any, "*s"]:
     """lambda_max / lambda_q, lambda_q the q-quantile of the non-zero eigenvalues by multiplicity.
 
     Over the non-zero part, by the rank rule: over the whole space it would be infinite for most blocks. A few

@@ -98,7 +98,7 @@ class Source:
                 "`has_aux=True`, then it is the next context and no part of z_B."
             )
 
-    def _flat(self, params: Shapes, inputs: Shapes, context: Shapes) -> Any:
+    def _flat(self, params: Sequence[Any], inputs: Sequence[Any], context: Sequence[Any]) -> Any:
         trees = [
             jax.tree.unflatten(tree, leaves)
             for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)
