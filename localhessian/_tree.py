@@ -129,6 +129,11 @@ def floating(tree: PyTree, keep: tuple[bool, ...] | None = None) -> tuple[list[A
     return [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in found], rebuild
 
 
+def floating_leaves(tree: PyTree, keep: tuple[bool, ...] | None = None) -> list[Array]:
+    """The same without the way back."""
+    return floating(tree, keep)[0]
+
+
 def raw_bytes(leaf: Any) -> bytes:
     """The bits of an array, or of a random key."""
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):

@@ -11,7 +11,7 @@ import numpy as np
 from localhessian._arguments import expect, expect_key
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
-from localhessian._tree import floating, is_concrete, size
+from localhessian._tree import floating_leaves, is_concrete, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
 from localhessian.analysis._asked import UNASKED, chosen, jobs_of, missing
@@ -165,7 +165,7 @@ def _meta(matching: BackMatching, samples: tuple[int, ...], method: Method | Non
         "parameters": size(matching.params),
         "batch": matching.samples,
         "loss": float(matching.losses[matching.chain.names[-1]]),
-        "dtype": str(floating(matching.activations[-1])[0][0].dtype),
+        "dtype": str(floating_leaves(matching.activations[-1])[0].dtype),
         "method": "chosen for each operator" if method is None else str(method),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

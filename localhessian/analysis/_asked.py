@@ -6,7 +6,7 @@ from typing import Any, get_args
 import numpy as np
 
 from localhessian._programs import at_once
-from localhessian._tree import floating, is_concrete, size
+from localhessian._tree import floating_leaves, is_concrete, size
 from localhessian.analysis._row import Key
 from localhessian.curvature import Part
 from localhessian.network import SIDES, BackMatching, Chain, Side, sample_indices
@@ -43,12 +43,12 @@ def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tup
 
 def missing(matching: BackMatching, block: str, kind: type[Side], *, asked: bool) -> str:
     """Why there is no such Hessian, or no wish for it; nothing where there is one. `asked`: the block was named."""
-    variables = floating(kind.varied(matching.place(block)))[0]
+    variables = floating_leaves(kind.varied(matching.place(block)))
     if not kind.per_sample:
         return "" if size(variables) else "H_W does not exist: the block has no parameters"
     if not variables:
         return "H_z does not exist: the block's input holds integers"
-    return "" if asked or size(floating(matching.params[block])[0]) else UNASKED
+    return "" if asked or size(floating_leaves(matching.params[block])) else UNASKED
 
 
 def chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._programs import compiled
-from localhessian._tree import floating, ravel_samples
+from localhessian._tree import floating_leaves, ravel_samples
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator, eps_of
 from localhessian.network import MISFIT, Block, ByInput, Place, Side, applied, jacobian, meant
@@ -34,16 +34,16 @@ def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activation
     if not all(leaf.shape[:1] == index.shape for leaf in jax.tree.leaves(few)):  # type: ignore[union-attr]
         return False
     wanted = ravel_samples(meant(outputs, index))[0]
-    if not _near(ravel_samples(floating(_outputs(block, alone))[0])[0], wanted):
+    if not _near(ravel_samples(floating_leaves(_outputs(block, alone)))[0], wanted):
         return False
     whole = dataclasses.replace(in_batch, index=None)
-    leaves = _random([leaf.shape for leaf in floating(whole.z)[0]])
+    leaves = _random([leaf.shape for leaf in floating_leaves(whole.z)])
     by_input = jacobian(ByInput(block), whole)
     moved = by_input.prepare().mv(jnp.asarray(np.concatenate([leaf.ravel() for leaf in leaves]), by_input.dtype))
     rows = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)[np.asarray(index)]
     of_alone = jacobian(side, alone)
     moved_alone = of_alone.mv(jnp.asarray(rows if of_alone.batch else rows[0], of_alone.dtype))
-    ends = np.cumsum([leaf.size for leaf in floating(outputs)[0]])[:-1]
+    ends = np.cumsum([leaf.size for leaf in floating_leaves(outputs)])[:-1]
     parts = [part.reshape(len(leaves[0]), -1) for part in np.split(np.asarray(moved), ends)]
     return _near(np.atleast_2d(moved_alone), np.concatenate(parts, axis=1)[np.asarray(index)])
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from localhessian._arguments import expect, expect_flag, expect_key, expect_number
 from localhessian._programs import compiled, floating_types
 from localhessian._progress import Progress, follow
-from localhessian._tree import floating, ravel
+from localhessian._tree import floating, floating_leaves, ravel
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._recognize import loss_hessian
@@ -163,7 +163,7 @@ def _tolerance(matching: BackMatching) -> float:
     for block, before in zip(matching.chain.blocks, z, strict=False):
         types |= set(floating_types(jax.make_jaxpr(block)(matching.params[block.name], before, matching.context)))
     types |= set(floating_types(jax.make_jaxpr(matching.loss)(z[-1], matching.y)))
-    types |= {leaf.dtype for leaf in floating((matching.params, z))[0]}
+    types |= {leaf.dtype for leaf in floating_leaves((matching.params, z))}
     return max(TOLERANCES[jnp.dtype(dtype).name] for dtype in types)
 
 
@@ -171,7 +171,7 @@ def _tolerance(matching: BackMatching) -> float:
 def _back_propagation(chain: Chain, loss: Loss, params: Any, x: Any, y: Any, context: Any) -> Any:
     """dJ/dW by plain reverse mode, and dJ/dz_b as the gradient by a perturbation added to z_b."""
     activations = chain.forward(params, x, context)
-    shifts = [jax.tree.map(jnp.zeros_like, floating(z)[0]) for z in activations]
+    shifts = [jax.tree.map(jnp.zeros_like, floating_leaves(z)) for z in activations]
     weights, rebuild = floating(params)
 
     def objective(weights: Any, shifts: Any) -> Any:
@@ -188,15 +188,18 @@ def _back_propagation(chain: Chain, loss: Loss, params: Any, x: Any, y: Any, con
 
 
 def _first_order(matching: BackMatching, name: str, b: int, gradients: Any, shifts: Any) -> Any:
-    weights = floating(matching.params[name])[0]
+    weights = floating_leaves(matching.params[name])
     if weights:
         loss = back_matching_loss(matching, name)
         literal = _gradient(loss, matching.params[name], matching.activations[b - 1])
-        truth = floating(gradients[name])[0]
-        yield "dl_b/dW = dJ/dW", max(_distance(literal, truth), _distance(floating(matching.gradients[name])[0], truth))
+        truth = floating_leaves(gradients[name])
+        yield (
+            "dl_b/dW = dJ/dW",
+            max(_distance(literal, truth), _distance(floating_leaves(matching.gradients[name]), truth)),
+        )
     if b < len(matching.chain):
         step = [-matching.samples * np.asarray(leaf) for leaf in shifts[b]]
-        yield "delta_b = -n dJ/dz_b", _distance(floating(matching.displacements[b])[0], step)
+        yield "delta_b = -n dJ/dz_b", _distance(floating_leaves(matching.displacements[b]), step)
 
 
 @compiled(once=True)
@@ -248,7 +251,7 @@ def _assemble(
     unravel = ravel(leaves)[1]
 
     def outputs(leaves: Any) -> Any:
-        return floating(block(*arguments[:varied], rebuild(leaves), *arguments[varied + 1 :], context))[0]
+        return floating_leaves(block(*arguments[:varied], rebuild(leaves), *arguments[varied + 1 :], context))
 
     _, moved = jax.jvp(outputs, (leaves,), (unravel(v),))
     if loss is not None:
@@ -264,7 +267,7 @@ def _per_sample(matching: BackMatching, name: str, b: int, v: ArrayLike, whole: 
 
 def _by_sample(z: Activations, vector: ArrayLike) -> np.ndarray:
     """A vector over the leaves of a batch as one row for each sample."""
-    leaves = floating(z)[0]
+    leaves = floating_leaves(z)
     parts = np.split(np.asarray(vector), np.cumsum([leaf.size for leaf in leaves])[:-1])
     return np.concatenate([part.reshape(len(leaf), -1) for part, leaf in zip(parts, leaves, strict=True)], axis=1)
 

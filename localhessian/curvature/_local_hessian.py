@@ -15,7 +15,7 @@ import numpy as np
 
 from localhessian._arguments import expect, expect_choice, expect_function
 from localhessian._programs import at_once
-from localhessian._tree import floating, is_concrete, shapes, size
+from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
@@ -209,7 +209,7 @@ def _selected(matching: BackMatching, block: str, select: Any) -> tuple[bool, ..
     params = matching.params[block]
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     places = [jax.tree_util.keystr(path) for path, leaf in paths if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    if not size(floating(params)[0]):
+    if not size(floating_leaves(params)):
         raise ValueError(
             f'block `{block}` has no floating-point parameters, so its H_W does not exist: ask for wrt="input".'
         )
@@ -226,7 +226,7 @@ def _selected(matching: BackMatching, block: str, select: Any) -> tuple[bool, ..
 
 def _check_input(matching: BackMatching, block: str, b: int) -> None:
     z = matching.activations[b - 1]
-    if not floating(z)[0]:
+    if not floating_leaves(z):
         raise ValueError(
             f"the input of block `{block}` holds integers ({shapes(z)}), which have no derivative, so its H_z does "
             'not exist: ask for wrt="params", or for H_z of a later block.'

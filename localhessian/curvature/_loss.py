@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._programs import at_once, compiled
-from localhessian._tree import floating, is_concrete, pytree, ravel_samples, size
+from localhessian._tree import floating, floating_leaves, is_concrete, pytree, ravel_samples, size
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
 from localhessian.curvature._root import Kind, Root, at_least_single, multiply
@@ -67,21 +67,21 @@ def curvature(loss: Loss, z: Activations, y: Any, index: Array | None = None) ->
 
 
 def _known(loss: Loss, z: Activations, y: Any, index: Array | None) -> Curvature:
-    dtype = jnp.result_type(*floating(z)[0])
+    dtype = jnp.result_type(*floating_leaves(z))
     chosen = slice(None) if index is None else np.asarray(index)
     tried = []
     with _widely(z):
         wide, wide_y = _wide(z), _wide(y)
-        probe = probe_like(floating(wide)[0])
+        probe = probe_like(floating_leaves(wide))
         for kind in candidates(wide):
             root, agrees = recognized(kind, loss, wide, wide_y, probe)
             tried.append((root, np.asarray(agrees)[chosen]))
             if tried[-1][1].all():
                 return Curvature(_narrow(root, chosen, dtype), None)
-        is_small = ravel_samples(floating(wide)[0])[0].shape[1] <= MAX_OUTPUTS
+        is_small = ravel_samples(floating_leaves(wide))[0].shape[1] <= MAX_OUTPUTS
         if is_small and not bool(loss_couples_samples(loss, wide, wide_y)):
             return _by_matrices(loss, wide, wide_y, chosen, dtype, tried)
-    return Curvature(None, Partial(_product, _linearized(loss, z, y), index, floating(z)[0]))
+    return Curvature(None, Partial(_product, _linearized(loss, z, y), index, floating_leaves(z)))
 
 
 def _by_matrices(
@@ -107,7 +107,7 @@ def _by_matrices(
 
 def _columns(product: Any, z: Activations) -> np.ndarray:
     """The matrix of each sample, (n, c, c), of a product that does not mix them."""
-    rows, unravel = ravel_samples(floating(z)[0])
+    rows, unravel = ravel_samples(floating_leaves(z))
     units = np.eye(rows.shape[1])
     columns = [product(unravel(jnp.asarray(np.broadcast_to(unit, rows.shape), rows.dtype))) for unit in units]
     return np.stack([np.asarray(column) for column in columns], axis=-1)
@@ -163,7 +163,7 @@ def _narrow(root: Root, chosen: Any, dtype: Any) -> Root:
 
 
 def _traced(loss: Loss, z: Activations, y: Any, index: Array | None) -> Curvature:
-    kind, outputs, moved = _kind(loss, z, y), floating(z)[0], _linearized(loss, z, y)
+    kind, outputs, moved = _kind(loss, z, y), floating_leaves(z), _linearized(loss, z, y)
     product = Partial(_product, moved, index, outputs)
     if kind is Kind.GENERAL:
         return Curvature(None, product)
@@ -184,7 +184,7 @@ def _kind(loss: Loss, z: Activations, y: Any) -> Kind:
 
 
 def _is_of(kind: Kind, loss: Loss, z: Activations, y: Any) -> bool:
-    root, agrees = recognized(kind, loss, z, y, probe_like(floating(z)[0]))
+    root, agrees = recognized(kind, loss, z, y, probe_like(floating_leaves(z)))
     return bool(np.all(agrees)) and any(bool(np.any(leaf)) for leaf in root.data[-1:])
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._programs import compiled, floating_types
-from localhessian._tree import floating, ravel_samples
+from localhessian._tree import floating, floating_leaves, ravel_samples
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Kind, Root
 from localhessian.linalg import eps_of
@@ -28,7 +28,7 @@ def loss_hessian(loss: Loss, z: Activations, y: Any) -> Any:
 
 def candidates(z: Activations) -> list[Kind]:
     """What may be recognized for outputs of these shapes, the likeliest first."""
-    outputs = floating(z)[0]
+    outputs = floating_leaves(z)
     one_row_of_classes = len(outputs) == 1 and outputs[0].ndim >= 2 and outputs[0].shape[-1] > 1
     return [Kind.SOFTMAX, Kind.DIAGONAL] if one_row_of_classes else [Kind.DIAGONAL]
 
@@ -120,5 +120,5 @@ def _largest(rows: Array) -> Array:
 
 def coarsest(loss: Loss, z: Activations, y: Any) -> float:
     """The largest eps of the numbers that the loss computes with, whatever it is given."""
-    types = [floating(z)[0][0].dtype, *floating_types(jax.make_jaxpr(loss)(z, y))]
+    types = [floating_leaves(z)[0].dtype, *floating_types(jax.make_jaxpr(loss)(z, y))]
     return max(eps_of(dtype) for dtype in types)

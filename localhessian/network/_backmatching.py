@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect
 from localhessian._programs import compiled, full_precision
-from localhessian._tree import floating, is_concrete, is_floating, pytree, ravel, static
+from localhessian._tree import floating, floating_leaves, is_concrete, is_floating, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples, gradients_leak, linearized_loss
@@ -171,7 +171,7 @@ def back_match_partly(
         if is_known and not same(after, again):
             unlike.append(name)
         gradients[name] = _gradient(jvp, kind, place, cotangent)
-        by_input = jacobian_of(jvp, ByInput(kind), place) if floating(before)[0] else None
+        by_input = jacobian_of(jvp, ByInput(kind), place) if floating_leaves(before) else None
         coupled[name] = np.False_ if traced.apart[b - 1] else couples_samples(by_input, before, after)
         if by_input is not None and b > 1:
             cotangent = by_input.rmv(cotangent)
@@ -190,7 +190,7 @@ def back_match_partly(
 
 def _gradient(jvp: Partial, kind: Block, place: Place, cotangent: Array) -> Params:
     """dl_b/dW_b, by the map whose Gram matrix is H_W."""
-    if not floating(place.params)[0]:
+    if not floating_leaves(place.params):
         return jax.tree.map(jnp.zeros_like, place.params)
     side = ByParams(kind)
     return _as_tree(place.params, jacobian_of(jvp, side, place).rmv(cotangent), root_scale(side, place))
@@ -202,7 +202,7 @@ def _as_tree(like: Any, vector: Array, factor: float = 1.0) -> Any:
         return _scaled_tree(like, vector, factor)
     # In shared memory there is no need of a program for each structure.
     numbers, parts = factor * np.asarray(vector), []
-    for leaf in floating(like)[0]:
+    for leaf in floating_leaves(like):
         parts.append(numbers[: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
         numbers = numbers[leaf.size :]
     return _embed(parts, like)
@@ -210,7 +210,7 @@ def _as_tree(like: Any, vector: Array, factor: float = 1.0) -> Any:
 
 @compiled
 def _scaled_tree(like: Any, vector: Array, factor: Any) -> Any:
-    return _embed([factor * leaf for leaf in ravel(floating(like)[0])[1](vector)], like)
+    return _embed([factor * leaf for leaf in ravel(floating_leaves(like))[1](vector)], like)
 
 
 def back_matching_loss(matching: BackMatching, block: str, /) -> Callable[[Params, Activations], Scalar]:
@@ -274,7 +274,7 @@ class _MatchingLoss:
 def _mapped(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """A function of the floating-point leaves of trees of one structure; the other leaves are those of the first."""
     leaves, rebuild = floating(tree)
-    return rebuild([function(*them) for them in zip(leaves, *(floating(other)[0] for other in rest), strict=True)])
+    return rebuild([function(*them) for them in zip(leaves, *(floating_leaves(other) for other in rest), strict=True)])
 
 
 def _embed(values: Iterable[Any], like: Any) -> Any:
@@ -295,5 +295,5 @@ def _on_device(tree: Any) -> Any:
 
 @compiled
 def _mean_half_square(residual: Activations) -> Scalar:
-    leaves = floating(residual)[0]
+    leaves = floating_leaves(residual)
     return half_square(leaves) / leaves[0].shape[0]

@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._programs import compiled
-from localhessian._tree import floating, is_concrete, ravel, ravel_samples
+from localhessian._tree import floating, floating_leaves, is_concrete, ravel, ravel_samples
 from localhessian._types import Activations, Array, Loss
 from localhessian.linalg import LinearMap, call
 
@@ -36,9 +36,9 @@ def couples_samples(by_input: LinearMap | None, before: Activations, after: Acti
     """
     if by_input is None:
         return np.False_
-    like = floating(after)[0]
+    like = floating_leaves(after)
     concrete = is_concrete(by_input, before)
-    return _leaks(lambda v: _rows(by_input.mv(v), like), floating(before)[0], by_input.dtype, concrete)
+    return _leaks(lambda v: _rows(by_input.mv(v), like), floating_leaves(before), by_input.dtype, concrete)
 
 
 def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array | np.bool_:
@@ -48,7 +48,7 @@ def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array | np.bool_
 
 def gradients_leak(moved: Partial, z: Activations) -> Array | np.bool_:
     """The same, of a linearized loss."""
-    outputs = floating(z)[0]
+    outputs = floating_leaves(z)
     push = lambda v: call(Partial(_push_by_loss), moved, outputs, v)
     return _leaks(push, outputs, jnp.result_type(*outputs), is_concrete(moved, outputs))
 

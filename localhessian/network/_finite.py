@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._programs import compiled
-from localhessian._tree import floating, is_floating
+from localhessian._tree import floating, floating_leaves, is_floating
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
 from localhessian.network._chain import Chain
@@ -48,8 +48,8 @@ def _pullback(block: Any) -> Any:
 
     def pull(params: Any, z: Any, cotangent: Any, context: Any) -> Any:
         (weights, rebuild), (inputs, refill) = floating(params), floating(z)
-        outputs = lambda weights, inputs: floating(block(rebuild(weights), refill(inputs), context))[0]
-        return jax.vjp(outputs, weights, inputs)[1](floating(cotangent)[0])
+        outputs = lambda weights, inputs: floating_leaves(block(rebuild(weights), refill(inputs), context))
+        return jax.vjp(outputs, weights, inputs)[1](floating_leaves(cotangent))
 
     return pull
 

@@ -12,7 +12,7 @@ import jax
 from jax.tree_util import Partial
 
 from localhessian._programs import live, run
-from localhessian._tree import floating, pytree, static
+from localhessian._tree import floating, floating_leaves, pytree, static
 from localhessian._types import Activations, Array
 from localhessian.linalg import LinearMap, call
 from localhessian.network._chain import Block
@@ -102,7 +102,7 @@ class _Linearized:
 
         def outputs(weights: list[Array], inputs: list[Array]) -> tuple[list[Array], Activations]:
             z = applied(self.block, dataclasses.replace(place, params=rebuild_params(weights), z=rebuild_input(inputs)))
-            return floating(z)[0], z
+            return floating_leaves(z), z
 
         _, jvp, z = jax.linearize(outputs, weights, inputs, has_aux=True)
         return z, cast(Partial, jvp)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from localhessian._memory import remembered
-from localhessian._tree import abstracted, floating, of_shapes, pytree, ravel, ravel_samples
+from localhessian._tree import abstracted, floating, floating_leaves, of_shapes, pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Params, Scalar
 from localhessian.network._chain import Block
 
@@ -118,7 +118,7 @@ class Side(abc.ABC):
     def outputs(self, place: Place) -> Callable[[Leaves], Leaves]:
         """v -> the floating-point leaves of F(v)."""
         _, fill = self.variables(place)
-        return lambda values: floating(applied(self.block, fill(values)))[0]
+        return lambda values: floating_leaves(applied(self.block, fill(values)))
 
     def pull(self, place: Place) -> tuple[Leaves, Callable[[Leaves], Leaves]]:
         """F, and u -> s J^T u."""
@@ -155,7 +155,11 @@ class Side(abc.ABC):
 
         def outputs(v: Array) -> Activations:
             there = moved(v)
-            return applied(self.block, there) if jvp is None else jvp(floating(there.params)[0], floating(there.z)[0])
+            return (
+                applied(self.block, there)
+                if jvp is None
+                else jvp(floating_leaves(there.params), floating_leaves(there.z))
+            )
 
         return View(start, outputs, lambda z: self.arrangement.lay(meant(z, place.index))[0])
 
@@ -201,7 +205,7 @@ SIDES: Mapping[Wrt, type[Side]] = {side.wrt: side for side in (ByParams, ByInput
 
 def meant(z: Activations, index: Array | None) -> Leaves:
     """The floating-point leaves of the samples meant."""
-    return _at(floating(z)[0], index)
+    return _at(floating_leaves(z), index)
 
 
 def _at(leaves: Leaves, index: Array | None) -> Leaves:
@@ -234,10 +238,10 @@ def matching_loss(block: Block, place: Place, displacement: Activations) -> Call
     """
 
     def total(there: Place) -> Scalar:
-        value, center = (floating(applied(block, at))[0] for at in (there, place))
+        value, center = (floating_leaves(applied(block, at)) for at in (there, place))
         is_there = _equal((place.params, place.z), (there.params, there.z))
         center = [jnp.where(is_there, f, c) for f, c in zip(value, center, strict=True)]
-        return displaced(floating(displacement)[0], value, center)
+        return displaced(floating_leaves(displacement), value, center)
 
     return total
 

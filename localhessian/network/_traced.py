@@ -12,7 +12,7 @@ import jax
 
 from localhessian._memory import remembered
 from localhessian._programs import Program, has_custom_rule, text_of, text_of_rules, traced
-from localhessian._tree import abstracted, floating, is_floating, of_shapes, raw_bytes, shapes
+from localhessian._tree import abstracted, floating, floating_leaves, is_floating, of_shapes, raw_bytes, shapes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
@@ -129,7 +129,7 @@ def _is_apart(block: Block, program: Program, params: Any, z: Any, context: Any)
 
     def moved(params: Any, z: Any, context: Any, tangents: list[Any]) -> Any:
         inputs, rebuild = floating(z)
-        return jax.jvp(lambda leaves: floating(block(params, rebuild(leaves), context))[0], (inputs,), (tangents,))
+        return jax.jvp(lambda leaves: floating_leaves(block(params, rebuild(leaves), context)), (inputs,), (tangents,))
 
     tangents = list(filter(is_floating, jax.tree.leaves(z)))
     return keeps_apart(jax.make_jaxpr(moved)(params, z, context, tangents), axes + [0] * len(tangents))
@@ -180,7 +180,7 @@ def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
 
         def outputs(leaves: list[Any]) -> list[Any]:
             params, z = rebuild(leaves)
-            return floating(block(params, z, context))[0]
+            return floating_leaves(block(params, z, context))
 
         values, jvp = jax.linearize(outputs, inputs)
         return _forward_and_reverse(jvp, inputs, values)

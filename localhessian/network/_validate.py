@@ -11,7 +11,7 @@ import numpy as np
 from localhessian._arguments import expect, expect_function
 from localhessian._memory import as_key
 from localhessian._programs import compiled, full_precision
-from localhessian._tree import floating, raw_bytes
+from localhessian._tree import floating, floating_leaves, raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
 from localhessian.network._chain import Block, Chain, check_params
@@ -137,7 +137,7 @@ def _name_what_is_not_finite(
 def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
     """Refuse negative labels where the loss counts them from the last class, as indexing does, without a word."""
     leaves, treedef = jax.tree.flatten(y)
-    classes = floating(z)[0][0].shape[-1]
+    classes = floating_leaves(z)[0].shape[-1]
     negative = [_from_the_last(leaf, classes) for leaf in leaves]
     if not any(np.any(which) for which in negative):
         return

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from localhessian._status import Status
-from localhessian._tree import floating
+from localhessian._tree import floating_leaves
 from localhessian._types import Array
 from localhessian.linalg import cutoff, repeat
 from localhessian.network import Arrangement
@@ -51,7 +51,7 @@ def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
     Raises:
         ValueError: The Jacobian has more than `max_numbers` numbers.
     """
-    targets = floating(problem.target)[0]
+    targets = floating_leaves(problem.target)
     arrangement = Arrangement.ROWS if problem.side.per_sample else Arrangement.BATCH
     start, unravel = arrangement.lay(problem.start)
     target = jnp.atleast_2d(arrangement.lay(targets)[0])  # a row for each problem

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localhessian._tree import floating, pytree, size, static
+from localhessian._tree import floating, floating_leaves, pytree, size, static
 from localhessian._types import Activations, Key, Loss, Scalar
 from localhessian.curvature import local_scalar, loss_hessian, random_words
 from localhessian.network import Leaves, Place, Side, applied, half_square
@@ -52,14 +52,14 @@ class Problem:
         """phi(0)."""
         scale = self.side.scale(self.place)
         if self.loss is None:
-            return scale * half_square(floating(self.target)[0])
+            return scale * half_square(floating_leaves(self.target))
         return scale * self.loss(self._z, self.target).sum()
 
     def gradient(self) -> Step:
         """The gradient of phi at 0: the vjp of the block, exact to rounding at any size of the displacement."""
         outputs, pull = self.side.pull(self.place)
         if self.loss is None:
-            return pull([-d for d in floating(self.target)[0]])
+            return pull([-d for d in floating_leaves(self.target)])
         loss, (_, rebuild) = self.loss, floating(self._z)
         return pull(jax.grad(lambda leaves: loss(rebuild(leaves), self.target).sum())(outputs))
 

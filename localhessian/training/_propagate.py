@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from localhessian._arguments import expect, expect_function, expect_key, short
 from localhessian._programs import full_precision
 from localhessian._status import Status
-from localhessian._tree import floating, is_concrete, pytree
+from localhessian._tree import floating, floating_leaves, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
 from localhessian.network import ByInput, ByParams, Chain, Place, admit, check_params, run_chain, validate_values
 from localhessian.training._layouts import each_block
@@ -151,7 +151,7 @@ def propagate(
         steps[block.name] = floating(of_params)[1](step)
         delta: Step | None = None
         input_state, input_status = (), jnp.zeros((), jnp.int32)
-        if b > 1 and floating(z)[0]:
+        if b > 1 and floating_leaves(z):
             delta, input_state, input_status, _ = inputs.solve(None if before is None else before[1], keys[1])
             target = floating(jax.tree.map(jnp.zeros_like, z))[1](delta)
         norms = (norm(step) if step else jnp.zeros(()), norm(delta) if delta else jnp.zeros(()))
@@ -201,7 +201,7 @@ def initial_state(
     states = {}
     for b, block in enumerate(chain.blocks):
         of_block = params.get(block.name, ())
-        stand_in = jnp.zeros((), jnp.result_type(*floating(params)[0] or [jnp.zeros(())]))
+        stand_in = jnp.zeros((), jnp.result_type(*floating_leaves(params) or [jnp.zeros(())]))
         place = Place(of_block, stand_in, None)
         of_weights, of_inputs = (Problem(place, None, side=side(block), loss=None) for side in (ByParams, ByInput))
         weights, inputs = of_weight_side[block.name], of_input_side[block.name]

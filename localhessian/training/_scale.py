@@ -11,7 +11,7 @@ import optax
 
 from localhessian._arguments import expect, expect_count, expect_flag, expect_function, expect_key, expect_number, short
 from localhessian._memory import as_key
-from localhessian._tree import floating, is_concrete, shapes, size
+from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
 from localhessian.curvature import LocalScalars, check_scalar, local_scalar, random_words
 from localhessian.network import (
@@ -147,7 +147,7 @@ def scale_by_local_hessian(
     def init(params: Any) -> ScaleByLocalHessianState:
         in_blocks(chain, params)
         # Logarithms of products want float32 at least, whatever the parameters are stored in.
-        wide = any(jnp.finfo(leaf.dtype).bits > 32 for leaf in floating(params)[0])
+        wide = any(jnp.finfo(leaf.dtype).bits > 32 for leaf in floating_leaves(params))
         zeros = jnp.zeros(blocks, jnp.float64 if wide else jnp.float32)
         return ScaleByLocalHessianState(jnp.zeros((), jnp.int32), zeros, zeros, zeros, zeros, zeros)
 
@@ -336,7 +336,7 @@ def _given(scalars: LocalScalars, blocks: int, dtype: Any) -> tuple[Array, Array
     return jnp.asarray(scalars.weights, dtype), jnp.asarray(scalars.inputs, dtype)
 
 
-def _average(before: Array, now: Array, decay: float, due: Array) -> Array:
+def _average(before: Array, now: Array, decay: float | Array, due: Array) -> Array:
     """The moving average where there is something to average; what is not finite is no news."""
     sound = due & jnp.isfinite(now) & (now > 0)
     mixed = jnp.where(before > 0, decay * before + (1 - decay) * now, now)
