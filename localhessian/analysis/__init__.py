@@ -3,12 +3,13 @@
 from localhessian.analysis import plot as plot
 from localhessian.analysis._analyze import analyze as analyze
 from localhessian.analysis._figure import COLORS as COLORS
-from localhessian.analysis._figure import SEPARATOR as SEPARATOR
 from localhessian.analysis._figure import figure as figure
 from localhessian.analysis._figure import write_figure as write_figure
 from localhessian.analysis._figures import Figures as Figures
 from localhessian.analysis._findings import findings as findings
 from localhessian.analysis._html import html as html
+from localhessian.analysis._label import Label as Label
+from localhessian.analysis._label import stored_label as stored_label
 from localhessian.analysis._measure import measure as measure
 from localhessian.analysis._measurement import Entry as Entry
 from localhessian.analysis._measurement import Measurement as Measurement

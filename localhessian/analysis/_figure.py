@@ -8,25 +8,24 @@ import numpy as np
 
 from localhessian._files import whole
 from localhessian._optional import optional
+from localhessian.analysis._label import Label, Labeled, labeled
 from localhessian.analysis._row import Analyzed, Row
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito: told apart by color-blind readers too."""
-SEPARATOR = " | "
-"""Labels `model | stage`: reports of one model share a color; the last stage is drawn solid, the ones before dashed."""
 _INTERVALS = {"kappa_plus": ("kappa_lower", "kappa_upper"), "kappa_q05": ("kappa_q05_lower", "kappa_q05_upper")}
 _SYMBOLS = {"params": "$H_W$", "input": "$H_z$"}
 _STYLE = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path"}
 
 
-def figure(reports: Mapping[str, Analyzed], path: str | Path | None = None) -> Any:
+def figure(reports: Labeled[Analyzed], path: str | Path | None = None) -> Any:
     """Draw one or several reports: a row for H_W, a row for H_z.
 
     Columns: kappa_plus of every block with its interval (an arrow where only a lower bound is known), the quantile
     condition number lambda_max / lambda_0.05, and the whole spectrum of the block in the middle.
 
     Args:
-        reports: By label; `model | stage` groups them by color and line.
+        reports: By the name of a network, or by (network, stage).
         path: Written there if given; the ending chooses the format.
 
     Returns:
@@ -35,7 +34,7 @@ def figure(reports: Mapping[str, Analyzed], path: str | Path | None = None) -> A
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figures = optional("matplotlib.figure")
+    figures, reports = optional("matplotlib.figure"), labeled(reports)
     with optional("matplotlib").rc_context(_STYLE):
         drawn = figures.Figure(figsize=(16, 8.8), layout="constrained")
         axes = drawn.subplots(2, 3)
@@ -59,20 +58,19 @@ def write_figure(drawn: Any, path: str | Path) -> None:
         drawn.savefig(part, dpi=150, format=path.suffix.removeprefix("."))
 
 
-def _looks(reports: Mapping[str, Analyzed]) -> dict[str, dict[str, Any]]:
-    """Color by model, line and marker by stage."""
-    models = list(dict.fromkeys(label.split(SEPARATOR)[0] for label in reports))
+def _looks(reports: Mapping[Label, Analyzed]) -> dict[Label, dict[str, Any]]:
+    """Color by network, line and marker by stage."""
+    networks = list(dict.fromkeys(label.network for label in reports))
     looks = {}
     for label in reports:
-        model = label.split(SEPARATOR)[0]
-        last = [other for other in reports if other.split(SEPARATOR)[0] == model][-1]
-        color, solid = COLORS[models.index(model) % len(COLORS)], label == last
+        last = [other for other in reports if other.network == label.network][-1]
+        color, solid = COLORS[networks.index(label.network) % len(COLORS)], label == last
         looks[label] = {
             "color": color,
             "linestyle": "-" if solid else (0, (4, 2)),
             "marker": "o" if solid else "s",
             "markerfacecolor": color if solid else "white",
-            "label": _plain(label.replace(SEPARATOR, ", ")),
+            "label": _plain(str(label)),
         }
     return looks
 
@@ -87,7 +85,7 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _along_depth(axes: Any, reports: Mapping[str, Analyzed], wrt: str, column: str, title: str) -> None:
+def _along_depth(axes: Any, reports: Mapping[Label, Analyzed], wrt: str, column: str, title: str) -> None:
     names: list[str] = []
     has_numbers = False
     for label, look in _looks(reports).items():
@@ -110,7 +108,7 @@ def _along_depth(axes: Any, reports: Mapping[str, Analyzed], wrt: str, column: s
     axes.grid(axis="y", alpha=0.25)
 
 
-def _spectra(axes: Any, reports: Mapping[str, Analyzed], wrt: str, symbol: str) -> None:
+def _spectra(axes: Any, reports: Mapping[Label, Analyzed], wrt: str, symbol: str) -> None:
     """Eigenvalues over the largest, from the largest down, by the share of the dimension; samples: their median."""
     block = ""
     for label, look in _looks(reports).items():

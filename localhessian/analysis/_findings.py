@@ -5,23 +5,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from localhessian import _arguments
-from localhessian.analysis._figure import SEPARATOR
+from localhessian.analysis._label import Label, Labeled, labeled
 from localhessian.analysis._row import Analyzed, Row
 from localhessian.analysis._table import number
 
 _SYMBOLS = {"params": "H_W", "input": "H_z"}
 
 
-def findings(reports: Mapping[str, Analyzed]) -> str:
+def findings(reports: Labeled[Analyzed]) -> str:
     """What the reports show, and what they do not.
 
     Args:
-        reports: By label `model | stage`; `meta["accuracy"]` is told where there is one.
+        reports: By the name of a network, or by (network, stage); `meta["accuracy"]` is told where there is one.
 
     Returns:
         Sentences: medians over the blocks by model, side and stage; how much of the space kappa_plus speaks of; which
         model the robust figure prefers; every reservation that the rows carry.
     """
+    reports = labeled(reports)
     sentences = [_broken(reports), *(_medians(reports, wrt) for wrt in ("params", "input"))]
     sentences += [_shares(reports), *(_best(reports, wrt) for wrt in ("params", "input"))]
     sentences += [_reservations(reports), _limits(reports)]
@@ -32,14 +33,14 @@ def _rows(report: Analyzed, wrt: str) -> list[Row]:
     return [row for row in report.rows if row.wrt == wrt and row.has_figures]
 
 
-def _broken(reports: Mapping[str, Analyzed]) -> str:
+def _broken(reports: Mapping[Label, Analyzed]) -> str:
     """What makes the other numbers doubtful, or worthless, comes first."""
     parts = []
     for statuses, words in _BROKEN:
         for label, report in reports.items():
             blocks = list(dict.fromkeys(row.block for row in report.rows if row.status in statuses))
             if blocks:
-                where = f" of {label.replace(SEPARATOR, ', ')}" if label else ""
+                where = f" of {label}" if label.network else ""
                 parts.append(f"{', '.join(f'`{block}`' for block in blocks)}{where} {words}")
     return f"First: {'; '.join(parts)}." if parts else ""
 
@@ -61,15 +62,14 @@ def _median(rows: Sequence[Row], column: str) -> float:
     return float(np.nanmedian(values)) if np.any(np.isfinite(values)) else float("nan")
 
 
-def _by_model(reports: Mapping[str, Analyzed]) -> dict[str, dict[str, Analyzed]]:
+def _by_model(reports: Mapping[Label, Analyzed]) -> dict[str, dict[str, Analyzed]]:
     models: dict[str, dict[str, Analyzed]] = {}
     for label, report in reports.items():
-        model, _, stage = label.partition(SEPARATOR)
-        models.setdefault(model, {})[stage] = report
+        models.setdefault(label.network, {})[label.stage] = report
     return models
 
 
-def _medians(reports: Mapping[str, Analyzed], wrt: str) -> str:
+def _medians(reports: Mapping[Label, Analyzed], wrt: str) -> str:
     parts = []
     for model, stages in _by_model(reports).items():
         values = [
@@ -82,7 +82,7 @@ def _medians(reports: Mapping[str, Analyzed], wrt: str) -> str:
     return f"Median over the blocks of kappa_plus({_SYMBOLS[wrt]}): {'; '.join(parts)}." if parts else ""
 
 
-def _shares(reports: Mapping[str, Analyzed]) -> str:
+def _shares(reports: Mapping[Label, Analyzed]) -> str:
     """kappa_plus leaves zero directions out, so it must be read with the share that is left."""
     parts = []
     for model, stages in _by_model(reports).items():
@@ -99,7 +99,7 @@ def _shares(reports: Mapping[str, Analyzed]) -> str:
     )
 
 
-def _best(reports: Mapping[str, Analyzed], wrt: str) -> str:
+def _best(reports: Mapping[Label, Analyzed], wrt: str) -> str:
     last = {model: list(stages.values())[-1] for model, stages in _by_model(reports).items()}
     values = {model: _median(_rows(report, wrt), "kappa_q05") for model, report in last.items()}
     values = {model: value for model, value in values.items() if np.isfinite(value)}
@@ -116,7 +116,7 @@ def _best(reports: Mapping[str, Analyzed], wrt: str) -> str:
     )
 
 
-def _reservations(reports: Mapping[str, Analyzed]) -> str:
+def _reservations(reports: Mapping[Label, Analyzed]) -> str:
     rows = [row for report in reports.values() for row in report.rows if row.has_figures]
     if not rows:
         return "There is no spectrum to speak of."
@@ -138,11 +138,11 @@ def _reservations(reports: Mapping[str, Analyzed]) -> str:
     return f"All {len(rows)} spectra are complete, and each has a clear gap at the rank rule's cutoff."
 
 
-def _limits(reports: Mapping[str, Analyzed]) -> str:
+def _limits(reports: Mapping[Label, Analyzed]) -> str:
     # `meta` may hold what its reader likes, under these names too.
     batch = max((_arguments.number(report.meta.get("batch"), "iu") or 0 for report in reports.values()), default=0)
     accuracies = {
-        label.partition(SEPARATOR)[0]: accuracy
+        label.network: accuracy
         for label, report in reports.items()
         if (accuracy := _arguments.number(report.meta.get("accuracy"))) is not None
     }

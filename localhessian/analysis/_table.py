@@ -2,9 +2,9 @@
 
 import io
 import math
-from collections.abc import Mapping
 
 from localhessian._optional import optional
+from localhessian.analysis._label import Labeled, labeled
 from localhessian.analysis._row import COLUMNS, Analyzed, Row
 
 LEGEND = """\
@@ -17,16 +17,17 @@ SHOWN = tuple(column for column in COLUMNS if column not in {"status", "note", *
 """What stands in columns; status and note follow in words, errors in the cells that they belong to."""
 
 
-def table(reports: Mapping[str, Analyzed]) -> str:
+def table(reports: Labeled[Analyzed]) -> str:
     """The rows of one or several reports in the fixed columns, a section for each report.
 
     Args:
-        reports: By a label; an empty label shows none.
+        reports: By the name of a network, or by (network, stage); an empty name shows none.
     """
+    reports = labeled(reports)
     grid = optional("rich.table").Table(box=optional("rich.box").SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in SHOWN:
         grid.add_column(column.replace("_", "\n"), justify="left" if column in _TEXT else "right", no_wrap=True)
-    headings = {f"@{i}": label for i, label in enumerate(reports)}
+    headings = {f"@{i}": str(label) for i, label in enumerate(reports)}
     for heading, report in zip(headings, reports.values(), strict=True):
         grid.add_section()
         if headings[heading]:
@@ -41,13 +42,13 @@ def table(reports: Mapping[str, Analyzed]) -> str:
     return "\n".join([*"\n".join(lines).strip("\n").split("\n"), *notes(reports), LEGEND])
 
 
-def notes(reports: Mapping[str, Analyzed]) -> list[str]:
+def notes(reports: Labeled[Analyzed]) -> list[str]:
     """Why figures are missing or doubtful: a line for each reason, with the rows that have it."""
     where: dict[str, list[str]] = {}
-    for label, report in reports.items():
+    for label, report in labeled(reports).items():
         for row in report.rows:
             if row.note:
-                where.setdefault(row.note, []).append(" / ".join(filter(None, (label, row.block, row.wrt))))
+                where.setdefault(row.note, []).append(" / ".join(filter(None, (str(label), row.block, row.wrt))))
     return [f"{note}: {', '.join(rows)}" for note, rows in where.items()]
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import localhessian as lh
 from localhessian.analysis import RowSpectrum, findings, table
 from localhessian.analysis import html as write_html
+from localhessian.analysis._label import Label, labeled, stored_label
 from localhessian.analysis._row import COLUMNS
 from localhessian.analysis._table import SHOWN
 from localhessian.lab.cli import app
@@ -81,9 +82,9 @@ def test_table_holds_every_column_and_row(report):
 
 
 def test_table_of_several_reports_has_headings_and_marks():
-    text = table({"one | before": made_up(12.0), "two | after": made_up(3.4e9, status="RANK_UNCERTAIN")})
-    assert " one | before\n" in text
-    assert " two | after\n" in text
+    text = table({("one", "before"): made_up(12.0), ("two", "after"): made_up(3.4e9, status="RANK_UNCERTAIN")})
+    assert " one, before\n" in text
+    assert " two, after\n" in text
     assert "3.40e+09?" in text
 
 
@@ -141,8 +142,20 @@ def test_missing_extra_is_named(report, monkeypatch):
         report.to_dataframe()
 
 
+def test_labels_are_data_and_those_of_older_files_are_read():
+    assert labeled({"a": 1, ("b", "after"): 2}) == {Label("a"): 1, Label("b", "after"): 2}
+    assert str(Label("a", "after")) == "a, after"
+    assert stored_label("plain | at initialization", "x") == stored_label(["plain", "at initialization"], "x")
+    assert stored_label(None, "stem") == stored_label([1, 2], "stem") == Label("stem")
+    for wrong in (3, (), ("a", 1), ("a", "b", "c")):
+        with pytest.raises(TypeError, match=r"a report is labeled by the name of its network, or by \(network, stage"):
+            labeled({wrong: None})
+
+
 def test_findings_are_computed_from_the_rows():
-    text = findings({"a | before": made_up(10.0), "a | after": made_up(40.0), "b | after": made_up(7.0, q05=50.0)})
+    text = findings(
+        {("a", "before"): made_up(10.0), ("a", "after"): made_up(40.0), ("b", "after"): made_up(7.0, q05=50.0)}
+    )
     assert "kappa_plus(H_W): a 10 before, 40 after; b 7 after." in text
     assert "a is the best conditioned (a 5, b 50)" in text
     assert "All 3 spectra are complete" in text
