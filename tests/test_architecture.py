@@ -20,6 +20,8 @@ ROOT = Path(lh.__file__).parent
 RANKS = {
     "_archive": 0,
     "_arguments": 0,
+    "_brief": 0,
+    "_grid": 0,
     "_files": 0,
     "_memory": 0,
     "_optional": 0,

@@ -4,6 +4,7 @@ from localhessian.analysis import plot as plot
 from localhessian.analysis._analyze import analyze as analyze
 from localhessian.analysis._figure import COLORS as COLORS
 from localhessian.analysis._figure import figure as figure
+from localhessian.analysis._figure import shown as shown
 from localhessian.analysis._figure import write_figure as write_figure
 from localhessian.analysis._figures import Figures as Figures
 from localhessian.analysis._findings import findings as findings

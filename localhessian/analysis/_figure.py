@@ -1,5 +1,7 @@
 """Reports as a figure: condition numbers along depth, and spectra."""
 
+import functools
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from localhessian._files import whole
 from localhessian._optional import optional
 from localhessian.analysis._label import Label, Labeled, labeled
 from localhessian.analysis._row import Analyzed, Row
+from localhessian.analysis._spectrum_curve import FLOOR, curve
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito: told apart by color-blind readers too."""
@@ -47,6 +50,19 @@ def figure(reports: Labeled[Analyzed], path: str | Path | None = None) -> Any:
             drawn.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), frameon=False)
         if path is not None:
             write_figure(drawn, path)
+    return shown(drawn)
+
+
+def png(drawn: Any, dpi: int = 100) -> bytes:
+    """The picture, for a notebook."""
+    out = io.BytesIO()
+    drawn.savefig(out, format="png", dpi=dpi)
+    return out.getvalue()
+
+
+def shown(drawn: Any, picture: Any = None) -> Any:
+    """The figure, or the `ax` of one, that a notebook shows as a picture at the end of a cell, without any magic."""
+    drawn._repr_png_ = functools.partial(png, drawn if picture is None else picture)
     return drawn
 
 
@@ -117,24 +133,12 @@ def _spectra(axes: Any, reports: Mapping[Label, Analyzed], wrt: str, symbol: str
             continue
         row = next((row for row in rows if row.block == block), rows[len(rows) // 2])
         block = row.block
-        spectrum = reports[label].spectra[row.key]
-        values = np.repeat(np.atleast_2d(spectrum.eigenvalues), np.atleast_2d(spectrum.multiplicities)[0], axis=1)
-        values = np.where(np.isfinite(values), values, 0)[:, ::-1]
-        top = values.max(axis=1, keepdims=True)
-        values = values / np.where(top > 0, top, 1)
-        share = (np.arange(values.shape[1]) + 0.5) / row.size
-        floor = np.where(values > 0, values, np.nan)
+        share, values = curve(reports[label].spectra[row.key], row.size)
         style = {key: look[key] for key in ("color", "linestyle", "label")}
-        axes.plot(share, _median(floor), linewidth=2, **style)
+        axes.plot(share, values, linewidth=2, **style)
     axes.set_yscale("log")
-    axes.set_ylim(1e-12, 2)
+    axes.set_ylim(FLOOR, 2)
     axes.set_title(f"spectrum of {symbol}, block {_plain(block)}" if block else f"spectrum of {symbol}")
     axes.set_xlabel("share of the dimension")
     axes.set_ylabel(r"$\lambda\,/\,\lambda_{max}$")
     axes.grid(alpha=0.25)
-
-
-def _median(values: np.ndarray) -> np.ndarray:
-    """Along samples; zero eigenvalues (NaN here) count as smallest, so a gap shows where half the samples end."""
-    median = np.median(np.where(np.isnan(values), 0, values), axis=0)
-    return np.where(median > 0, median, np.nan)

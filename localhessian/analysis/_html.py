@@ -10,7 +10,7 @@ from localhessian._optional import optional
 from localhessian.analysis._figure import figure
 from localhessian.analysis._label import Labeled, labeled
 from localhessian.analysis._row import Analyzed
-from localhessian.analysis._table import SHOWN, cell, notes
+from localhessian.analysis._table import WIDE, cell, notes
 
 MEANINGS = {
     "block": "name of the block",
@@ -59,10 +59,10 @@ def html(reports: Labeled[Analyzed], path: str | Path, *, title: str = "Local He
         title=title,
         text=text,
         svg=_svg(reports),
-        columns=SHOWN,
+        columns=WIDE,
         meanings=MEANINGS,
         sections=[
-            (str(label), report.meta, [[cell(row, c) for c in SHOWN] for row in report.rows])
+            (str(label), report.meta, [[cell(row, c) for c in WIDE] for row in report.rows])
             for label, report in reports.items()
         ],
         notes=notes(reports),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from localhessian._brief import named, wrapped
 from localhessian._optional import optional
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
@@ -62,9 +63,9 @@ class Measurement:
 
     def __repr__(self) -> str:
         """What was measured, and how often; no numbers."""
-        blocks = ", ".join(dict.fromkeys(entry.block for entry in self.entries))
+        blocks = named(tuple(dict.fromkeys(entry.block for entry in self.entries)))
         times = "".join(f" x {n}" for n in np.shape(self.figures.status)[:-1])
-        return f"Measurement({len(self.entries)} local Hessians{times}; blocks {blocks})"
+        return wrapped(f"Measurement({len(self.entries)} local Hessians{times}; blocks {blocks})")
 
     def to_xarray(self) -> Any:
         """A Dataset with the dimensions block and wrt (and part, if there are several), after those of `jax.vmap`.

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from localhessian._brief import brief
 from localhessian.curvature import Part
 from localhessian.network import Wrt
 
@@ -40,6 +41,14 @@ COLUMNS = (
 )
 Key = tuple[str, Wrt, Part]
 """(block, wrt, part)."""
+SYMBOLS = {"params": "H_W", "input": "H_z"}
+"""Of the sides."""
+INTERVALS = {
+    "kappa_plus": ("kappa_lower", "kappa_upper"),
+    "kappa_q05": ("kappa_q05_lower", "kappa_q05_upper"),
+    "kappa_q95": ("kappa_q95_lower", "kappa_q95_upper"),
+}
+"""Columns with the columns that bound them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +96,17 @@ class Row:
     kappa_q95_lower: float = math.nan
     kappa_q95_upper: float = math.nan
 
+    __repr__ = brief
+
     @property
     def has_figures(self) -> bool:
         """Whether there is a matrix, and something is known of it."""
         return not math.isnan(self.lambda_max)
+
+    @property
+    def symbol(self) -> str:
+        """H_W or H_z."""
+        return SYMBOLS[self.wrt]
 
     @property
     def key(self) -> Key:

@@ -18,7 +18,7 @@ from localhessian.analysis import RowSpectrum, findings, table
 from localhessian.analysis import html as write_html
 from localhessian.analysis._label import Label, labeled, stored_label
 from localhessian.analysis._row import COLUMNS
-from localhessian.analysis._table import SHOWN
+from localhessian.analysis._table import WIDE, WIDTH, number
 from localhessian.lab.cli import app
 
 pytestmark = pytest.mark.once
@@ -73,9 +73,9 @@ def test_dataframe_has_the_fixed_columns(report):
 
 
 def test_table_holds_every_column_and_row(report):
-    lines = str(report).splitlines()
+    lines = report.table(wide=True).splitlines()
     words = " ".join(lines[:4]).split()
-    assert {part for column in SHOWN for part in column.split("_")} <= set(words)
+    assert {part for column in WIDE for part in column.split("_")} <= set(words)
     assert sum(line.split()[:2] == ["attention", "params"] for line in lines) == 1
     assert "attention" in report._repr_html_()
     assert " - " in next(line for line in lines if line.split()[:2] == ["embed", "input"])
@@ -85,7 +85,51 @@ def test_table_of_several_reports_has_headings_and_marks():
     text = table({("one", "before"): made_up(12.0), ("two", "after"): made_up(3.4e9, status="RANK_UNCERTAIN")})
     assert " one, before\n" in text
     assert " two, after\n" in text
-    assert "3.40e+09?" in text
+    assert [line.split()[2:] for line in text.splitlines() if "conv" in line] == [
+        ["10/10", "12", "[12,", "inf]", "5"],
+        ["10/10", "3.40e9", "[3.4e9,", "inf]", "5", "?"],
+    ]
+    assert "? no clear gap at the rank rule's cutoff" in text
+    assert "3.40e9?" in table({"": made_up(3.4e9, status="RANK_UNCERTAIN")}, wide=True)
+
+
+def test_the_table_fits_a_hundred_columns_and_says_why_beside_the_row():
+    long = dataclasses.replace(
+        made_up(np.nan, lower=5.0).rows[0],
+        block="model.encoder.layers.23.self_attention.query",
+        note="lambda_max certified, the rest by quadrature, " + "so that kappa_plus has a lower bound only " * 3,
+    )
+    rows = (long, dataclasses.replace(long, wrt="input", note="short reason", status="NON_FINITE"))
+    lines = str(lh.Report(rows, {}, {})).splitlines()
+    table, beneath = lines[:4], "\n".join(lines[4:])
+    assert max(map(len, table)) <= WIDTH
+    assert "≥ 5 " in table[2]
+    assert "lambda_max certified, the rest by" in table[2]
+    assert f"{long.block} H_W: {long.note}" in beneath
+    assert table[3].endswith("!  short reason")
+    assert "short reason" not in beneath
+    assert "! no figures can be had" in beneath
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "0.0123"), (12.3, "12.3"), (1234.5, "1234"), (1234, "1234"), (1.234e8, "1.23e8"), (3e-9, "3.00e-9")],
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+    assert abs(float(number(value, 2)) / value - 1) < 0.05
+
+
+def test_a_report_is_its_rows(report):
+    assert len(report) == len(report.rows) == len(list(report))
+    head = report["head"]
+    assert [row.key for row in head] == [row.key for row in report if row.block == "head"]
+    assert head["head", "input"] == report["head", "input"]
+    assert set(head.spectra) == {row.key for row in head if row.has_figures}
+    assert str(head) != ""
+    with pytest.raises(KeyError, match="the report has no row 'tail'"):
+        report["tail"]
+    assert repr(report).startswith("Report of 6 local Hessians of 3 blocks; ")
 
 
 def test_a_row_is_found_by_its_key(report):

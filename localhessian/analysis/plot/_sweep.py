@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 from localhessian._arguments import expect, short
 from localhessian._optional import optional
 from localhessian._status import quietly
-from localhessian.analysis._figure import COLORS
+from localhessian.analysis._figure import COLORS, shown
 
 _LOGARITHMIC = ("kappa", "lambda", "trace")
 """Figures whose ratios are what matters."""
@@ -50,7 +50,8 @@ def sweep(dataset: Any, /, *, x: str, y: str, hue: str | None = None, over: str 
     variable, other = (hue, y) if is_map else (y, hue)
     drawn = _prepared(dataset, variable, "hue" if is_map else "y", {"x": x, ("y" if is_map else "hue"): other}, over)
     if ax is None:
-        ax = optional("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained").add_subplot()
+        drawn_on = optional("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")
+        ax = shown(drawn_on.add_subplot(), drawn_on)
     if is_map:
         _map(ax, drawn, x, y, over)
     else:
