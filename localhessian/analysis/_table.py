@@ -17,7 +17,7 @@ NAME = 24
 DIGITS = 3
 NARROW = ("block", "side", "rank/size", "kappa_plus", "kappa_q05", "", "note")
 _ERRORS = {"trace_error", "kappa_q05_lower", "kappa_q05_upper", "kappa_q95_lower", "kappa_q95_upper"}
-WIDE = tuple(column for column in COLUMNS if column not in {"status", "note", *_ERRORS})
+WIDE = tuple(column for column in COLUMNS[: COLUMNS.index("top_on_mean")] if column not in {"status", "note", *_ERRORS})
 """What stands in columns; status and note follow in words, errors in the cells that they belong to."""
 _LEFT = {"block", "side", "wrt", "part", "coupled", "method", "converged", "kappa_plus", "", "note"}
 LEGEND = (

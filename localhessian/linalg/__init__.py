@@ -29,6 +29,7 @@ from localhessian.linalg.spectra import SpectrumInterrupt as SpectrumInterrupt
 from localhessian.linalg.spectra import Summary as Summary
 from localhessian.linalg.spectra import certify as certify
 from localhessian.linalg.spectra import condition_number as condition_number
+from localhessian.linalg.spectra import cutoff as cutoff
 from localhessian.linalg.spectra import quantile_condition_number as quantile_condition_number
 from localhessian.linalg.spectra import summarize as summarize
 from localhessian.linalg.stochastic import Density as Density
@@ -44,4 +45,6 @@ from localhessian.linalg.stochastic import range_mean as range_mean
 from localhessian.linalg.stochastic import spectral_density as spectral_density
 from localhessian.linalg.stochastic import trace as trace
 from localhessian.linalg.structure import Declined as Declined
+from localhessian.linalg.structure import Grid as Grid
+from localhessian.linalg.structure import Structure as Structure
 from localhessian.linalg.structure import Structured as Structured

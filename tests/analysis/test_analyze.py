@@ -13,7 +13,7 @@ import localhessian as lh
 from localhessian.analysis import _survey as survey
 from localhessian.analysis._asked import UNASKED, chosen
 from localhessian.analysis._findings import findings
-from localhessian.analysis._measured import SURVEYED
+from localhessian.analysis._notes import SURVEYED
 from localhessian.lab import MODELS, digits, digits_network, train
 from localhessian.linalg import Declined
 
@@ -204,7 +204,7 @@ def test_samples_without_curvature_do_not_blank_the_row():
     padded = lh.analyze(*weighted(jnp.ones(n).at[1].set(0.0)), blocks="head", wrt="input")["head", "input"]
     others = [i for i in range(n) if i != 1]
     without = lh.analyze(*networks.mlp(), blocks="head", wrt="input", samples=others)["head", "input"]
-    assert padded.note == f"1 of {n} samples: no curvature, H = 0"
+    assert padded.note == f"1 of {n} samples (1): no curvature, H = 0"
     for column in ("rank", "lambda_max", "lambda_min_nonzero", "kappa_plus", "kappa_lower", "kappa_upper", "kappa_q05"):
         assert getattr(padded, column) == pytest.approx(getattr(without, column), rel=1e-4)
     nothing = lh.analyze(*weighted(jnp.zeros(n)), blocks="head")
