@@ -7,6 +7,8 @@ from localhessian.analysis._figure import figure as figure
 from localhessian.analysis._figure import shown as shown
 from localhessian.analysis._figure import write_figure as write_figure
 from localhessian.analysis._figures import Figures as Figures
+from localhessian.analysis._findings import Finding as Finding
+from localhessian.analysis._findings import Findings as Findings
 from localhessian.analysis._findings import findings as findings
 from localhessian.analysis._html import html as html
 from localhessian.analysis._label import Label as Label

@@ -128,7 +128,7 @@ def _spectra(axes: Any, reports: Mapping[Label, Analyzed], wrt: str, symbol: str
     """Eigenvalues over the largest, from the largest down, by the share of the dimension; samples: their median."""
     block = ""
     for label, look in _looks(reports).items():
-        rows = _rows(reports[label], wrt)
+        rows = [row for row in _rows(reports[label], wrt) if row.key in reports[label].spectra]
         if not rows:
             continue
         row = next((row for row in rows if row.block == block), rows[len(rows) // 2])

@@ -13,6 +13,7 @@ import numpy as np
 from localhessian._arguments import expect, expect_flag, expect_path
 from localhessian._optional import optional
 from localhessian.analysis._figure import figure
+from localhessian.analysis._findings import Findings, findings
 from localhessian.analysis._html import html
 from localhessian.analysis._names import fitted
 from localhessian.analysis._notebook import notebook_html
@@ -91,6 +92,11 @@ class Report:
     def __len__(self) -> int:
         """How many rows."""
         return len(self.rows)
+
+    @property
+    def summary(self) -> Findings:
+        """What the numbers show, in four to eight sentences, the verdict first; each knows the rows it speaks of."""
+        return findings({"": self})
 
     def table(self, *, wide: bool = False) -> str:
         """The rows as text: the columns that matter within 100 characters, or all of them (`wide`)."""

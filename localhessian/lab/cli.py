@@ -272,7 +272,7 @@ def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
 
 
 def _write(reports: dict[Label, Report], out: Path) -> None:
-    text = findings(reports)
+    text = str(findings(reports))
     typer.echo(table(reports))
     with _in_words():
         page = _write_files(reports, out, text)

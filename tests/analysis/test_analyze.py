@@ -210,7 +210,7 @@ def test_samples_without_curvature_do_not_blank_the_row():
     nothing = lh.analyze(*weighted(jnp.zeros(n)), blocks="head")
     assert [(row.status, row.rank, row.lambda_max) for row in nothing.rows] == [("ZERO", 0, 0), ("ZERO", 0, 0)]
     assert np.isnan([getattr(row, name) for row in nothing.rows for name in ("kappa_plus", "kappa_lower")]).all()
-    assert "`head` has no curvature at all" in findings({"": nothing})
+    assert "`head` has no curvature at all" in str(findings({"": nothing}))
     assert [line.split("  0  ")[-1] for line in str(nothing).splitlines() if "head" in line] == [
         "no curvature, H = 0",
         f"{n} of {n} samples: no curvature, H = 0",
@@ -231,7 +231,7 @@ def test_a_block_that_fails_is_a_row_with_its_sentence_and_the_others_stay(monke
     failed = report["layer1", "params"]
     assert (failed.status, failed.converged, failed.note) == ("FAILED", False, "MemoryError: cannot hold it")
     assert all(row.has_figures for row in report.rows if row is not failed)
-    assert "`layer1` could not be analyzed" in findings({"": report})
+    assert "`layer1` could not be analyzed" in str(findings({"": report}))
     monkeypatch.undo()
     assert lh.analyze(*case, wrt="params", resume=report) == lh.analyze(*case, wrt="params")
 
@@ -245,7 +245,7 @@ def test_products_that_are_not_finite_have_their_status_in_row_table_page_and_fi
     assert report["layer1", "input"].status == "NON_FINITE"
     assert "products are not finite" in str(report)
     assert "products are not finite" in report.html(tmp_path / "page.html").read_text()
-    assert findings({"": report}).startswith("First: ")
+    assert any(finding.text.startswith("First: ") for finding in findings({"": report})[:2])
 
 
 def test_resume_knows_all_that_the_numbers_depend_on():
@@ -333,7 +333,7 @@ def test_reports_compare_print_and_draw_when_nothing_was_found_too(tmp_path):
         report.meta["label"] = "y"
     empty.plot(tmp_path / "empty.png")
     empty.html(tmp_path / "empty.html")
-    assert "There is no spectrum" in findings({"": empty})
+    assert "There is no spectrum" in str(findings({"": empty}))
 
 
 def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monkeypatch):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import localhessian as lh
 from localhessian.analysis import RowSpectrum, findings, table
 from localhessian.analysis import html as write_html
+from localhessian.analysis._findings import MOST
 from localhessian.analysis._label import Label, labeled, stored_label
 from localhessian.analysis._row import COLUMNS
 from localhessian.analysis._table import WIDE, WIDTH, number
@@ -197,13 +198,16 @@ def test_labels_are_data_and_those_of_older_files_are_read():
 
 
 def test_findings_are_computed_from_the_rows():
-    text = findings(
+    told = findings(
         {("a", "before"): made_up(10.0), ("a", "after"): made_up(40.0), ("b", "after"): made_up(7.0, q05=50.0)}
     )
+    text = str(told)
     assert "kappa_plus(H_W): a 10 before, 40 after; b 7 after." in text
-    assert "a is the best conditioned (a 5, b 50)" in text
+    assert told[0].text.endswith("in H_W a is the best conditioned (a 5, b 50).")
+    assert {label for label, _ in told[0].rows} == {("a", "after"), ("b", "after")}
     assert "All 3 spectra are complete" in text
     assert "one random seed and one batch of 4 samples" in text
+    assert text.count("\n- ") == len(told) - 1
 
 
 def test_findings_carry_every_reservation():
@@ -213,14 +217,45 @@ def test_findings_carry_every_reservation():
         "c": made_up(11.0, q05=6.0, wrt="input", rank=4),
     }
     reports["a"] = reports["a"].with_meta(accuracy=0.5)
-    text = findings(reports)
+    text = str(findings(reports))
     assert "1 of 3 kappa_plus (marked ?) hang on where the rank rule cuts" in text
     assert "1 are known as lower bounds only" in text
     assert "1 spectra did not converge" in text
-    assert "c 40 %" in text
+    assert "kappa_plus(H_z) of `conv` of c speaks of less than half of the space (of 40 % in `conv` of c)" in text
     assert "test accuracy after training: a 50.0 %" in text
     close = findings({"a": made_up(10.0), "b": made_up(11.0, q05=6.0)})
-    assert "the networks hardly differ (a 5, b 6)" in close
+    assert "the networks hardly differ (a 5, b 6)" in close[0].text
+
+
+def test_a_small_figure_on_a_small_share_is_never_called_the_best():
+    for wrt, symbol in (("params", "H_W"), ("input", "H_z")):
+        told = findings({"a": made_up(2.0, q05=2.0, rank=3, wrt=wrt), "b": made_up(90.0, q05=60.0, wrt=wrt)})
+        assert f"in {symbol} a has the smallest figure (a 2, b 60), but on 30 % of the space only" in told[0].text
+        assert "best conditioned" not in str(told)
+
+
+def test_findings_of_one_network_name_the_block_and_the_effect():
+    def row(block, **more):
+        return dataclasses.replace(made_up(50.0, rank=9).rows[0], block=block, kappa_q05=20.0, **more)
+
+    behind = {"top_on_mean": 0.9, "kappa_inputs": 500.0, "kappa_centered": 20.0, "kappa_scaled": 490.0}
+    of_gradient = {"gradient_top": 0.1, "gradient_bottom": 0.8}
+    rows = (row("a"), row("b", **behind), row("c", **of_gradient), row("d", top_channel=3, top_channel_share=0.99))
+    worst = dataclasses.replace(row("e"), kappa_q05=900.0)
+    told = lh.Report((*rows, worst), {}, {"batch": 4}).summary
+    assert 4 <= len(told) <= MOST
+    assert told[0].text == "H_W is worst conditioned in `e`, lambda_max/lambda_5% = 900, 45 times the median block's."
+    assert told[0].rows == ((Label(), worst.key),)
+    text = str(told)
+    assert "largest eigenvalue of H_W of `b` (90 % of the top eigenvector in `b`): centering that input" in text
+    assert "second moments there from 500 to 20." in text
+    assert "scaling" not in text  # 500 to 490 is no effect
+    assert "80 % of the squared gradient of `c` lies where the curvature is below a thousandth" in text
+    assert "half as large: 3 in `d`." in text
+    broken = dataclasses.replace(row("f"), status="NON_FINITE", lambda_max=np.nan)
+    told = lh.Report((*rows, broken), {}, {"batch": 4}).summary
+    assert "(1 of 5 local Hessians have none, see below)" in told[0].text
+    assert told[1].text.startswith("First: `f` left the range of its numbers")
 
 
 def test_command_line_analyzes_and_renders_again(tmp_path):
