@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from localhessian._arguments import expect, expect_key
+from localhessian._arguments import expect_key
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
 from localhessian._tree import floating, is_concrete, size
@@ -26,7 +26,7 @@ from localhessian.analysis._row import Row, RowSpectrum
 from localhessian.analysis._survey import examined
 from localhessian.curvature import Part
 from localhessian.linalg import Method, SpectrumInterrupt, check_method
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly, check_chain
 
 GAUSS_NEWTON: Part = "gauss_newton"
 AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
@@ -102,7 +102,7 @@ def analyze(
             "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.measure` "
             "works)."
         )
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain, params)
     expect_key(key)
     check_method(method)
     jobs = jobs_of(chain, blocks, wrt, part)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect, expect_key
+from localhessian._arguments import expect_key
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
@@ -19,7 +19,7 @@ from localhessian.analysis._row import Key as RowKey
 from localhessian.analysis._survey import examined, named
 from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method, condition_number
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain
 
 
 def measure(
@@ -84,7 +84,7 @@ def measure(
         >>> print(jax.jit(jax.vmap(kappa))(jnp.array([1.0, 2.0, 3.0])).round(3))
         [1. 4. 9.]
     """
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain, params)
     expect_key(key)
     check_method(method)
     jobs = jobs_of(chain, blocks, wrt, part)

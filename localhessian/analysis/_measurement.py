@@ -52,9 +52,9 @@ class Measurement:
     """Of all entries; they are the last axis of every array, in the order of `entries`."""
     entries: tuple[Entry, ...] = static()
 
-    def __getitem__(self, where: tuple[str, ...]) -> Figures:
-        """The figures of (block, wrt), or of (block, wrt, part)."""
-        where = tuple(where)
+    def __getitem__(self, where: str | tuple[str, ...]) -> Figures:
+        """The figures of (block, wrt), or of (block, wrt, part); of a block's name alone, those of its first entry."""
+        where = (where,) if isinstance(where, str) else tuple(where)
         for place, entry in enumerate(self.entries):
             if entry.key[: len(where)] == where:
                 return Figures(**{name: array[..., place] for name, array in vars(self.figures).items()})

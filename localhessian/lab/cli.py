@@ -64,6 +64,8 @@ def analyze_command(
     """Train small convolutional networks on the UCI digits; analyze every block before and after."""
     _check(out)
     data = digits()
+    if batch > len(data.train_x):
+        raise typer.BadParameter(f"`--batch` must be at most {len(data.train_x)}, the images there are, got {batch}.")
     reports: dict[Label, Report] = {}
     failed: list[str] = []
     for model in _names(models):
@@ -252,6 +254,8 @@ def _names(models: str) -> list[str]:
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
         raise typer.BadParameter(f"`--models` takes names of {', '.join(MODELS)}, got {models!r}.")
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"`--models` names a network twice, got {models!r}: name each once.")
     return names
 
 

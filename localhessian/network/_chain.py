@@ -173,6 +173,18 @@ class Chain:
         return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
 
 
+def check_chain(chain: Any, params: Any = None) -> None:
+    """Refuse what is no chain, and say so where it changed places with the parameters.
+
+    Raises:
+        TypeError: it is none.
+    """
+    wanted = "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)"
+    if isinstance(params, Chain) and not isinstance(chain, Chain):
+        raise TypeError(f"`chain` must be {wanted}, got {short(chain)}; `params` is one: swap the two.")
+    expect("chain", chain, Chain, wanted)
+
+
 def check_params(name: str, value: Any) -> None:
     """Refuse what does not hold something for each block by its name.
 

@@ -23,6 +23,7 @@ from localhessian.network import (
     TracedChain,
     admit,
     check_arrays,
+    check_chain,
     check_finite,
     first_samples,
     run_chain,
@@ -291,7 +292,7 @@ def _scalars(chain, loss, scalar, params, x, y, context, key, probes, dtype) -> 
 
 
 def _check_settings(chain, loss, scalar, refresh, decay, damping, normalize, samples, probes, per_sample) -> None:
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain)
     _check_loss(loss)
     check_scalar(scalar)
     expect_number("decay", decay, below=1.0)

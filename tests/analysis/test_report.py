@@ -274,6 +274,10 @@ def test_command_line_says_what_is_wrong(tmp_path):
     unknown = CliRunner().invoke(app, ["analyze", "--models", "resnet"])
     assert unknown.exit_code == 2
     assert "`--models` takes names of plain, batchnorm, skip" in " ".join(unknown.output.split())
+    twice = CliRunner().invoke(app, ["analyze", "--models", "plain,plain"])
+    assert (twice.exit_code, "names a network twice" in " ".join(twice.output.split())) == (2, True)
+    beyond = CliRunner().invoke(app, ["analyze", "--batch", "5000"])
+    assert (beyond.exit_code, "`--batch` must be at most 1437" in " ".join(beyond.output.split())) == (2, True)
     empty = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert "there is no report (.npz) in" in " ".join(empty.output.split())
     assert set(CliRunner().invoke(app, ["--help"]).output.split()) >= {"analyze", "report"}
