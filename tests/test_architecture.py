@@ -44,7 +44,7 @@ TOP = 8
 SUBROOMS = {
     "linalg": ("operators", "spectra", "krylov", "structure", "stochastic", ""),
     "network": ("", "cutting"),
-    "analysis": ("", "sweeps", "plot"),
+    "analysis": ("rows", "plot", "", "sweeps"),
 }
 OPTIONAL = frozenset(
     {

@@ -21,9 +21,9 @@ from localhessian.analysis._insight import insight
 from localhessian.analysis._measured import measured, surveyed, without_figures
 from localhessian.analysis._notes import nobody, not_convex
 from localhessian.analysis._report import Report
-from localhessian.analysis._row import Key as RowKey
-from localhessian.analysis._row import Row, RowSpectrum
 from localhessian.analysis._survey import examined
+from localhessian.analysis.rows import Key as RowKey
+from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.curvature import Part
 from localhessian.linalg import Method, SpectrumInterrupt, check_method
 from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly, check_chain

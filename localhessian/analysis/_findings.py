@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from localhessian import _arguments
-from localhessian.analysis._label import Label, Labeled, labeled
-from localhessian.analysis._row import SYMBOLS, Analyzed, Key, Row
 from localhessian.analysis._table import number
+from localhessian.analysis.rows import SYMBOLS, Analyzed, Key, Label, Labeled, Row, labeled
+from localhessian.network import Wrt
 
 MOST = 8
 """Findings; what is least says least."""
@@ -312,12 +312,12 @@ def _limits(reports: Mapping[Label, Analyzed]) -> Finding:
     )
 
 
-def _side(report: Analyzed, wrt: str) -> list[Row]:
+def _side(report: Analyzed, wrt: Wrt) -> list[Row]:
     """The rows of a side that have figures."""
     return [row for _, row in _of([(Label(), row) for row in report.rows], wrt)]
 
 
-def _of(rows: Rows, wrt: str) -> list[tuple[Label, Row]]:
+def _of(rows: Rows, wrt: Wrt) -> list[tuple[Label, Row]]:
     """Those of a side that have figures, of the Gauss-Newton part."""
     there = lambda row: row.has_figures and row.size and row.part == "gauss_newton"
     return [(label, row) for label, row in rows if row.symbol == SYMBOLS[wrt] and there(row)]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from localhessian._files import write_text
 from localhessian._optional import optional
-from localhessian.analysis._figure import figure
-from localhessian.analysis._label import Labeled, labeled
-from localhessian.analysis._row import Analyzed
 from localhessian.analysis._table import WIDE, cell, notes
+from localhessian.analysis.plot import figure
+from localhessian.analysis.rows import Analyzed, Labeled, labeled
 
 MEANINGS = {
     "block": "name of the block",

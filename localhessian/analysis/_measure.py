@@ -15,8 +15,8 @@ from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.analysis._asked import chosen, jobs_of, missing
 from localhessian.analysis._figures import Figures, figures, stacked, surveyed_figures
 from localhessian.analysis._measurement import Entry, Measurement
-from localhessian.analysis._row import Key as RowKey
 from localhessian.analysis._survey import examined, named
+from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method, condition_number
 from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain

@@ -9,8 +9,8 @@ import numpy as np
 from localhessian._status import Status
 from localhessian.analysis._figures import Figures, figures, surveyed_figures
 from localhessian.analysis._notes import SURVEYED, Blame, nobody, note_of, words_of
-from localhessian.analysis._row import Key, Row, RowSpectrum
 from localhessian.analysis._survey import named
+from localhessian.analysis.rows import Key, Row, RowSpectrum
 from localhessian.linalg import ConditionNumber, Density, Spectrum, condition_number
 
 _NAN = float("nan")

@@ -11,7 +11,7 @@ from localhessian._optional import optional
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian.analysis._figures import Figures
-from localhessian.analysis._row import Key
+from localhessian.analysis.rows import Key
 from localhessian.curvature import Part
 from localhessian.network import Wrt
 

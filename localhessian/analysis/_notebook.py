@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from localhessian.analysis._figure import figure, png
-from localhessian.analysis._row import Analyzed, Row
-from localhessian.analysis._spectrum_curve import FLOOR, curve
 from localhessian.analysis._table import NARROW, WIDE, cell, narrow
+from localhessian.analysis.plot import figure, png
+from localhessian.analysis.rows import FLOOR, Analyzed, Row, curve
 
 _SIZE = 90, 18
 """Of a small spectrum, in pixels."""

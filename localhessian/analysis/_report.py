@@ -12,14 +12,13 @@ import numpy as np
 
 from localhessian._arguments import expect, expect_flag, expect_path
 from localhessian._optional import optional
-from localhessian.analysis._figure import figure
 from localhessian.analysis._findings import Findings, findings
 from localhessian.analysis._html import html
-from localhessian.analysis._names import fitted
 from localhessian.analysis._notebook import notebook_html
 from localhessian.analysis._report_file import read, write
-from localhessian.analysis._row import COLUMNS, Key, Row, RowSpectrum
 from localhessian.analysis._table import NAME, number, table
+from localhessian.analysis.plot import figure
+from localhessian.analysis.rows import COLUMNS, Key, Row, RowSpectrum, fitted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,14 +102,15 @@ class Report:
         expect_flag("wide", wide)
         return table({"": self}, wide=wide)
 
-    def plot(self, path: str | Path | None = None) -> Any:
+    def plot(self, path: str | Path | None = None, *, columns: int | None = None) -> Any:
         """Condition numbers along depth and spectra, as a matplotlib Figure; written to `path` if given.
 
-        Needs matplotlib: `pip install 'localhessian[report]'`.
+        `columns`: 1 or 2, as wide as columns of a paper. `lh.plot.depth` and the others there draw single panels. Needs
+        matplotlib: `pip install 'localhessian[report]'`.
         """
         if path is not None:
             expect_path(path)
-        return figure({"": self}, path)
+        return figure({"": self}, path, columns=columns)
 
     def html(self, path: str | Path) -> Path:
         """Write a page that opens without a network. Needs matplotlib and jinja2: `localhessian[report]`."""

@@ -15,7 +15,7 @@ import numpy as np
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.analysis._row import Key as RowKey
+from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
     Declined,

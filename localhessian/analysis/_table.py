@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from localhessian._grid import grid
-from localhessian.analysis._label import Label, Labeled, labeled
-from localhessian.analysis._names import MARK, fitted
-from localhessian.analysis._row import COLUMNS, INTERVALS, Analyzed, Row
+from localhessian.analysis.rows import COLUMNS, INTERVALS, Analyzed, Label, Labeled, Row, fitted, labeled, shortened
 
 WIDTH = 100
 """Of the narrow table, in characters."""
@@ -49,7 +47,7 @@ def table(reports: Labeled[Analyzed], *, wide: bool = False) -> str:
         return "\n".join([*grid(columns, sections), *notes(reports), *_legend(reports)])
     cells = {label: [narrow(row) for row in report.rows] for label, report in reports.items()}
     room = max(12, _room([row for rows in cells.values() for row in rows]))
-    sections = [(str(label), [[*row[:-1], _cut(row[-1], room)] for row in rows]) for label, rows in cells.items()]
+    sections = [(str(label), [[*row[:-1], shortened(row[-1], room)] for row in rows]) for label, rows in cells.items()]
     lines = grid({column: _side(column) for column in NARROW}, sections)
     return "\n".join([*lines, *notes(reports, longer=room), *_legend(reports)])
 
@@ -75,10 +73,6 @@ def within(row: Row, column: str) -> str:
 def mark(row: Row) -> str:
     """One character for how the computation ended; none where it converged."""
     return "" if row.status == "CONVERGED" else _MARKS.get(row.status, _BROKEN)[0]
-
-
-def _cut(note: str, room: int) -> str:
-    return note if len(note) <= room else f"{note[: room - 1].rstrip(' ,;:(')}{MARK}"
 
 
 def _room(rows: Sequence[Sequence[str]]) -> int:

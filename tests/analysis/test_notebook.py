@@ -21,6 +21,7 @@ CELLS = {
     "text": "report.table() == str(report), len(report.table()) > 500, len(Comparison((), Plan(), {}).table()) > 300",
     "report": "report",
     "figure": "report.plot()",
+    "panel": "lh.plot.depth(report)",
     "repr": "print(repr(report))",
 }
 
@@ -63,5 +64,6 @@ def test_a_report_is_a_table_with_spectra_and_its_figure(outputs):
 
 
 def test_a_figure_at_the_end_of_a_cell_is_shown_without_magic(outputs):
-    (shown,) = outputs["figure"]
-    assert base64.b64decode(shown.data["image/png"]).startswith(b"\x89PNG")
+    for name in ("figure", "panel"):
+        (shown,) = outputs[name]
+        assert base64.b64decode(shown.data["image/png"]).startswith(b"\x89PNG")

@@ -17,9 +17,8 @@ import localhessian as lh
 from localhessian.analysis import RowSpectrum, findings, table
 from localhessian.analysis import html as write_html
 from localhessian.analysis._findings import MOST
-from localhessian.analysis._label import Label, labeled, stored_label
-from localhessian.analysis._row import COLUMNS
 from localhessian.analysis._table import WIDE, WIDTH, number
+from localhessian.analysis.rows import COLUMNS, Label, labeled, stored_label
 from localhessian.lab.cli import app
 
 pytestmark = pytest.mark.once

@@ -49,7 +49,7 @@ COLUMNS = (
 )
 Key = tuple[str, Wrt, Part]
 """(block, wrt, part)."""
-SYMBOLS = {"params": "H_W", "input": "H_z"}
+SYMBOLS: Mapping[Wrt, str] = {"params": "H_W", "input": "H_z"}
 """Of the sides."""
 INTERVALS = {
     "kappa_plus": ("kappa_lower", "kappa_upper"),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from localhessian.analysis._row import RowSpectrum
+from localhessian.analysis.rows._row import RowSpectrum
 
 FLOOR = 1e-12
 """Relative to the largest: nothing below is drawn."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 MARK = "…"
+"""Of what is left out."""
 
 
 def fitted(name: str, width: int) -> str:
@@ -11,6 +12,11 @@ def fitted(name: str, width: int) -> str:
         return name
     head = (width - 1) // 2
     return f"{name[:head]}{MARK}{name[len(name) - (width - 1 - head) :]}"
+
+
+def shortened(text: str, width: int) -> str:
+    """The text, its end left out where it is longer."""
+    return text if len(text) <= width else f"{text[: width - 1].rstrip(' ,;:(')}{MARK}"
 
 
 def distinct(names: Sequence[str], width: int) -> list[str]:
