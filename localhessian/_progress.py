@@ -1,10 +1,12 @@
 """Long work tells how far it is: to a function, to a bar, or to nobody."""
 
 import contextlib
+import html
+import sys
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from localhessian._arguments import expect_function
 
@@ -25,6 +27,8 @@ def follow(progress: Progress | bool | None, unit: str) -> Iterator[Progress]:
         yield silent
     elif callable(progress):
         yield progress
+    elif notebook() is not None:
+        yield _shown(unit)
     else:
         with tqdm(unit=unit) as bar:
 
@@ -34,3 +38,22 @@ def follow(progress: Progress | bool | None, unit: str) -> Iterator[Progress]:
                 bar.update(done - bar.n)
 
             yield show
+
+
+def notebook() -> Any:
+    """IPython where this runs in a notebook; else None."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return ipython if hasattr(shell, "kernel") else None
+
+
+def _shown(unit: str) -> Progress:
+    """One bar of HTML that moves: what `tqdm` shows there needs widgets, or is a red block for each step."""
+    display: Any = notebook().display
+    shown = display.display(display.HTML("<progress></progress>"), display_id=True)
+
+    def show(done: int, total: int, what: str) -> None:
+        bar = f'<progress value="{done}" max="{total}"></progress>'
+        shown.update(display.HTML(f"{bar} {done}/{total} {html.escape(unit)} {html.escape(what)}"))
+
+    return show

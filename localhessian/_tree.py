@@ -13,6 +13,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from localhessian._brief import brief
+
 T = TypeVar("T")
 
 
@@ -23,9 +25,13 @@ def static(**kwargs: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def pytree(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass that is a pytree; fields made by `static()` are its configuration."""
-    own = cls.__repr__ is not object.__repr__  # a base class' too
-    frozen = dataclasses.dataclass(frozen=True, eq=False, repr=not own)(cls)
+    """Make a class a frozen dataclass that is a pytree; fields made by `static()` are its configuration.
+
+    It prints in brief, and equals itself only: its fields are arrays.
+    """
+    frozen: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    if frozen.__repr__ is object.__repr__:
+        frozen.__repr__ = brief
     return jax.tree_util.register_dataclass(frozen)
 
 

@@ -20,6 +20,8 @@ ROOT = Path(lh.__file__).parent
 RANKS = {
     "_archive": 0,
     "_arguments": 0,
+    "_brief": 0,
+    "_grid": 0,
     "_files": 0,
     "_memory": 0,
     "_optional": 0,
@@ -42,7 +44,7 @@ TOP = 8
 SUBROOMS = {
     "linalg": ("operators", "spectra", "krylov", "structure", "stochastic", ""),
     "network": ("", "cutting"),
-    "analysis": ("", "sweeps", "plot"),
+    "analysis": ("rows", "plot", "", "sweeps"),
 }
 OPTIONAL = frozenset(
     {

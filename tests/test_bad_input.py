@@ -318,6 +318,9 @@ def test_sentences_tell_what_to_pass():
         "`lh.XTrace(probes=32)`, `lh.Structured()` or None, got 'xtrace'": lambda: lh.trace(operator, "xtrace"),
         "`key` must be a random key, as `jax.random.key(0)`, got 3": lambda: lh.spectrum(operator, key=3),
         "`chain` must be a chain": lambda: lh.back_match(GIVEN["params"], GIVEN["chain"], *[GIVEN[k] for k in "xy"], 0),
+        "got a `dict`; `params` is one: swap the two": lambda: lh.analyze(
+            GIVEN["params"], GIVEN["chain"], *[GIVEN[k] for k in ("x", "y", "loss")]
+        ),
         "`matching` must be what `lh.back_match` returns, got None": lambda: lh.local_hessian(None, "a"),
         "`spectrum` must be a spectrum from `lh.spectrum`, got an array": lambda: lh.condition_number(jnp.ones(3)),
         "`blocks` must be a list of blocks": lambda: lh.Chain([1]),

@@ -1,6 +1,7 @@
 """The main job: every local Hessian of a network, with progress, interruption and resumption."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from localhessian._arguments import expect, expect_key
+from localhessian._arguments import expect_key
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
 from localhessian._tree import floating_leaves, is_concrete, size
@@ -16,15 +17,18 @@ from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
 from localhessian.analysis._asked import UNASKED, chosen, jobs_of, missing
 from localhessian.analysis._fingerprint import fingerprint
+from localhessian.analysis._insight import insight
 from localhessian.analysis._measured import measured, surveyed, without_figures
+from localhessian.analysis._notes import nobody, not_convex
 from localhessian.analysis._report import Report
-from localhessian.analysis._row import Key as RowKey
-from localhessian.analysis._row import Row, RowSpectrum
 from localhessian.analysis._survey import examined
+from localhessian.analysis.rows import Key as RowKey
+from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.curvature import Part
 from localhessian.linalg import Method, SpectrumInterrupt, check_method
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly, check_chain
 
+GAUSS_NEWTON: Part = "gauss_newton"
 AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
 """Rows that `resume` does not keep."""
 
@@ -98,7 +102,7 @@ def analyze(
             "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.measure` "
             "works)."
         )
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain, params)
     expect_key(key)
     check_method(method)
     jobs = jobs_of(chain, blocks, wrt, part)
@@ -134,25 +138,38 @@ def _analyze_one(
     matching: BackMatching, job: RowKey, samples: tuple[int, ...], method: Method | None, key: Key, asked: bool
 ) -> tuple[Row, RowSpectrum | None, bool]:
     """The row, the spectrum behind it, and whether it was interrupted."""
-    block, wrt, _ = job
+    block, wrt, part = job
     kind, coupled = SIDES[wrt], bool(matching.coupled[block])
     why = missing(matching, block, kind, asked=asked)
     if why:
         return without_figures(job, coupled=coupled, note=why), None, False
     one_by_one = kind.per_sample and not coupled
-    count = len(samples) if one_by_one else matching.samples
+    entered = samples if one_by_one else matching.samples
+    is_outer = part == GAUSS_NEWTON and block == matching.chain.names[-1]
+    how: dict[str, Any] = {
+        "samples": entered,
+        "coupled": coupled,
+        "blame": functools.partial(not_convex, matching) if is_outer else nobody,
+    }
     try:
-        found, rest = examined(matching, job, samples if one_by_one else None, method, key)
+        seen = examined(matching, job, samples if one_by_one else None, method, key)
+        found, rest = seen.spectrum, seen.rest
         if rest is not None:
-            return *surveyed(job, found, rest, samples=count, coupled=coupled), False
-        return *measured(job, found, samples=count, coupled=coupled), False
+            row, behind = surveyed(job, found, rest, **how)
+        else:
+            row, behind = measured(job, found, **how)
+        if part == GAUSS_NEWTON and not kind.per_sample and row.lambda_max > 0:
+            told = insight(matching, block, seen.operator, found, seen.structure)
+            row = dataclasses.replace(row, **dataclasses.asdict(told))
+        return row, behind, False
     except SpectrumInterrupt as interrupt:
-        row, found_so_far = measured(job, interrupt.spectrum, samples=count, coupled=coupled)
+        row, found_so_far = measured(job, interrupt.spectrum, **how)
         note = f"interrupted after {row.matvecs} products"
         status = Status.INTERRUPTED.name
         return dataclasses.replace(row, status=status, converged=False, note=note), found_so_far, True
     except Exception as error:  # one row's failure, whatever it is, must not cost the others
         note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        count = len(samples) if one_by_one else matching.samples
         return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count), None, False
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from localhessian._programs import at_once
 from localhessian._tree import floating_leaves, is_concrete, size
-from localhessian.analysis._row import Key
+from localhessian.analysis.rows import Key
 from localhessian.curvature import Part
 from localhessian.network import SIDES, BackMatching, Chain, Side, sample_indices
 

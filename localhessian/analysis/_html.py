@@ -3,14 +3,13 @@
 import importlib.resources
 import io
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from localhessian._files import write_text
 from localhessian._optional import optional
-from localhessian.analysis._figure import SEPARATOR, figure
-from localhessian.analysis._row import Analyzed
-from localhessian.analysis._table import SHOWN, cell, notes
+from localhessian.analysis._table import WIDE, cell, notes
+from localhessian.analysis.plot import figure
+from localhessian.analysis.rows import Analyzed, Labeled, labeled
 from localhessian.linalg import RANK_RULE
 
 MEANINGS = {
@@ -38,11 +37,11 @@ MEANINGS = {
 }
 
 
-def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Local Hessians", text: str = "") -> Path:
+def html(reports: Labeled[Analyzed], path: str | Path, *, title: str = "Local Hessians", text: str = "") -> Path:
     """Write the page: text, figure, tables, what each column means, and where the numbers come from.
 
     Args:
-        reports: By label.
+        reports: By the name of a network, or by (network, stage).
         path: The file.
         title: Of the page.
         text: A paragraph above the figure.
@@ -53,16 +52,17 @@ def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Loc
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
     """
+    reports = labeled(reports)
     template = (importlib.resources.files("localhessian.analysis") / "templates" / "report.html.j2").read_text("utf-8")
     environment = optional("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template).render(
         title=title,
         text=text,
         svg=_svg(reports),
-        columns=SHOWN,
+        columns=WIDE,
         meanings=MEANINGS,
         sections=[
-            (label.replace(SEPARATOR, ", "), report.meta, [[cell(row, c) for c in SHOWN] for row in report.rows])
+            (str(label), report.meta, [[cell(row, c) for c in WIDE] for row in report.rows])
             for label, report in reports.items()
         ],
         notes=notes(reports),
@@ -72,7 +72,7 @@ def html(reports: Mapping[str, Analyzed], path: str | Path, *, title: str = "Loc
     return path
 
 
-def _svg(reports: Mapping[str, Analyzed]) -> str:
+def _svg(reports: Labeled[Analyzed]) -> str:
     out = io.StringIO()
     figure(reports).savefig(out, format="svg", metadata={"Date": None})
     return re.sub(r"^.*?(?=<svg)", "", out.getvalue(), flags=re.DOTALL)

@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect, expect_key
+from localhessian._arguments import expect_key
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.analysis._asked import chosen, jobs_of, missing
 from localhessian.analysis._figures import Figures, figures, stacked, surveyed_figures
 from localhessian.analysis._measurement import Entry, Measurement
-from localhessian.analysis._row import Key as RowKey
 from localhessian.analysis._survey import examined, named
+from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method, condition_number
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain
 
 
 def measure(
@@ -84,7 +84,7 @@ def measure(
         >>> print(jax.jit(jax.vmap(kappa))(jnp.array([1.0, 2.0, 3.0])).round(3))
         [1. 4. 9.]
     """
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain, params)
     expect_key(key)
     check_method(method)
     jobs = jobs_of(chain, blocks, wrt, part)
@@ -106,7 +106,7 @@ def _measured(
     coupled = matching.coupled[block]
     is_coupled = bool(coupled) if is_concrete(coupled) else True
     samples = ones if SIDES[wrt].per_sample and not is_coupled else None
-    found, rest = examined(matching, job, samples, method, key)
+    found, rest, *_ = examined(matching, job, samples, method, key)
     kappa = condition_number(found)
     told = figures(found, kappa) if rest is None else surveyed_figures(found, kappa, rest)
     count = matching.samples if samples is None else len(samples)

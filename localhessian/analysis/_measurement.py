@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from localhessian._brief import named, wrapped
 from localhessian._optional import optional
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian.analysis._figures import Figures
-from localhessian.analysis._row import Key
+from localhessian.analysis.rows import Key
 from localhessian.curvature import Part
 from localhessian.network import Wrt
 
@@ -51,9 +52,9 @@ class Measurement:
     """Of all entries; they are the last axis of every array, in the order of `entries`."""
     entries: tuple[Entry, ...] = static()
 
-    def __getitem__(self, where: tuple[str, ...]) -> Figures:
-        """The figures of (block, wrt), or of (block, wrt, part)."""
-        where = tuple(where)
+    def __getitem__(self, where: str | tuple[str, ...]) -> Figures:
+        """The figures of (block, wrt), or of (block, wrt, part); of a block's name alone, those of its first entry."""
+        where = (where,) if isinstance(where, str) else tuple(where)
         for place, entry in enumerate(self.entries):
             if entry.key[: len(where)] == where:
                 return Figures(**{name: array[..., place] for name, array in vars(self.figures).items()})
@@ -62,9 +63,9 @@ class Measurement:
 
     def __repr__(self) -> str:
         """What was measured, and how often; no numbers."""
-        blocks = ", ".join(dict.fromkeys(entry.block for entry in self.entries))
+        blocks = named(tuple(dict.fromkeys(entry.block for entry in self.entries)))
         times = "".join(f" x {n}" for n in np.shape(self.figures.status)[:-1])
-        return f"Measurement({len(self.entries)} local Hessians{times}; blocks {blocks})"
+        return wrapped(f"Measurement({len(self.entries)} local Hessians{times}; blocks {blocks})")
 
     def to_xarray(self) -> Any:
         """A Dataset with the dimensions block and wrt (and part, if there are several), after those of `jax.vmap`.

@@ -1,28 +1,32 @@
 """The answer of `analyze`: a row for each local Hessian, its spectrum, and where the numbers come from."""
 
 import dataclasses
-import html as html_text
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from localhessian._arguments import expect, expect_path
+from localhessian._arguments import expect, expect_flag, expect_path
 from localhessian._optional import optional
-from localhessian.analysis._figure import figure
+from localhessian.analysis._findings import Findings, findings
 from localhessian.analysis._html import html
+from localhessian.analysis._notebook import notebook_html
 from localhessian.analysis._report_file import read, write
-from localhessian.analysis._row import COLUMNS, Key, Row, RowSpectrum
-from localhessian.analysis._table import table
+from localhessian.analysis._table import NAME, number, table
+from localhessian.analysis.plot import figure
+from localhessian.analysis.rows import COLUMNS, Key, Row, RowSpectrum, fitted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
     """Spectra and condition numbers of the local Hessians of a network; from `lh.analyze`.
 
-    `report[block, wrt]` is a row. Printing gives the table; Jupyter shows it.
+    `report[block, wrt]` is a row, `report[block]` a report of one block, iteration gives the rows. Printing gives the
+    table; Jupyter shows it with small spectra and the figure.
     """
 
     rows: tuple[Row, ...]
@@ -53,7 +57,7 @@ class Report:
         if not isinstance(other, Report):
             return NotImplemented
         return (
-            repr(self.rows) == repr(other.rows)
+            list(map(_words, self.rows)) == list(map(_words, other.rows))
             and self.spectra.keys() == other.spectra.keys()
             and all(
                 np.array_equal(spectrum.eigenvalues, other.spectra[key].eigenvalues, equal_nan=True)
@@ -69,26 +73,44 @@ class Report:
         """The same with more entries in `meta`."""
         return Report(self.rows, dict(self.spectra), {**self.meta, **more})
 
-    def __getitem__(self, where: tuple[str, ...]) -> Row:
-        """The row of (block, wrt), or of (block, wrt, part)."""
-        for row in self.rows:
-            if row.key[: len(where)] == tuple(where):
-                return row
-        known = ", ".join(sorted({f"({row.block!r}, {row.wrt!r})" for row in self.rows}))
-        raise KeyError(f"the report has no row {where}: it has {known}.")
+    def __getitem__(self, where: Any) -> Any:
+        """The row of (block, wrt), or of (block, wrt, part); of a block's name alone, a report of its rows."""
+        name = where if isinstance(where, tuple) else (where,)
+        rows = tuple(row for row in self.rows if row.key[: len(name)] == name)
+        if not rows:
+            known = ", ".join(sorted({f"({row.block!r}, {row.wrt!r})" for row in self.rows}))
+            raise KeyError(f"the report has no row {where!r}: it has {known or 'none'}.")
+        if len(name) > 1:
+            return rows[0]
+        return Report(rows, {row.key: self.spectra[row.key] for row in rows if row.key in self.spectra}, self.meta)
 
-    def table(self) -> str:
-        """The rows as text in columns."""
-        return table({"": self})
+    def __iter__(self) -> Iterator[Row]:
+        """The rows."""
+        return iter(self.rows)
 
-    def plot(self, path: str | Path | None = None) -> Any:
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.rows)
+
+    @property
+    def summary(self) -> Findings:
+        """What the numbers show, in four to eight sentences, the verdict first; each knows the rows it speaks of."""
+        return findings({"": self})
+
+    def table(self, *, wide: bool = False) -> str:
+        """The rows as text: the columns that matter within 100 characters, or all of them (`wide`)."""
+        expect_flag("wide", wide)
+        return table({"": self}, wide=wide)
+
+    def plot(self, path: str | Path | None = None, *, columns: int | None = None) -> Any:
         """Condition numbers along depth and spectra, as a matplotlib Figure; written to `path` if given.
 
-        Needs matplotlib: `pip install 'localhessian[report]'`.
+        `columns`: 1 or 2, as wide as columns of a paper. `lh.plot.depth` and the others there draw single panels. Needs
+        matplotlib: `pip install 'localhessian[report]'`.
         """
         if path is not None:
             expect_path(path)
-        return figure({"": self}, path)
+        return figure({"": self}, path, columns=columns)
 
     def html(self, path: str | Path) -> Path:
         """Write a page that opens without a network. Needs matplotlib and jinja2: `localhessian[report]`."""
@@ -124,5 +146,30 @@ class Report:
         """The table."""
         return self.table()
 
+    def __repr__(self) -> str:
+        """What was analyzed, how it ended, and between what the condition numbers lie."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
+        blocks = dict.fromkeys(row.block for row in self.rows)
+        ended = Counter(row.status for row in self.rows if row.has_figures or row.status != "CONVERGED")
+        lines = [
+            f"Report of {len(self.rows)} local Hessians of {len(blocks)} blocks"
+            + (", interrupted before the end" if self.meta.get("interrupted") else "")
+            + "".join(f"; {count} {status}" for status, count in ended.most_common())
+        ]
+        for symbol in dict.fromkeys(row.symbol for row in self.rows):
+            known = [row for row in self.rows if row.symbol == symbol and math.isfinite(row.kappa_plus)]
+            if known:
+                least, most = (found(known, key=lambda row: row.kappa_plus) for found in (min, max))
+                ends = (f"{number(row.kappa_plus)} ({fitted(row.block, NAME)})" for row in (least, most))
+                lines.append(f"  kappa_plus({symbol}) from {' to '.join(ends)}")
+        return lines
+
     def _repr_html_(self) -> str:
-        return f"<pre>{html_text.escape(self.table())}</pre>"
+        return notebook_html(self, self._lines()[0])
+
+
+def _words(row: Row) -> tuple[str, ...]:
+    """To compare by, NaN equal to NaN."""
+    return tuple(map(repr, dataclasses.astuple(row)))

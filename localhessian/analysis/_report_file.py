@@ -10,7 +10,7 @@ import numpy as np
 
 from localhessian._archive import Archive, opened
 from localhessian._files import whole
-from localhessian.analysis._row import Key, Row, RowSpectrum
+from localhessian.analysis.rows import Key, Row, RowSpectrum
 
 _FORMAT = {"format": "localhessian report", "version": 1}
 MAX_BYTES = 2**30

@@ -5,7 +5,9 @@ for. Both ends by 200 pairs of products tell the largest value, and of the small
 its tolerance, and the rest of the products go into what they tell about all eigenvalues.
 """
 
+import contextlib
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.analysis._row import Key as RowKey
+from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
     Declined,
@@ -23,6 +25,7 @@ from localhessian.linalg import (
     Method,
     Operator,
     Spectrum,
+    Structure,
     Structured,
     spectral_density,
     spectrum,
@@ -47,6 +50,8 @@ class Survey:
     """
 
     max_operations: float
+    structure: Structure | None = dataclasses.field(default=None, compare=False, repr=False)
+    """As it was found in the operator already."""
 
     def run(
         self,
@@ -58,6 +63,8 @@ class Survey:
     ) -> Spectrum:
         """The whole spectrum, or its largest value."""
         structured, dense = Structured(), Dense(max_operations=self.max_operations)
+        if self.structure is not None:
+            return structured.decompose(self.structure, operator, show)
         try:
             return structured.attempt(operator, key, show)
         except Declined:
@@ -71,9 +78,20 @@ class Survey:
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)
 
 
+class Examined(NamedTuple):
+    """What was found of one local Hessian."""
+
+    spectrum: Spectrum
+    rest: Density | None
+    """What a quadrature tells where the spectrum is not whole."""
+    operator: SymmetricOperator
+    structure: Structure | None
+    """That the spectrum comes from; None where there is none, or where a method was given."""
+
+
 def examined(
     matching: BackMatching, job: RowKey, samples: tuple[int, ...] | None, method: Method | None, key: Key
-) -> tuple[Spectrum, Density | None]:
+) -> Examined:
     """The spectrum of one local Hessian, and what a quadrature tells beside it where it is not whole.
 
     Args:
@@ -86,9 +104,18 @@ def examined(
     block, wrt, part = job
     key = jax.random.fold_in(key, matching.chain.index(block))
     operator = local_hessian(matching, block, wrt, part, samples=samples)
-    survey = Survey(MAX_OPERATIONS if is_concrete(matching) else TRACED_OPERATIONS)
-    found = spectrum(operator, survey if method is None else method, key=key, throw=False)
-    return found, survey.rest(operator, found, key) if method is None else None
+    if method is not None:
+        return Examined(spectrum(operator, method, key=key, throw=False), None, operator, None)
+    structure = _structure(operator) if is_concrete(matching) else None
+    survey = Survey(MAX_OPERATIONS if is_concrete(matching) else TRACED_OPERATIONS, structure)
+    found = spectrum(operator, survey, key=key, throw=False)
+    return Examined(found, survey.rest(operator, found, key), operator, structure)
+
+
+def _structure(operator: SymmetricOperator) -> Structure | None:
+    with contextlib.suppress(Declined):
+        return Structured().find(operator)
+    return None
 
 
 def named(found: Spectrum, rest: Density | None) -> str:

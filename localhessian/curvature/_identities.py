@@ -31,7 +31,7 @@ class IdentityError(ArithmeticError):
     """An identity of the theory does not hold on a model; the message names the blocks."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class IdentityCheck:
     """The relative error of every identity on every block."""
 
@@ -57,6 +57,10 @@ class IdentityCheck:
             )
         worst = max(self.errors.values(), default=0.0)
         return f"{len(self.errors)} identities hold, worst {worst:.1e} (tolerance {self.tolerance:.1e})"
+
+    def __repr__(self) -> str:
+        """How many hold."""
+        return f"IdentityCheck({str(self).splitlines()[0].rstrip(':')})"
 
 
 def _lines(errors: dict[tuple[str, str], float], tolerance: float) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from localhessian._files import check_folder, write_text
 from localhessian._optional import optional
 from localhessian._version import __version__
-from localhessian.analysis import SEPARATOR, Report, analyze, figure, findings, html, table
+from localhessian.analysis import Label, Report, analyze, figure, findings, html, stored_label, table
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._cifar import load_images
 from localhessian.lab._data import Images, digits
@@ -64,11 +64,13 @@ def analyze_command(
     """Train small convolutional networks on the UCI digits; analyze every block before and after."""
     _check(out)
     data = digits()
-    reports: dict[str, Report] = {}
+    if batch > len(data.train_x):
+        raise typer.BadParameter(f"`--batch` must be at most {len(data.train_x)}, the images there are, got {batch}.")
+    reports: dict[Label, Report] = {}
     failed: list[str] = []
     for model in _names(models):
         chain, params = digits_network(model, jax.random.key(seed), depth=depth, width=width)
-        reports[f"{model}{SEPARATOR}at initialization"] = _analyze(chain, params, data, batch, f"{model}, before")
+        reports[Label(model, "at initialization")] = _analyze(chain, params, data, batch, f"{model}, before")
         with tqdm(total=steps, desc=f"{model}, training", unit="step") as bar:
             trained = train(
                 chain,
@@ -84,7 +86,7 @@ def analyze_command(
         except ValueError as error:  # the other networks, and this one before training, are worth telling
             failed.append(f"{model} after training cannot be analyzed (has it diverged?): {error}")
             continue
-        reports[f"{model}{SEPARATOR}after training"] = after.with_meta(accuracy=trained.accuracy)
+        reports[Label(model, "after training")] = after.with_meta(accuracy=trained.accuracy)
     _write(reports, out)
     if failed:
         typer.echo("\n".join(["", *failed]), err=True)
@@ -199,10 +201,10 @@ def report_command(
     with _in_words():
         loaded = [(path.stem, Report.load(path)) for path in paths]
     loaded.sort(key=lambda item: _place(item[1]))
-    reports: dict[str, Report] = {}
+    reports: dict[Label, Report] = {}
     for stem, report in loaded:
-        label = str(report.meta.get("label", stem))
-        reports[f"{label} ({stem})" if label in reports else label] = report
+        label = stored_label(report.meta.get("label"), stem)
+        reports[Label(f"{label.network} ({stem})", label.stage) if label in reports else label] = report
     return _write(reports, out)
 
 
@@ -252,6 +254,8 @@ def _names(models: str) -> list[str]:
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
         raise typer.BadParameter(f"`--models` takes names of {', '.join(MODELS)}, got {models!r}.")
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"`--models` names a network twice, got {models!r}: name each once.")
     return names
 
 
@@ -271,19 +275,19 @@ def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
     return report
 
 
-def _write(reports: dict[str, Report], out: Path) -> None:
-    text = findings(reports)
+def _write(reports: dict[Label, Report], out: Path) -> None:
+    text = str(findings(reports))
     typer.echo(table(reports))
     with _in_words():
         page = _write_files(reports, out, text)
     typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
 
 
-def _write_files(reports: dict[str, Report], out: Path, text: str) -> Path:
+def _write_files(reports: dict[Label, Report], out: Path, text: str) -> Path:
     for place, (label, report) in enumerate(reports.items()):
         # A label may be a stranger's: of it only what is no path goes into the name of a file.
-        name = re.sub(r"[^\w-]+", "-", label.replace(SEPARATOR, "-")).strip("-") or "report"
-        report.with_meta(label=label, place=place).save(out / f"{name}.npz")
+        name = re.sub(r"[^\w-]+", "-", "-".join(filter(None, label))).strip("-") or "report"
+        report.with_meta(label=list(label), place=place).save(out / f"{name}.npz")
     figure(reports, out / "figure.png")
     return html(reports, out / "report.html", text=text)
 

@@ -47,4 +47,6 @@ from localhessian.linalg.stochastic import range_mean as range_mean
 from localhessian.linalg.stochastic import spectral_density as spectral_density
 from localhessian.linalg.stochastic import trace as trace
 from localhessian.linalg.structure import Declined as Declined
+from localhessian.linalg.structure import Grid as Grid
+from localhessian.linalg.structure import Structure as Structure
 from localhessian.linalg.structure import Structured as Structured

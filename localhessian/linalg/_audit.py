@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect
+from localhessian._brief import brief
 from localhessian._status import quietly
 from localhessian._tree import is_concrete
 from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator, eps_of
@@ -16,7 +17,7 @@ ROUNDING = 100
 """Products in the operator's dtype are trusted to ROUNDING * eps * max|lambda|."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Audit:
     """What the eigenvectors of a spectrum are worth; arrays of NumPy in float64, with the leading axis of a batch."""
 
@@ -30,6 +31,8 @@ class Audit:
     """The rounding that products in the operator's dtype are allowed."""
     agrees: np.ndarray
     """Whether every residual is within what the spectrum states and the tolerance, and the vectors are orthonormal."""
+
+    __repr__ = brief
 
 
 @quietly()

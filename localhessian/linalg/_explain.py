@@ -18,7 +18,7 @@ from localhessian.linalg.operators import Operator, check_operator
 from localhessian.linalg.structure import Declined, Structure, Structured, eigenvalues
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
     """The route of an operator; printed, it is a few lines of text."""
 

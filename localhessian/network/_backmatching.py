@@ -15,6 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect
+from localhessian._brief import named, wrapped
 from localhessian._programs import compiled, full_precision
 from localhessian._tree import floating, floating_leaves, is_concrete, is_floating, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
@@ -52,7 +53,9 @@ class BackMatching:
 
     def __repr__(self) -> str:
         """Its blocks, and how many samples; its numbers are the whole network's."""
-        return f"BackMatching(blocks {', '.join(self.chain.names)}; {self.samples} samples)"
+        return wrapped(
+            f"BackMatching({len(self.chain.names)} blocks: {named(self.chain.names)}; {self.samples} samples)"
+        )
 
     @property
     def displacements(self) -> tuple[Activations, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from localhessian._arguments import expect, short
+from localhessian._brief import brief, named, wrapped
 from localhessian._memory import as_key
 from localhessian._types import Activations, Context, Params
 from localhessian.network._describe import table
@@ -45,6 +46,8 @@ class Block:
             raise TypeError(f"block `{self.name}`: `apply` must be a function, got {short(self.apply)}.")
         object.__setattr__(self, "takes_context", _takes_context(self.apply))
         object.__setattr__(self, "apply", as_key(self.apply, f"block `{self.name}`: `apply`"))
+
+    __repr__ = brief
 
     @functools.cached_property
     def anonymous(self) -> "Block":
@@ -92,6 +95,10 @@ class Chain:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"block names must differ, but {_list(twice)} occurs more than once: rename the blocks.")
+
+    def __repr__(self) -> str:
+        """Its blocks by name."""
+        return wrapped(f"{type(self).__name__}({len(self.blocks)} blocks: {named(self.names)})")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,6 +171,18 @@ class Chain:
         """
         self._check_names("params", params)
         return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
+
+
+def check_chain(chain: Any, params: Any = None) -> None:
+    """Refuse what is no chain, and say so where it changed places with the parameters.
+
+    Raises:
+        TypeError: it is none.
+    """
+    wanted = "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)"
+    if isinstance(params, Chain) and not isinstance(chain, Chain):
+        raise TypeError(f"`chain` must be {wanted}, got {short(chain)}; `params` is one: swap the two.")
+    expect("chain", chain, Chain, wanted)
 
 
 def check_params(name: str, value: Any) -> None:

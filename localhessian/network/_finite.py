@@ -62,15 +62,13 @@ def _derivative_of_loss(loss: Loss) -> Any:
     return derivative
 
 
-def check_finite(
-    what: str, tree: Any, hint: str = "remove NaN and infinity from it", why: Callable[[], str] = str
-) -> None:
+def check_finite(what: str, tree: Any, hint: str = "", why: Callable[[], str] = str) -> None:
     """Refuse a tree with a floating-point leaf that is not finite.
 
     Args:
         what: It is.
         tree: To be looked at.
-        hint: The end of the sentence.
+        hint: The end of the sentence; else that they must be removed.
         why: What follows it, found out only when it is needed.
 
     Raises:
@@ -79,7 +77,8 @@ def check_finite(
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not all_finite(leaf):
             place = f" at `{jax.tree_util.keystr(path)}`" if path else ""
-            verb = "are" if what.startswith("the parameters") else "is"
+            verb, whom = ("are", "them") if what.startswith("the parameters") else ("is", "it")
+            hint = hint or f"remove NaN and infinity from {whom}"
             raise ValueError(f"{what} {verb} not finite{place}: {hint}{why()}.")
 
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect, expect_function
+from localhessian._arguments import expect_function
 from localhessian._memory import as_key
 from localhessian._programs import compiled, full_precision
 from localhessian._tree import floating, floating_leaves, raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
-from localhessian.network._chain import Block, Chain, check_params
+from localhessian.network._chain import Block, Chain, check_chain, check_params
 from localhessian.network._finite import all_finite, check_finite
 from localhessian.network._leaves import check_leaves
 from localhessian.network._traced import Inapplicable, batch_size, first_line, trace, trace_loss
@@ -32,7 +32,7 @@ def admit(
         TypeError: The loss has no hash; an argument is of another kind.
         ValueError: Anything else.
     """
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain, params)
     check_params("params", params)
     expect_function("loss", loss, "a function of (z_B, y)", takes=2)
     loss = as_key(loss, "`loss`")

@@ -11,7 +11,17 @@ from localhessian._programs import full_precision
 from localhessian._status import Status
 from localhessian._tree import floating, floating_leaves, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.network import ByInput, ByParams, Chain, Place, admit, check_params, run_chain, validate_values
+from localhessian.network import (
+    ByInput,
+    ByParams,
+    Chain,
+    Place,
+    admit,
+    check_chain,
+    check_params,
+    run_chain,
+    validate_values,
+)
 from localhessian.training._layouts import each_block
 from localhessian.training._problem import Problem, Step, norm, where
 from localhessian.training._solvers import GradientStep, Solver
@@ -123,7 +133,7 @@ def propagate(
 
     Source: Zhang, Chen & Liu (2018), Procedure 1.
     """
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain, params)
     expect_key(key)
     of_weight_side = _picked("weight_solver", chain, weight_solver, 0.0)
     of_input_side = _picked("input_solver", chain, input_solver, 1.0)
@@ -192,7 +202,7 @@ def initial_state(
         >>> print(lh.initial_state(chain, params, lh.GradientStep(0.1)))
         {'a': ((), ()), 'b': ((), ())}
     """
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain, params)
     check_params("params", params)
     for name in params:
         chain.index(name)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from localhessian._arguments import expect, expect_count, expect_flag, expect_function, expect_key, expect_number, short
+from localhessian._brief import by_identity
 from localhessian._memory import as_key
 from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
@@ -22,6 +23,7 @@ from localhessian.network import (
     TracedChain,
     admit,
     check_arrays,
+    check_chain,
     check_finite,
     first_samples,
     run_chain,
@@ -39,6 +41,7 @@ _NONE = object()
 """No `y` was given; None is one, of a loss that compares with nothing."""
 
 
+@by_identity
 class ScaleByLocalHessianState(NamedTuple):
     """What the transformation remembers; arrays with one entry for each block, in the order of the chain."""
 
@@ -289,7 +292,7 @@ def _scalars(chain, loss, scalar, params, x, y, context, key, probes, dtype) -> 
 
 
 def _check_settings(chain, loss, scalar, refresh, decay, damping, normalize, samples, probes, per_sample) -> None:
-    expect("chain", chain, Chain, "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)")
+    check_chain(chain)
     _check_loss(loss)
     check_scalar(scalar)
     expect_number("decay", decay, below=1.0)

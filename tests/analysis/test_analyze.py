@@ -13,7 +13,7 @@ import localhessian as lh
 from localhessian.analysis import _survey as survey
 from localhessian.analysis._asked import UNASKED, chosen
 from localhessian.analysis._findings import findings
-from localhessian.analysis._measured import SURVEYED
+from localhessian.analysis._notes import SURVEYED
 from localhessian.lab import MODELS, digits, digits_network, train
 from localhessian.linalg import Declined
 
@@ -204,15 +204,17 @@ def test_samples_without_curvature_do_not_blank_the_row():
     padded = lh.analyze(*weighted(jnp.ones(n).at[1].set(0.0)), blocks="head", wrt="input")["head", "input"]
     others = [i for i in range(n) if i != 1]
     without = lh.analyze(*networks.mlp(), blocks="head", wrt="input", samples=others)["head", "input"]
-    assert padded.note == f"1 of {n} samples: no curvature, H = 0"
+    assert padded.note == f"1 of {n} samples (1): no curvature, H = 0"
     for column in ("rank", "lambda_max", "lambda_min_nonzero", "kappa_plus", "kappa_lower", "kappa_upper", "kappa_q05"):
         assert getattr(padded, column) == pytest.approx(getattr(without, column), rel=1e-4)
     nothing = lh.analyze(*weighted(jnp.zeros(n)), blocks="head")
     assert [(row.status, row.rank, row.lambda_max) for row in nothing.rows] == [("ZERO", 0, 0), ("ZERO", 0, 0)]
     assert np.isnan([getattr(row, name) for row in nothing.rows for name in ("kappa_plus", "kappa_lower")]).all()
-    assert "`head` has no curvature at all" in findings({"": nothing})
-    assert "\nno curvature, H = 0: head / params\n" in str(nothing)
-    assert f"\n{n} of {n} samples: no curvature, H = 0: head / input\n" in str(nothing)
+    assert "`head` has no curvature at all" in str(findings({"": nothing}))
+    assert [line.split("  0  ")[-1] for line in str(nothing).splitlines() if "head" in line] == [
+        "no curvature, H = 0",
+        f"{n} of {n} samples: no curvature, H = 0",
+    ]
 
 
 def test_a_block_that_fails_is_a_row_with_its_sentence_and_the_others_stay(monkeypatch):
@@ -229,7 +231,7 @@ def test_a_block_that_fails_is_a_row_with_its_sentence_and_the_others_stay(monke
     failed = report["layer1", "params"]
     assert (failed.status, failed.converged, failed.note) == ("FAILED", False, "MemoryError: cannot hold it")
     assert all(row.has_figures for row in report.rows if row is not failed)
-    assert "`layer1` could not be analyzed" in findings({"": report})
+    assert "`layer1` could not be analyzed" in str(findings({"": report}))
     monkeypatch.undo()
     assert lh.analyze(*case, wrt="params", resume=report) == lh.analyze(*case, wrt="params")
 
@@ -243,7 +245,7 @@ def test_products_that_are_not_finite_have_their_status_in_row_table_page_and_fi
     assert report["layer1", "input"].status == "NON_FINITE"
     assert "products are not finite" in str(report)
     assert "products are not finite" in report.html(tmp_path / "page.html").read_text()
-    assert findings({"": report}).startswith("First: ")
+    assert any(finding.text.startswith("First: ") for finding in findings({"": report})[:2])
 
 
 def test_resume_knows_all_that_the_numbers_depend_on():
@@ -331,7 +333,7 @@ def test_reports_compare_print_and_draw_when_nothing_was_found_too(tmp_path):
         report.meta["label"] = "y"
     empty.plot(tmp_path / "empty.png")
     empty.html(tmp_path / "empty.html")
-    assert "There is no spectrum" in findings({"": empty})
+    assert "There is no spectrum" in str(findings({"": empty}))
 
 
 def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monkeypatch):
@@ -373,8 +375,8 @@ def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monke
             assert lower <= getattr(exact, q) <= upper
             assert lower <= value <= upper if np.isfinite(upper) else np.isnan(value)  # no estimate without an end
             assert getattr(exact, f"{q}_lower") == getattr(exact, q) == getattr(exact, f"{q}_upper")
-    assert "GolubKahan + density" in str(report)
-    assert "±" in str(report)
+    assert "GolubKahan + density" in report.table(wide=True)
+    assert "±" in report.table(wide=True)
     assert str(report).count(SURVEYED) == 1
 
 

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import localhessian as lh
 from localhessian.analysis import RowSpectrum, findings, table
 from localhessian.analysis import html as write_html
-from localhessian.analysis._row import COLUMNS
-from localhessian.analysis._table import SHOWN
+from localhessian.analysis._findings import MOST
+from localhessian.analysis._table import WIDE, WIDTH, number
+from localhessian.analysis.rows import COLUMNS, Label, labeled, stored_label
 from localhessian.lab.cli import app
 
 pytestmark = pytest.mark.once
@@ -72,19 +73,63 @@ def test_dataframe_has_the_fixed_columns(report):
 
 
 def test_table_holds_every_column_and_row(report):
-    lines = str(report).splitlines()
+    lines = report.table(wide=True).splitlines()
     words = " ".join(lines[:4]).split()
-    assert {part for column in SHOWN for part in column.split("_")} <= set(words)
+    assert {part for column in WIDE for part in column.split("_")} <= set(words)
     assert sum(line.split()[:2] == ["attention", "params"] for line in lines) == 1
     assert "attention" in report._repr_html_()
     assert " - " in next(line for line in lines if line.split()[:2] == ["embed", "input"])
 
 
 def test_table_of_several_reports_has_headings_and_marks():
-    text = table({"one | before": made_up(12.0), "two | after": made_up(3.4e9, status="RANK_UNCERTAIN")})
-    assert " one | before\n" in text
-    assert " two | after\n" in text
-    assert "3.40e+09?" in text
+    text = table({("one", "before"): made_up(12.0), ("two", "after"): made_up(3.4e9, status="RANK_UNCERTAIN")})
+    assert " one, before\n" in text
+    assert " two, after\n" in text
+    assert [line.split()[2:] for line in text.splitlines() if "conv" in line] == [
+        ["10/10", "12", "[12,", "inf]", "5"],
+        ["10/10", "3.40e9", "[3.4e9,", "inf]", "5", "?"],
+    ]
+    assert "? no clear gap at the rank rule's cutoff" in text
+    assert "3.40e9?" in table({"": made_up(3.4e9, status="RANK_UNCERTAIN")}, wide=True)
+
+
+def test_the_table_fits_a_hundred_columns_and_says_why_beside_the_row():
+    long = dataclasses.replace(
+        made_up(np.nan, lower=5.0).rows[0],
+        block="model.encoder.layers.23.self_attention.query",
+        note="lambda_max certified, the rest by quadrature, " + "so that kappa_plus has a lower bound only " * 3,
+    )
+    rows = (long, dataclasses.replace(long, wrt="input", note="short reason", status="NON_FINITE"))
+    lines = str(lh.Report(rows, {}, {})).splitlines()
+    table, beneath = lines[:4], "\n".join(lines[4:])
+    assert max(map(len, table)) <= WIDTH
+    assert "≥ 5 " in table[2]
+    assert "lambda_max certified, the" in table[2]
+    assert f"{long.block} H_W: {long.note}" in beneath
+    assert table[3].endswith("!  short reason")
+    assert "short reason" not in beneath
+    assert "! no figures can be had" in beneath
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "0.0123"), (12.3, "12.3"), (1234.5, "1234"), (1234, "1234"), (1.234e8, "1.23e8"), (3e-9, "3.00e-9")],
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+    assert abs(float(number(value, 2)) / value - 1) < 0.05
+
+
+def test_a_report_is_its_rows(report):
+    assert len(report) == len(report.rows) == len(list(report))
+    head = report["head"]
+    assert [row.key for row in head] == [row.key for row in report if row.block == "head"]
+    assert head["head", "input"] == report["head", "input"]
+    assert set(head.spectra) == {row.key for row in head if row.has_figures}
+    assert str(head) != ""
+    with pytest.raises(KeyError, match="the report has no row 'tail'"):
+        report["tail"]
+    assert repr(report).startswith("Report of 6 local Hessians of 3 blocks; ")
 
 
 def test_a_row_is_found_by_its_key(report):
@@ -141,12 +186,27 @@ def test_missing_extra_is_named(report, monkeypatch):
         report.to_dataframe()
 
 
+def test_labels_are_data_and_those_of_older_files_are_read():
+    assert labeled({"a": 1, ("b", "after"): 2}) == {Label("a"): 1, Label("b", "after"): 2}
+    assert str(Label("a", "after")) == "a, after"
+    assert stored_label("plain | at initialization", "x") == stored_label(["plain", "at initialization"], "x")
+    assert stored_label(None, "stem") == stored_label([1, 2], "stem") == Label("stem")
+    for wrong in (3, (), ("a", 1), ("a", "b", "c")):
+        with pytest.raises(TypeError, match=r"a report is labeled by the name of its network, or by \(network, stage"):
+            labeled({wrong: None})
+
+
 def test_findings_are_computed_from_the_rows():
-    text = findings({"a | before": made_up(10.0), "a | after": made_up(40.0), "b | after": made_up(7.0, q05=50.0)})
+    told = findings(
+        {("a", "before"): made_up(10.0), ("a", "after"): made_up(40.0), ("b", "after"): made_up(7.0, q05=50.0)}
+    )
+    text = str(told)
     assert "kappa_plus(H_W): a 10 before, 40 after; b 7 after." in text
-    assert "a is the best conditioned (a 5, b 50)" in text
+    assert told[0].text.endswith("in H_W a is the best conditioned (a 5, b 50).")
+    assert {label for label, _ in told[0].rows} == {("a", "after"), ("b", "after")}
     assert "All 3 spectra are complete" in text
     assert "one random seed and one batch of 4 samples" in text
+    assert text.count("\n- ") == len(told) - 1
 
 
 def test_findings_carry_every_reservation():
@@ -156,14 +216,45 @@ def test_findings_carry_every_reservation():
         "c": made_up(11.0, q05=6.0, wrt="input", rank=4),
     }
     reports["a"] = reports["a"].with_meta(accuracy=0.5)
-    text = findings(reports)
+    text = str(findings(reports))
     assert "1 of 3 kappa_plus (marked ?) hang on where the rank rule cuts" in text
     assert "1 are known as lower bounds only" in text
     assert "1 spectra did not converge" in text
-    assert "c 40 %" in text
+    assert "kappa_plus(H_z) of `conv` of c speaks of less than half of the space (of 40 % in `conv` of c)" in text
     assert "test accuracy after training: a 50.0 %" in text
     close = findings({"a": made_up(10.0), "b": made_up(11.0, q05=6.0)})
-    assert "the networks hardly differ (a 5, b 6)" in close
+    assert "the networks hardly differ (a 5, b 6)" in close[0].text
+
+
+def test_a_small_figure_on_a_small_share_is_never_called_the_best():
+    for wrt, symbol in (("params", "H_W"), ("input", "H_z")):
+        told = findings({"a": made_up(2.0, q05=2.0, rank=3, wrt=wrt), "b": made_up(90.0, q05=60.0, wrt=wrt)})
+        assert f"in {symbol} a has the smallest figure (a 2, b 60), but on 30 % of the space only" in told[0].text
+        assert "best conditioned" not in str(told)
+
+
+def test_findings_of_one_network_name_the_block_and_the_effect():
+    def row(block, **more):
+        return dataclasses.replace(made_up(50.0, rank=9).rows[0], block=block, kappa_q05=20.0, **more)
+
+    behind = {"top_on_mean": 0.9, "kappa_inputs": 500.0, "kappa_centered": 20.0, "kappa_scaled": 490.0}
+    of_gradient = {"gradient_top": 0.1, "gradient_bottom": 0.8}
+    rows = (row("a"), row("b", **behind), row("c", **of_gradient), row("d", top_channel=3, top_channel_share=0.99))
+    worst = dataclasses.replace(row("e"), kappa_q05=900.0)
+    told = lh.Report((*rows, worst), {}, {"batch": 4}).summary
+    assert 4 <= len(told) <= MOST
+    assert told[0].text == "H_W is worst conditioned in `e`, lambda_max/lambda_5% = 900, 45 times the median block's."
+    assert told[0].rows == ((Label(), worst.key),)
+    text = str(told)
+    assert "largest eigenvalue of H_W of `b` (90 % of the top eigenvector in `b`): centering that input" in text
+    assert "second moments there from 500 to 20." in text
+    assert "scaling" not in text  # 500 to 490 is no effect
+    assert "80 % of the squared gradient of `c` lies where the curvature is below a thousandth" in text
+    assert "half as large: 3 in `d`." in text
+    broken = dataclasses.replace(row("f"), status="NON_FINITE", lambda_max=np.nan)
+    told = lh.Report((*rows, broken), {}, {"batch": 4}).summary
+    assert "(1 of 5 local Hessians have none, see below)" in told[0].text
+    assert told[1].text.startswith("First: `f` left the range of its numbers")
 
 
 def test_command_line_analyzes_and_renders_again(tmp_path):
@@ -182,6 +273,10 @@ def test_command_line_says_what_is_wrong(tmp_path):
     unknown = CliRunner().invoke(app, ["analyze", "--models", "resnet"])
     assert unknown.exit_code == 2
     assert "`--models` takes names of plain, batchnorm, skip" in " ".join(unknown.output.split())
+    twice = CliRunner().invoke(app, ["analyze", "--models", "plain,plain"])
+    assert (twice.exit_code, "names a network twice" in " ".join(twice.output.split())) == (2, True)
+    beyond = CliRunner().invoke(app, ["analyze", "--batch", "5000"])
+    assert (beyond.exit_code, "`--batch` must be at most 1437" in " ".join(beyond.output.split())) == (2, True)
     empty = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert "there is no report (.npz) in" in " ".join(empty.output.split())
     assert set(CliRunner().invoke(app, ["--help"]).output.split()) >= {"analyze", "report"}

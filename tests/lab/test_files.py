@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import localhessian as lh
 from localhessian._files import check_folder, folder_of_ones_own, whole
-from localhessian.analysis._row import Row, RowSpectrum
+from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.lab import digits
 from localhessian.lab._cifar import _member
 from localhessian.lab._data import Images, images_from_arrays, images_from_npz

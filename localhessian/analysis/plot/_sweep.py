@@ -8,14 +8,24 @@ from scipy.special import stdtrit
 from localhessian._arguments import expect, short
 from localhessian._optional import optional
 from localhessian._status import quietly
-from localhessian.analysis._figure import COLORS
+from localhessian.analysis.plot._canvas import COLORS, canvas
 
 _LOGARITHMIC = ("kappa", "lambda", "trace")
 """Figures whose ratios are what matters."""
 _UNITS = {"kappa_plus": r"$\kappa^+$", "lambda_max": r"$\lambda_{max}$", "lambda_min_nonzero": r"$\lambda_{min}^+$"}
 
 
-def sweep(dataset: Any, /, *, x: str, y: str, hue: str | None = None, over: str = "seed", ax: Any = None) -> Any:
+def sweep(
+    dataset: Any,
+    /,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    over: str = "seed",
+    columns: int | None = None,
+    ax: Any = None,
+) -> Any:
     """Draw a figure of a sweep along one axis, or over two.
 
     Lines: `y` is a variable and `hue` a dimension, a line for each of its values. Bands are 95 % intervals of the mean
@@ -32,14 +42,15 @@ def sweep(dataset: Any, /, *, x: str, y: str, hue: str | None = None, over: str 
         y: A variable; or the other dimension of a map.
         hue: A dimension to tell lines apart; or the variable of a map.
         over: The dimension to take means over, where the dataset has it.
+        columns: 1 or 2, as wide as columns of a paper; None for a screen. An `ax` given keeps its size.
         ax: Of matplotlib; None makes one.
 
     Returns:
         The `ax`.
 
     Raises:
-        TypeError: `dataset` is none, or a name is no word.
-        ValueError: It has no such variable or dimension, or more dimensions than are drawn.
+        TypeError: `dataset` or `ax` is none, or a name is no word.
+        ValueError: It has no such variable or dimension, or more dimensions than are drawn; there is no such width.
         ImportError: matplotlib is not installed.
     """
     if not all(hasattr(dataset, part) for part in ("data_vars", "sizes", "sel")):
@@ -49,13 +60,12 @@ def sweep(dataset: Any, /, *, x: str, y: str, hue: str | None = None, over: str 
     is_map = y in dataset.sizes
     variable, other = (hue, y) if is_map else (y, hue)
     drawn = _prepared(dataset, variable, "hue" if is_map else "y", {"x": x, ("y" if is_map else "hue"): other}, over)
-    if ax is None:
-        ax = optional("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained").add_subplot()
-    if is_map:
-        _map(ax, drawn, x, y, over)
-    else:
-        _lines(ax, drawn, x, hue, over)
-    return ax
+    with canvas(ax, columns) as axes:
+        if is_map:
+            _map(axes, drawn, x, y, over)
+        else:
+            _lines(axes, drawn, x, hue, over)
+    return axes
 
 
 def _prepared(dataset: Any, variable: str | None, role: str, dims: dict[str, str | None], over: str) -> Any:
@@ -124,10 +134,8 @@ def _lines(ax: Any, drawn: Any, x: str, hue: str | None, over: str) -> None:
         ax.set_yscale("log")
     _axis(ax.xaxis, ax.set_xscale, drawn[x], places, is_word)
     ax.set_ylabel(_UNITS.get(drawn.attrs["variable"], drawn.attrs["variable"]))
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
     if hue is not None:
-        ax.legend(frameon=False)
+        ax.legend()
 
 
 def _map(ax: Any, drawn: Any, x: str, y: str, over: str) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from localhessian._brief import named, wrapped
 from localhessian._optional import optional
 from localhessian.lab.comparison._outcome import Outcome, outcomes
 from localhessian.lab.comparison._plan import Plan
@@ -12,7 +13,7 @@ from localhessian.lab.comparison._run import Run
 from localhessian.lab.comparison._view import curves, table
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
     """Finished runs of several algorithms; printing gives the table.
 
@@ -62,6 +63,13 @@ class Comparison:
     def to_dataframe(self) -> Any:
         """The outcomes as a pandas DataFrame. Needs pandas: `pip install 'localhessian[report]'`."""
         return optional("pandas").DataFrame([outcome.record() for outcome in self.outcomes()])
+
+    def __repr__(self) -> str:
+        """What was compared, and by how many runs."""
+        networks, algorithms = (
+            dict.fromkeys(getattr(run, kind) for run in self.runs) for kind in ("network", "algorithm")
+        )
+        return wrapped(f"Comparison({len(self.runs)} runs: {named(tuple(algorithms))} on {named(tuple(networks))})")
 
     def __str__(self) -> str:
         """The table."""

@@ -1,14 +1,15 @@
 """Comparisons as text in columns and as curves: means over seeds only."""
 
-import io
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from localhessian._grid import grid
 from localhessian._optional import optional
-from localhessian.analysis import COLORS, number, write_figure
+from localhessian.analysis import COLORS, number, shown, write_figure
 from localhessian.lab.comparison._outcome import Outcome, final_runs
 from localhessian.lab.comparison._run import Run
 from localhessian.lab.comparison._statistics import MINIMUM, Mean, interval
@@ -34,18 +35,11 @@ was tuned on a validation part, with as many trials for each.
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes in columns, a section for each network."""
-    grid = optional("rich.table").Table(box=optional("rich.box").SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
-        grid.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
-    network = ""
-    for outcome in outcomes:
-        if outcome.network != network:
-            grid.add_section()
-        network = outcome.network
-        grid.add_row(*_cells(outcome))
-    out = io.StringIO()
-    optional("rich.console").Console(file=out, width=400).print(grid)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n" + LEGEND
+    columns = {column: "left" if column in COLUMNS[:2] else "right" for column in COLUMNS}
+    sections = [
+        ("", list(map(_cells, group))) for _, group in itertools.groupby(outcomes, lambda outcome: outcome.network)
+    ]
+    return "\n".join([*grid(columns, sections), LEGEND])
 
 
 def _cells(outcome: Outcome) -> list[str]:
@@ -110,7 +104,7 @@ def curves(runs: Sequence[Run], outcomes: Sequence[Outcome], path: str | Path | 
         drawn.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
     if path is not None:
         write_figure(drawn, path)
-    return drawn
+    return shown(drawn)
 
 
 def _band(axes: Any, runs: Sequence[Run], values: Callable[[Run], np.ndarray], at: np.ndarray, look: dict) -> None:

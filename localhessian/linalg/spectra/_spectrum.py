@@ -1,6 +1,7 @@
 """The answer to "what are the eigenvalues?", with everything needed to judge it."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_share
-from localhessian._status import Status
+from localhessian._brief import brief, wrapped
+from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int
 from localhessian.linalg.spectra._rank import cutoff
@@ -62,6 +64,21 @@ class Spectrum:
     """Which ends of the spectrum the method sought: both, largest or smallest."""
     norm: Float[Array, "*s"] | None = None
     """||R|| (without a factor: ||H||) is at least this, by the largest product seen; None where the values tell it."""
+
+    def __repr__(self) -> str:
+        """Its order, range and status; no list of values."""
+        if not is_concrete(self):
+            return brief(self)
+        counts = Counter(Status(int(code)).name for code in np.ravel(self.status))
+        ended = ", ".join(name if n == np.size(self.status) else f"{n} {name}" for name, n in counts.items())
+        times = f" x {np.shape(self.eigenvalues)[0]}" if np.ndim(self.eigenvalues) > 1 else ""
+        with quietly():
+            low, high = float(np.min(self.lambda_min)), float(np.max(self.lambda_max))
+        whole = "complete" if np.all(self.complete) else "incomplete"
+        return wrapped(
+            f"Spectrum(order {self.size}: {np.shape(self.eigenvalues)[-1]}{times} values from {low:.3g} to {high:.3g}, "
+            f"{ended}, {whole}; {self.method}, {int(self.matvecs)} products)"
+        )
 
     @property
     def converged(self) -> Array:

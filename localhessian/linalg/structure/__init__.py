@@ -2,6 +2,7 @@
 
 from localhessian.linalg.structure._dependence import Declined as Declined
 from localhessian.linalg.structure._lapack import eigenvalues as eigenvalues
+from localhessian.linalg.structure._mixing import Grid as Grid
 from localhessian.linalg.structure._structured import Structure as Structure
 from localhessian.linalg.structure._structured import Structured as Structured
 from localhessian.linalg.structure._unit import roots as roots

@@ -22,6 +22,7 @@ from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.structure._dependence import UNKNOWN, Declined
 from localhessian.linalg.structure._discover import Found, members
 from localhessian.linalg.structure._inputs import CHUNK, Inputs
+from localhessian.linalg.structure._mixing import Grid
 from localhessian.linalg.structure._small_units import STACK_BYTES, Components, Stack
 from localhessian.linalg.structure._threads import cores, in_parallel
 from localhessian.linalg.structure._unit import Part, Unit, singular_values, squares_of, syrk
@@ -57,6 +58,11 @@ class BlockDiagonal:
             columns[unit.batch] += unit.copies * unit.shape[1]
         if np.any(columns > size):
             raise Declined("one variable serves several units")
+
+    @property
+    def grids(self) -> list[Grid]:
+        """The product in which its variables meet constants, if there is one."""
+        return [] if self.found.grid is None else [self.found.grid]
 
     def _small_units(self) -> tuple[list[Stack], np.ndarray]:
         """The small units, and how many variables they have in each map; they are taken out."""

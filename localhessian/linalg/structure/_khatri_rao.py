@@ -50,7 +50,7 @@ class KhatriRao:
         for k, coefficient in output.shared.items():
             mixing += found.flat(coefficient)[:, None] * found.sums[k][place_of]
         self.places, self.mixing = _independent_rows(place_of, mixing, eps)
-        self.inputs = grid.inputs[0]
+        self.grids, self.inputs = [grid], grid.inputs[0]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from localhessian._brief import brief
 from localhessian.curvature import Part
 from localhessian.network import Wrt
 
@@ -37,9 +38,25 @@ COLUMNS = (
     "kappa_q05_upper",
     "kappa_q95_lower",
     "kappa_q95_upper",
+    "top_on_mean",
+    "top_channel",
+    "top_channel_share",
+    "kappa_inputs",
+    "kappa_centered",
+    "kappa_scaled",
+    "gradient_top",
+    "gradient_bottom",
 )
 Key = tuple[str, Wrt, Part]
 """(block, wrt, part)."""
+SYMBOLS: Mapping[Wrt, str] = {"params": "H_W", "input": "H_z"}
+"""Of the sides."""
+INTERVALS = {
+    "kappa_plus": ("kappa_lower", "kappa_upper"),
+    "kappa_q05": ("kappa_q05_lower", "kappa_q05_upper"),
+    "kappa_q95": ("kappa_q95_lower", "kappa_q95_upper"),
+}
+"""Columns with the columns that bound them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +103,34 @@ class Row:
     kappa_q05_upper: float = math.nan
     kappa_q95_lower: float = math.nan
     kappa_q95_upper: float = math.nan
+    top_on_mean: float = math.nan
+    """Of an H_W by `lh.analyze`: how much of the top eigenvector lies along the mean of the layer's input, 0 to 1."""
+    top_channel: int = -1
+    """The output channel (of the last block the class) that has most of the top eigenvector."""
+    top_channel_share: float = math.nan
+    """How much it has, 0 to 1; NaN where another eigenvalue is more than half as large."""
+    kappa_inputs: float = math.nan
+    """Condition number of the second moments C of the layer's inputs; without an activation behind it, of H_W."""
+    kappa_centered: float = math.nan
+    """The same, on as many directions, if the mean were taken from the inputs."""
+    kappa_scaled: float = math.nan
+    """The same if every input were divided by its root mean square."""
+    gradient_top: float = math.nan
+    """Share of the squared gradient in the eigenspaces of more than a tenth of lambda_max."""
+    gradient_bottom: float = math.nan
+    """Share of the squared gradient in the eigenspaces of less than a thousandth of lambda_max."""
+
+    __repr__ = brief
 
     @property
     def has_figures(self) -> bool:
         """Whether there is a matrix, and something is known of it."""
         return not math.isnan(self.lambda_max)
+
+    @property
+    def symbol(self) -> str:
+        """H_W or H_z."""
+        return SYMBOLS[self.wrt]
 
     @property
     def key(self) -> Key:

@@ -1,0 +1,74 @@
+"""What a thing is, in one to five lines: never the numbers of a network."""
+
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+WIDTH, LINES = 100, 5
+LONGEST = 80
+"""Characters of one field."""
+
+
+def brief(thing: Any) -> str:
+    """A data class or a named tuple by its fields: scalars by their value, arrays by type and shape."""
+    return wrapped(f"{type(thing).__name__}({', '.join(f'{name}={_field(value)}' for name, value in _fields(thing))})")
+
+
+def wrapped(text: str) -> str:
+    """A sentence in as many lines as it takes, up to five."""
+    lines = textwrap.wrap(
+        text, WIDTH, subsequent_indent="    ", max_lines=LINES, placeholder=" ...", break_on_hyphens=False
+    )
+    return "\n".join(lines)
+
+
+def named(names: tuple[str, ...], most: int = 6) -> str:
+    """Names in a row; of many the first ones and the last."""
+    shown = names if len(names) <= most else (*names[: most - 1], "...", names[-1])
+    return ", ".join(shown)
+
+
+def by_identity(cls: type[T]) -> type[T]:
+    """Make a named tuple or data class that holds arrays print in brief, equal itself only, and have a hash."""
+    told: Any = cls
+    told.__repr__, told.__eq__, told.__hash__, told.__ne__ = brief, object.__eq__, object.__hash__, object.__ne__
+    return cls
+
+
+def _fields(thing: Any) -> Iterator[tuple[str, Any]]:
+    names = getattr(thing, "_fields", None) or [f.name for f in dataclasses.fields(thing) if f.repr]
+    return ((name, getattr(thing, name)) for name in names)
+
+
+def _field(value: Any) -> str:
+    """A field in at most `LONGEST` characters."""
+    text = _text(value)
+    return text if text and "\n" not in text and len(text) <= LONGEST else type(value).__name__
+
+
+def _text(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return _array(value)
+    if isinstance(value, Mapping):
+        return f"{{{named(tuple(map(str, value)), 4)}}}"
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        inside = ", ".join(map(_field, value))
+        return f"({inside})" if len(inside) < LONGEST - 1 else f"{len(value)} of them"
+    if callable(value) and hasattr(inspect.unwrap(value), "__name__"):
+        return str(inspect.unwrap(value).__name__)
+    is_plain = value is None or isinstance(value, bool | int | float | str | np.dtype)
+    # Of others' things a repr may be all the numbers of a network.
+    return repr(value) if is_plain or type(value).__module__.startswith("localhessian.") else ""
+
+
+def _array(value: Any) -> str:
+    is_number = value.shape == () and value.dtype.kind in "biuf" and hasattr(value, "item")
+    if is_number and not isinstance(value, jax.core.Tracer):
+        return f"{value.item():.4g}" if value.dtype.kind == "f" else str(value.item())
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"

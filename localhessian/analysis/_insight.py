@@ -1,0 +1,173 @@
+"""What lies behind the top of an H_W, and what would change it: the mean of the layer's input, a channel, the gradient.
+
+The numbers come from 16 products and from the second moments C = (1/N) sum a a^T of the layer's inputs a (patches of a
+convolution; a bias appends a 1), which are those that enter H_W: without an activation behind the layer H_W = I x C.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from localhessian._status import quietly
+from localhessian._tree import floating
+from localhessian.linalg import Grid, Spectrum, Structure, SymmetricOperator, cutoff
+from localhessian.network import BackMatching
+
+STEPS = 16
+"""Products, of a Lanczos process that starts with the gradient."""
+TOP, BOTTOM = 0.1, 1e-3
+"""Of the largest eigenvalue: what counts as top eigenspace, and as bottom eigenspace."""
+ALONE = 0.5
+"""Of the largest eigenvalue: one channel is told to carry it where no other eigenvalue is above this."""
+SETTLED = 0.05
+"""A share is told where it has changed by less over the last quarter of the steps."""
+ACCURATE = 5e-3
+"""Of the largest eigenvalue: with a Ritz value farther below it, or a larger residual, no direction is told."""
+MAX_SIZE = 2**21
+"""Variables above which the vectors of the process take too much memory."""
+MAX_ORDER, MAX_OPERATIONS = 1024, 1e10
+"""Of C: its order, and the multiplications that it takes, a second on one core."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Insight:
+    """Of an H_W; NaN (of the channel -1) where nothing sure is known."""
+
+    top_on_mean: float = np.nan
+    """How much of the top eigenvector lies along the mean of the layer's input: a squared cosine."""
+    top_channel: int = -1
+    """The output channel (of the last block the class) that has most of the top eigenvector."""
+    top_channel_share: float = np.nan
+    """How much it has, 0 to 1; NaN where another eigenvalue is more than half as large."""
+    kappa_inputs: float = np.nan
+    """Condition number of C on its non-zero directions, as many as remain in both of the following."""
+    kappa_centered: float = np.nan
+    """The same if the mean were taken from every input."""
+    kappa_scaled: float = np.nan
+    """The same if every input were divided by its root mean square."""
+    gradient_top: float = np.nan
+    """Share of the squared gradient in the eigenspaces of more than a tenth of lambda_max."""
+    gradient_bottom: float = np.nan
+    """Share of the squared gradient in the eigenspaces of less than a thousandth of lambda_max."""
+
+
+@quietly()
+def insight(
+    matching: BackMatching, block: str, operator: SymmetricOperator, found: Spectrum, structure: Structure | None
+) -> Insight:
+    """What can be said of the H_W of a block (Gauss-Newton part).
+
+    Args:
+        matching: The network at its point.
+        block: Its name.
+        operator: H_W.
+        found: Its spectrum.
+        structure: As `lh.Structured` found it; without one nothing is said of inputs and channels.
+    """
+    gradient = np.concatenate([np.ravel(leaf) for leaf in floating(matching.gradients[block])[0]]).astype(np.float64)
+    largest = float(np.max(np.asarray(found.lambda_max)))
+    grid = None if structure is None or len(structure.grids) != 1 else structure.grids[0]
+    known: dict[str, Any] = {} if grid is None else moments(grid, cutoff(operator.dtype) ** 2)
+    is_fit = operator.batch is None and operator.size <= MAX_SIZE and len(gradient) == operator.size
+    if is_fit and np.isfinite(gradient).all() and gradient.any() and 0 < largest < np.inf:
+        ready: Any = operator.prepare()
+        process = _Process(lambda v: np.asarray(ready.mv(v.astype(operator.dtype)), np.float64), gradient)
+        known |= {
+            "gradient_top": process.share(lambda values: values >= TOP * largest),
+            "gradient_bottom": process.share(lambda values: values <= BOTTOM * largest),
+        }
+        vector = process.top(largest)
+        if grid is not None and vector is not None:
+            known |= _direction(grid, vector, found, largest)
+    return Insight(**known)
+
+
+class _Process:
+    """The Lanczos process of H from one vector, every basis vector made orthogonal to all before it."""
+
+    def __init__(self, multiply: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> None:
+        """Run it."""
+        basis = [start / np.linalg.norm(start)]
+        self.tridiagonal = np.zeros((STEPS + 1, STEPS + 1))
+        for k in range(STEPS):
+            w = multiply(basis[k])
+            for _ in range(2):
+                coefficients = np.array([w @ q for q in basis])
+                w = w - sum(c * q for c, q in zip(coefficients, basis, strict=True))
+                self.tridiagonal[k, k] += coefficients[k]
+            self.steps, beta = k + 1, float(np.linalg.norm(w))
+            self.tridiagonal[k, k + 1] = self.tridiagonal[k + 1, k] = beta
+            if beta <= 1e-6 * np.abs(self.tridiagonal).max():  # rounding: the space is invariant
+                self.tridiagonal[k, k + 1] = self.tridiagonal[k + 1, k] = 0
+                break
+            basis.append(w / beta)
+        self.basis = np.stack(basis[: self.steps])
+
+    def share(self, of: Callable[[np.ndarray], np.ndarray]) -> float:
+        """How much of the start lies in some eigenspaces, by Gauss quadrature; NaN where that has not settled.
+
+        Source: Golub & Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
+        """
+        shares = []
+        for steps in (self.steps, self.steps if self._is_whole else self.steps - STEPS // 4):
+            values, vectors = np.linalg.eigh(self.tridiagonal[:steps, :steps])
+            shares.append(float(np.sum(vectors[0, of(values)] ** 2)))
+        return shares[0] if abs(shares[0] - shares[1]) <= SETTLED else np.nan
+
+    def top(self, largest: float) -> np.ndarray | None:
+        """A unit vector of the eigenspace of the largest eigenvalue; None where none has converged."""
+        values, vectors = np.linalg.eigh(self.tridiagonal[: self.steps, : self.steps])
+        residual = abs(self.tridiagonal[self.steps - 1, self.steps] * vectors[-1, -1])
+        return vectors[:, -1] @ self.basis if max(largest - values[-1], residual) <= ACCURATE * largest else None
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.tridiagonal[self.steps - 1, self.steps] == 0
+
+
+def _direction(grid: Grid, vector: np.ndarray, found: Spectrum, largest: float) -> dict[str, Any]:
+    """Of the top eigenvector: its part along the mean input, and its largest part of one channel."""
+    of_channels = vector[grid.entries]
+    mean = _mean(grid)
+    along = of_channels @ (mean / np.linalg.norm(mean)) if mean.any() else np.zeros(1)
+    values, counts = np.asarray(found.eigenvalues), np.asarray(found.multiplicities)
+    is_alone = bool(found.complete) and counts[values >= ALONE * largest].sum() == 1
+    parts = np.sum(of_channels**2, axis=1)
+    channel = {"top_channel": int(parts.argmax()), "top_channel_share": float(parts.max())} if is_alone else {}
+    return {"top_on_mean": float(np.sum(along**2)), **channel}
+
+
+def _mean(grid: Grid) -> np.ndarray:
+    inputs = grid.inputs[0]
+    return sum((rows.sum(0) for _, rows in inputs.chunks()), np.zeros(inputs.shape[1])) / inputs.shape[0]
+
+
+def moments(grid: Grid, zero: float) -> dict[str, float]:
+    """Condition numbers of C, of C without the mean, and of C scaled to a diagonal of ones.
+
+    All on as many directions, so that none is smaller because one has vanished.
+
+    Args:
+        grid: The layer's product.
+        zero: Eigenvalues count as zero at or below this times the largest.
+    """
+    inputs = grid.inputs[0]
+    places, order = inputs.shape
+    if order > MAX_ORDER or float(places) * order**2 > MAX_OPERATIONS:
+        return {}
+    data = slice(0, inputs.depth)  # the ones of a bias stay as they are
+    plain = sum((rows.T @ rows for _, rows in inputs.chunks()), np.zeros((order, order))) / places
+    mean = np.where(np.arange(order) < inputs.depth, _mean(grid), 0)
+    centered = plain - np.outer(mean, mean)
+    if inputs.ones:
+        centered[inputs.depth :, data] = centered[data, inputs.depth :] = 0
+    size = np.sqrt(np.diagonal(plain))
+    by = np.where((np.arange(order) < inputs.depth) & (size > 0), size, 1)
+    every = [np.linalg.eigvalsh(moment)[::-1] for moment in (plain, centered, plain / np.outer(by, by))]
+    rank = min(int(np.sum(values > zero * values[0])) for values in every)
+    if not rank:
+        return {}
+    names = ("kappa_inputs", "kappa_centered", "kappa_scaled")
+    return {name: float(values[0] / values[rank - 1]) for name, values in zip(names, every, strict=True)}

@@ -1,0 +1,78 @@
+"""Reports in a notebook: a table with a small spectrum in each row, the figure beside it; HTML without scripts."""
+
+import base64
+import contextlib
+import html
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from localhessian.analysis._table import NARROW, WIDE, cell, narrow
+from localhessian.analysis.plot import figure, png
+from localhessian.analysis.rows import FLOOR, Analyzed, Row, curve
+
+_SIZE = 90, 18
+"""Of a small spectrum, in pixels."""
+_STYLE = """\
+<style>
+.localhessian { display: flex; flex-wrap: wrap; gap: 1em 2em; align-items: flex-start; }
+.localhessian table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.localhessian td, .localhessian th { text-align: right; padding: .15em .6em; white-space: nowrap; }
+.localhessian td.words, .localhessian th.words { text-align: left; }
+.localhessian td.note { text-align: left; white-space: normal; min-width: 14em; max-width: 32em; }
+.localhessian .figure { flex: 1 1 28em; max-width: 70em; }
+.localhessian img { width: 100%; background: white; }
+</style>"""
+_WORDS = {"block", "side", "wrt", "part", "method", "coupled", "converged", "", "note", "spectrum"}
+
+
+def notebook_html(report: Analyzed, title: str) -> str:
+    """What Jupyter shows of a report; every word of it is escaped."""
+    columns = (*NARROW[:5], "spectrum", *NARROW[5:])
+    rows = []
+    for row in report.rows:
+        cells = list(map(html.escape, narrow(row)))
+        rows.append([html.escape(row.block), *cells[1:5], _small(report, row), *cells[5:]])
+    everything = [[html.escape(cell(row, column)) for column in WIDE] for row in report.rows]
+    return (
+        f'{_STYLE}<div class="localhessian"><div><p>{html.escape(title)}</p>{_table(columns, rows)}'
+        f"<details><summary>All columns</summary>{_table(WIDE, everything)}</details></div>{_figure(report)}</div>"
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Of cells that are HTML."""
+    kinds = ["note" if column == "note" else "words" if column in _WORDS else "" for column in columns]
+    head = "".join(
+        f'<th class="{"words" if kind else ""}">{column}</th>' for column, kind in zip(columns, kinds, strict=True)
+    )
+    lines = ("".join(f'<td class="{kind}">{cell}</td>' for cell, kind in zip(row, kinds, strict=True)) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _small(report: Analyzed, row: Row) -> str:
+    """The spectrum as a line: eigenvalues over the largest, twelve decades, along the share of the dimension."""
+    spectrum = report.spectra.get(row.key)
+    if spectrum is None or not row.lambda_max > 0:
+        return ""
+    share, values = curve(spectrum, row.size)
+    seen = np.flatnonzero(np.isfinite(values))
+    seen = seen[np.unique(np.linspace(0, len(seen) - 1, 60).round().astype(int))] if len(seen) else seen
+    width, height = _SIZE
+    x, y = width * share[seen], height * np.log10(np.maximum(values[seen], FLOOR)) / np.log10(FLOOR)
+    points = " ".join(f"{a:.1f},{b + 1:.1f}" for a, b in zip(x, y, strict=True))
+    return (
+        f'<svg width="{width}" height="{height + 2}" role="img" aria-label="spectrum" '
+        'style="border-bottom:1px solid #8888"><polyline fill="none" stroke="currentColor" '
+        f'stroke-width="1.5" points="{points}"/></svg>'
+    )
+
+
+def _figure(report: Analyzed) -> str:
+    """The picture, to be folded away; nothing where matplotlib is not installed."""
+    with contextlib.suppress(ImportError):
+        picture = base64.b64encode(png(figure({"": report}))).decode()
+        image = f'<img src="data:image/png;base64,{picture}"/>'
+        return f'<details open class="figure"><summary>Figure</summary>{image}</details>'
+    return ""

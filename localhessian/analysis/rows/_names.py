@@ -1,0 +1,31 @@
+"""Names of blocks as they are found in models, made to fit."""
+
+from collections.abc import Sequence
+
+MARK = "…"
+"""Of what is left out."""
+
+
+def fitted(name: str, width: int) -> str:
+    """The name, its middle left out where it is longer: what differs stands at its ends."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 2
+    return f"{name[:head]}{MARK}{name[len(name) - (width - 1 - head) :]}"
+
+
+def shortened(text: str, width: int) -> str:
+    """The text, its end left out where it is longer."""
+    return text if len(text) <= width else f"{text[: width - 1].rstrip(' ,;:(')}{MARK}"
+
+
+def distinct(names: Sequence[str], width: int) -> list[str]:
+    """The names without the words, up to a dot or slash, that all begin with; fitted where none becomes another."""
+    words = [name.replace("/", ".").split(".") for name in names]
+    common = 0
+    while len(words) > 1 and all(len(of) > common + 1 and of[common] == words[0][common] for of in words):
+        common += 1
+    offset = sum(len(word) + 1 for word in words[0][:common]) if words else 0
+    plain = [name[offset:] for name in names]
+    short = [fitted(name, width) for name in plain]
+    return short if len(set(short)) == len(set(names)) else plain
