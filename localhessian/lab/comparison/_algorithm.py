@@ -8,7 +8,7 @@ import jax
 import optax
 
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.lab.comparison._network import Network
+from localhessian.lab.zoo import Network
 from localhessian.network import Chain
 
 
