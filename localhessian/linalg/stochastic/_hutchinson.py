@@ -50,5 +50,6 @@ class Hutchinson:
 
 
 def quadratic_form(operator: LinearMap | SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, " s"]:
+    """v^T H v, of a linear map ||A v||^2."""
     moved = multiplied(operator, v)
     return jnp.sum((moved if isinstance(operator, LinearMap) else v) * moved, axis=-1)

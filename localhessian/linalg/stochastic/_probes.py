@@ -50,11 +50,13 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Linear
 
 
 def multiplied(operator: LinearMap | SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
+    """H v or A v."""
     product = operator.forward if isinstance(operator, LinearMap) else operator.product
     return rows(product, operator.batch)(v)
 
 
 def itself(v: Array) -> Array:
+    """v: where the probes themselves are wanted."""
     return v
 
 
@@ -64,33 +66,40 @@ def _probe_vector(vectors: Partial, i: Any, shape: tuple[int, int], dtype: Any) 
 
 
 def random_signs(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th probe, of independent signs."""
     return jax.random.rademacher(jax.random.fold_in(key, i), shape, dtype)
 
 
 def on_sphere(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th probe, uniform on the sphere of radius sqrt(d)."""
     v = jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
     return v * (shape[1] ** 0.5 / jnp.linalg.norm(v, axis=1, keepdims=True))
 
 
 def unit_vector(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th basis vector, for exact sums."""
     del key
     return jnp.broadcast_to(jax.nn.one_hot(i, shape[1], dtype=dtype), shape)
 
 
 def row_of(vectors: Float[Array, "p s d"], i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th of given vectors."""
     del shape, dtype
     return jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False)
 
 
 def factor_of(operator: LinearMap | SymmetricOperator) -> LinearMap | None:
+    """R with H = R^T R, if there is one; a linear map is its own."""
     return operator if isinstance(operator, LinearMap) else operator.factor
 
 
 def size_of(operator: LinearMap | SymmetricOperator) -> int:
+    """The length d of the vectors that are multiplied."""
     return operator.in_size if isinstance(operator, LinearMap) else operator.size
 
 
 def eps_of(operator: LinearMap | SymmetricOperator) -> float:
+    """The rounding unit of its numbers."""
     return float(jnp.finfo(operator.dtype).eps)
 
 
