@@ -34,16 +34,10 @@ EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT
 
 def by_hand(layers: int) -> tuple:
     """Equal layers of 16 with a function each, then a head of 3."""
-    random = np.random.default_rng(0)
-    names = [f"layer{i}" for i in range(layers)]
-    blocks = [lh.Block(name, lambda p, z: jnp.tanh(z @ p["kernel"] + p["bias"])) for name in names]
-    params = {
-        name: {"kernel": jnp.asarray(random.normal(size=(16, 16)) / 4, jnp.float32), "bias": jnp.zeros(16)}
-        for name in names
-    }
-    params["head"] = jnp.asarray(random.normal(size=(16, 3)), jnp.float32)
+    (chain, params), random = zoo.dense_network((*[16] * (layers + 1), 3), jax.random.key(0)), np.random.default_rng(0)
+    blocks = [lh.Block(block.name, lambda p, z, apply=block.apply: apply(p, z)) for block in chain.blocks]
     x, y = jnp.asarray(random.normal(size=(32, 16)), jnp.float32), jnp.asarray(random.integers(0, 3, 32))
-    return lh.Chain([*blocks, lh.Block("head", lambda w, z: z @ w)]), params, x, y, cross_entropy, None
+    return lh.Chain(blocks), params, x, y, cross_entropy, None
 
 
 def problem(name: str) -> tuple:

@@ -16,27 +16,9 @@ import numpy as np
 import optax
 
 import localhessian as lh
+from localhessian.lab import zoo
 
 WIDTHS, SAMPLES = (16, 32, 32, 10), 64
-
-
-def layer(params: dict, z: jax.Array) -> jax.Array:
-    return jnp.tanh(z @ params["kernel"] + params["bias"])
-
-
-def head(params: dict, z: jax.Array) -> jax.Array:
-    return z @ params["kernel"] + params["bias"]
-
-
-def network(key: jax.Array, gain: jax.Array) -> dict:
-    keys = jax.random.split(key, len(WIDTHS) - 1)
-    return {
-        f"dense{i}": {
-            "kernel": gain * jax.random.normal(keys[i], (WIDTHS[i], WIDTHS[i + 1])) / WIDTHS[i] ** 0.5,
-            "bias": jnp.zeros(WIDTHS[i + 1]),
-        }
-        for i in range(len(keys))
-    }
 
 
 def seconds(work: Callable[[], object]) -> tuple[object, float]:
@@ -49,10 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", type=int, default=100)
     count = parser.parse_args().networks
-    blocks = [lh.Block("dense0", layer), lh.Block("dense1", layer), lh.Block("dense2", head)]
-    chain, x = lh.Chain(blocks), jax.random.normal(jax.random.key(1), (SAMPLES, WIDTHS[0]))
+    chain, x = zoo.dense_network(WIDTHS, jax.random.key(0)).chain, jax.random.normal(jax.random.key(1), (SAMPLES, 16))
     y, loss = jnp.arange(SAMPLES) % WIDTHS[-1], optax.softmax_cross_entropy_with_integer_labels
-    params = jax.vmap(network)(jax.random.split(jax.random.key(0), count), jnp.geomspace(0.3, 1.2, count))
+    scaled = lambda key, gain: jax.tree.map(lambda leaf: gain * leaf, zoo.dense_network(WIDTHS, key).params)
+    params = jax.vmap(scaled)(jax.random.split(jax.random.key(0), count), jnp.geomspace(0.3, 1.2, count))
     apart = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(count)]
 
     for wrt in ("params", "input"):
@@ -60,7 +42,7 @@ def main() -> None:
         def kappa(params: dict, wrt: str = wrt) -> lh.ConditionNumber:
             matching = lh.back_match(chain, params, x, y, loss)
             samples = None if wrt == "params" else range(SAMPLES)
-            return lh.condition_number(lh.spectrum(lh.local_hessian(matching, "dense1", wrt, samples=samples)))
+            return lh.condition_number(lh.spectrum(lh.local_hessian(matching, "dense2", wrt, samples=samples)))
 
         together = jax.jit(jax.vmap(kappa))
         found, first = seconds(lambda together=together: together(params))

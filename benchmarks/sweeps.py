@@ -16,42 +16,23 @@ import numpy as np
 import optax
 
 import localhessian as lh
+from localhessian.lab import zoo
 
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 SAMPLES = 4
 """Of which H_z is taken."""
 
 
-def dense(w, z):
-    return jnp.tanh(z @ w)
-
-
-def conv(w, z):
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jnp.tanh(jax.lax.conv_general_dilated(z, w, (1, 1), "SAME", dimension_numbers=dimensions))
-
-
-def head(w, z):
-    return z.reshape(len(z), -1) @ w
-
-
 def mlp(key, scale):
-    keys = jax.random.split(key, 6)
-    draw = lambda key, n: scale * jax.random.normal(key, (64, n)) / 8
-    params = {f"layer{i}": draw(keys[i], 64) for i in range(4)} | {"head": draw(keys[4], 64)}
-    return network(dense, 4), params, jax.random.normal(keys[5], (16, 64)), jnp.arange(16) % 10
+    chain, params = zoo.dense_network((*[64] * 5, 10), key)
+    x = jax.random.normal(jax.random.fold_in(key, 5), (16, 64))
+    return chain, jax.tree.map(lambda leaf: scale * leaf, params), x, jnp.arange(16) % 10
 
 
 def cnn(key, scale):
-    keys = jax.random.split(key, 6)
-    draw = lambda key, fan_in: scale * jax.random.normal(key, (3, 3, fan_in, 4)) / np.sqrt(9 * fan_in)
-    params = {f"layer{i}": draw(keys[i], 4 if i else 1) for i in range(4)}
-    params["head"] = scale * jax.random.normal(keys[4], (1024, 10)) / 32
-    return network(conv, 4), params, jax.random.normal(keys[5], (8, 16, 16, 1)), jnp.arange(8) % 10
-
-
-def network(apply, depth):
-    return lh.Chain([*(lh.Block(f"layer{i}", apply) for i in range(depth)), lh.Block("head", head)])
+    chain, params = zoo.digits_network("plain", key, depth=4, width=4)
+    x = jax.random.normal(jax.random.fold_in(key, 5), (8, 16, 16, 1))
+    return chain, jax.tree.map(lambda leaf: scale * leaf, params), x, jnp.arange(8) % 10
 
 
 def case(make, wrt, scale, seed):
@@ -81,7 +62,7 @@ def timed(function):
 
 
 def choice(count=32):
-    """Why cases with convolutions run one by one on the CPU: the gradients of several networks, in CPU seconds each."""
+    """Convolutions of several networks one by one or together: gradients, in CPU seconds each."""
     chain, params, x, y = cnn(jax.random.key(0), 1.0)
     gradient = jax.grad(lambda params, scale: LOSS(chain.forward(params, scale * x)[-1], y).mean())
     many = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), params)
@@ -136,7 +117,7 @@ def main():
         kappas, spent = timed(lambda: hand(*points))
         with jax.enable_x64(True):
             true = np.stack([truth(make, *point) for point in zip(*map(np.asarray, points), strict=True)])
-        ours = found.kappa_plus.sel(wrt="input", block=[f"layer{i}" for i in range(4)]).values.reshape(count, 4)
+        ours = found.kappa_plus.sel(wrt="input").isel(block=slice(-1)).values.reshape(count, -1)
         errors = [np.nanmedian(np.abs(np.asarray(k) / true - 1)) for k in (ours, kappas)]
         print(f"by hand, H_z alone: {spent / count:.4f} s a network; ", end="")
         print(f"median relative error of kappa_plus: sweep {errors[0]:.1e}, by hand {errors[1]:.1e}")
@@ -145,10 +126,9 @@ def main():
 def truth(make, scale, seed):
     """kappa_plus of the float32 network, by Gram matrices in float64 as `analyze` has them."""
     with jax.enable_x64(False):
-        report = lh.analyze(
-            *make(jax.random.key(int(seed)), jnp.float32(scale)), LOSS, wrt="input", samples_per_block=SAMPLES
-        )
-    return np.array([report[f"layer{i}", "input"].kappa_plus for i in range(4)])
+        chain, *rest = make(jax.random.key(int(seed)), jnp.float32(scale))
+        report = lh.analyze(chain, *rest, LOSS, wrt="input", samples_per_block=SAMPLES)
+    return np.array([report[name, "input"].kappa_plus for name in chain.names[:-1]])
 
 
 if __name__ == "__main__":

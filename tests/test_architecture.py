@@ -202,9 +202,19 @@ def names_a_side(compared: ast.Compare) -> bool:
     return words and any(ast.unparse(operand).rsplit(".", 1)[-1] == "wrt" for operand in operands)
 
 
+def undocumented(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> Iterator[str]:
+    """What has no docstring, itself and its public members; ruff's D1xx take all of a module `_name` for private."""
+    if not ast.get_docstring(node):
+        yield name
+    for child in node.body if not isinstance(node, ast.FunctionDef) else ():
+        if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+            yield from undocumented(child, child.name)
+
+
 def code_violations(module: str, source: str) -> list[str]:
     """One sentence for each thing that no module may hold."""
     found = []
+    found += [f"{module}: {name} has no docstring" for name in undocumented(ast.parse(source), "the module")]
     for node in ast.walk(ast.parse(source)):
         where = f"{module}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Assert):
@@ -328,6 +338,9 @@ def test_code_keeps_the_rules(module):
         ("one = wrt != 'input' and x", "compares the name of a side"),
         ("from jax.extend import core", "imports jax.extend"),
         ("import jax.extend.core", "imports jax.extend"),
+        ("x = 1", "the module has no docstring"),
+        ("def f(x):\n    return x", "f has no docstring"),
+        ('class A:\n    """A."""\n\n    def f(self):\n        self.x = 1', "f has no docstring"),
     ],
 )
 def test_broken_rules_are_found(source, sentence):

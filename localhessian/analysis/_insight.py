@@ -12,7 +12,7 @@ import numpy as np
 
 from localhessian._status import quietly
 from localhessian._tree import floating
-from localhessian.linalg import Grid, Spectrum, Structure, SymmetricOperator, cutoff
+from localhessian.linalg import Grid, Operator, Spectrum, Structure, cutoff
 from localhessian.network import BackMatching
 
 STEPS = 16
@@ -55,7 +55,7 @@ class Insight:
 
 @quietly()
 def insight(
-    matching: BackMatching, block: str, operator: SymmetricOperator, found: Spectrum, structure: Structure | None
+    matching: BackMatching, block: str, operator: Operator, found: Spectrum, structure: Structure | None
 ) -> Insight:
     """What can be said of the H_W of a block (Gauss-Newton part).
 

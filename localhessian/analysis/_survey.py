@@ -84,7 +84,7 @@ class Examined(NamedTuple):
     spectrum: Spectrum
     rest: Density | None
     """What a quadrature tells where the spectrum is not whole."""
-    operator: SymmetricOperator
+    operator: Operator
     structure: Structure | None
     """That the spectrum comes from; None where there is none, or where a method was given."""
 
@@ -112,7 +112,7 @@ def examined(
     return Examined(found, survey.rest(operator, found, key), operator, structure)
 
 
-def _structure(operator: SymmetricOperator) -> Structure | None:
+def _structure(operator: Operator) -> Structure | None:
     with contextlib.suppress(Declined):
         return Structured().find(operator)
     return None

@@ -7,9 +7,6 @@ from localhessian.lab._data import Images as Images
 from localhessian.lab._data import digits as digits
 from localhessian.lab._data import images_from_arrays as images_from_arrays
 from localhessian.lab._data import images_from_npz as images_from_npz
-from localhessian.lab._models import MODELS as MODELS
-from localhessian.lab._models import Model as Model
-from localhessian.lab._models import digits_network as digits_network
 from localhessian.lab._train import Trained as Trained
 from localhessian.lab._train import train as train
 from localhessian.lab.comparison import Algorithm as Algorithm
@@ -19,7 +16,6 @@ from localhessian.lab.comparison import Comparison as Comparison
 from localhessian.lab.comparison import Curve as Curve
 from localhessian.lab.comparison import Descent as Descent
 from localhessian.lab.comparison import Mean as Mean
-from localhessian.lab.comparison import Network as Network
 from localhessian.lab.comparison import Outcome as Outcome
 from localhessian.lab.comparison import Plan as Plan
 from localhessian.lab.comparison import Propagation as Propagation
@@ -31,5 +27,9 @@ from localhessian.lab.comparison import Tuned as Tuned
 from localhessian.lab.comparison import algorithm as algorithm
 from localhessian.lab.comparison import compare as compare
 from localhessian.lab.comparison import interval as interval
-from localhessian.lab.comparison import network as network
-from localhessian.lab.comparison import nnx_network as nnx_network
+from localhessian.lab.zoo import MODELS as MODELS
+from localhessian.lab.zoo import Model as Model
+from localhessian.lab.zoo import Network as Network
+from localhessian.lab.zoo import digits_network as digits_network
+from localhessian.lab.zoo import network as network
+from localhessian.lab.zoo import nnx_network as nnx_network

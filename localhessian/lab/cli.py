@@ -17,11 +17,11 @@ from localhessian.analysis import Label, Report, analyze, figure, findings, html
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._cifar import load_images
 from localhessian.lab._data import Images, digits
-from localhessian.lab._models import MODELS, digits_network
 from localhessian.lab._programs_kept import keep_programs
 from localhessian.lab._sweeps import Asked, asked_of, axis_of, closing, forecast, run_asked
 from localhessian.lab._train import train
-from localhessian.lab.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare, network
+from localhessian.lab.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare
+from localhessian.lab.zoo import MODELS, digits_network, network
 
 typer = optional("typer")
 app = typer.Typer(

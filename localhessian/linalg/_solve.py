@@ -1,4 +1,19 @@
-"""The verb: eigenvalues of an operator by a method."""
+"""The verb: eigenvalues of an operator by a method, as ARPACK's drivers and LAPACK's are called.
+
+    numpy.linalg.eigvalsh(A)         spectrum(H, Dense()): every eigenvalue, of a matrix that is formed
+    eigsh(A, k, which="LA")          spectrum(H, Lanczos(which="largest", k=k)): products alone
+    eigsh(A, k, which="SA")          Lanczos(which="smallest", k=k): of an indefinite H
+    eigsh(A, 2 * k, which="BE")      Lanczos(which="both", k=k): k at each end
+    svds(A, k)                       spectrum(A, GolubKahan(which="largest", k=k)), A a linear map; of H = R^T R its
+                                     factor R is taken
+    eigsh(A, k, sigma=0)             GolubKahan(which="smallest", k=k) of the factor: nothing is inverted here, and the
+                                     small end is hidden by the rounding of H, not by that of R
+    ncv, maxiter, tol, v0            basis_size, max_matvecs, rtol, start
+
+What ARPACK has no case for: `Structured()`, every eigenvalue of an H that falls into small blocks.
+
+Source: R. Lehoucq, D. Sorensen & C. Yang, ARPACK Users' Guide (1998).
+"""
 
 import contextlib
 from typing import Any, Protocol, runtime_checkable

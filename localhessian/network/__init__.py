@@ -37,8 +37,10 @@ from localhessian.network._validate import validate_values as validate_values
 from localhessian.network.cutting import Cut as Cut
 from localhessian.network.cutting import CutError as CutError
 from localhessian.network.cutting import TracedChain as TracedChain
+from localhessian.network.cutting import by_block as by_block
 from localhessian.network.cutting import chain_from_equinox as chain_from_equinox
 from localhessian.network.cutting import chain_from_function as chain_from_function
 from localhessian.network.cutting import chain_from_linen as chain_from_linen
 from localhessian.network.cutting import chain_from_nnx as chain_from_nnx
+from localhessian.network.cutting import in_blocks as in_blocks
 from localhessian.network.cutting import mark as mark

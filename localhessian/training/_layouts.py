@@ -1,16 +1,15 @@
 """The two layouts that gradients come in: that of the blocks, and that of the model a chain was cut from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from localhessian._arguments import short
 from localhessian._tree import floating
 from localhessian._types import Array, Params
-from localhessian.network import Chain, TracedChain
+from localhessian.network import Chain, in_blocks
 
 
 def each_block(tree: dict[str, Params], function: Callable[[str, Params], Params]) -> dict[str, Params]:
@@ -19,11 +18,11 @@ def each_block(tree: dict[str, Params], function: Callable[[str, Params], Params
     return jax.tree.unflatten(outer, [function(path[0].key, of_block) for path, of_block in blocks])
 
 
-def in_blocks(chain: Chain, tree: Any, name: str = "params") -> bool:
-    """Whether a tree is in the layout of the blocks; False: in that of the model.
+def check_unmasked(tree: Any) -> None:
+    """Refuse the gaps that `optax.masked` leaves.
 
     Raises:
-        ValueError: It is in neither, or holds the gaps that `optax.masked` leaves.
+        ValueError: There are some.
     """
     if any(map(_is_gap, jax.tree.leaves(tree, is_leaf=_is_gap))):
         raise ValueError(
@@ -31,19 +30,6 @@ def in_blocks(chain: Chain, tree: Any, name: str = "params") -> bool:
             "`optax.partition`) hides some: apply the mask to what comes before or after it, as in "
             "`optax.chain(lh.scale_by_local_hessian(chain, loss), optax.partition(...))`."
         )
-    if isinstance(chain, TracedChain) and chain.has_layout_of_model(tree):
-        return False
-    if isinstance(tree, Mapping) and set(tree) <= set(chain.names):
-        return True
-    more = (
-        ", or be in the layout of the model"
-        if isinstance(chain, TracedChain)
-        else (": only a chain that was cut from a model knows another layout")
-    )
-    raise ValueError(
-        f"gradients and parameters must be a dict of the blocks' names ({', '.join(chain.names)}){more}: got "
-        f"{short(tree)} as `{name}`."
-    )
 
 
 def _is_gap(node: Any) -> bool:

@@ -1,4 +1,17 @@
-"""Back-matching propagation: Procedure 1, of which a step of SGD is the case with gradient solvers."""
+"""Back-matching propagation (Procedure 1): each block is asked to lower its own back-matching loss.
+
+For b = B .. 1 two argmins, by the weights and by the input; the methods that are known differ in who solves them:
+
+    back-propagation                 GradientStep(rate) by the weights, GradientStep(1.0) by the input: a step of SGD
+    target propagation               GradientStep(rate) by the weights, LeastSquares or GaussNewton by the input: the
+                                     target of the block below is what this block maps closest to its own target
+    method of auxiliary coordinates  LeastSquares or LevenbergMarquardt by both: each block is fitted to its target;
+                                     one sweep over the blocks, without the penalty that ties targets to outputs
+    scale-amended SGD                ScaledGradient by both: a gradient step over a scalar in place of the Hessian
+
+Sources: Zhang, Chen & Liu (2018); Meulemans et al., A theoretical framework for target propagation (2020);
+Carreira-Perpinan & Wang, Distributed optimization of deeply nested systems (2014).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast

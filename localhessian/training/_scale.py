@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,17 @@ from localhessian.network import (
     ByParams,
     Chain,
     Place,
-    TracedChain,
     admit,
+    by_block,
     check_arrays,
     check_chain,
     check_finite,
     first_samples,
+    in_blocks,
     run_chain,
     validate_values,
 )
-from localhessian.training._layouts import in_blocks, scaled
+from localhessian.training._layouts import check_unmasked, scaled
 
 TINY = 1e-30
 """Logarithms are taken of scalars above this."""
@@ -148,6 +149,7 @@ def scale_by_local_hessian(
     validated: set[Any] = set()
 
     def init(params: Any) -> ScaleByLocalHessianState:
+        check_unmasked(params)
         in_blocks(chain, params)
         # Logarithms of products want float32 at least, whatever the parameters are stored in.
         wide = any(jnp.finfo(leaf.dtype).bits > 32 for leaf in floating_leaves(params))
@@ -175,21 +177,22 @@ def scale_by_local_hessian(
         expect("state", state, ScaleByLocalHessianState, "what `init` or the last `update` returned")
         expect("scalars", scalars, (LocalScalars, type(None)), "what `lh.local_scalars` returns")
         expect_key(key)
+        check_unmasked((params, updates))
         _check_values(updates, params, x, None if y is _NONE else y)
-        by_block = params if in_blocks(chain, params) else cast(TracedChain, chain).split(params)
+        of_blocks = by_block(chain, params)
         dtype = state.weight_scalars.dtype
         of_weights, of_inputs, due = state.weight_scalars, state.input_scalars, jnp.asarray(scalars is not None)
         if scalars is not None:
             of_weights, of_inputs = _given(scalars, blocks, dtype)
         elif refresh is not None:
-            admit(chain, by_block, x, y, loss, context)
-            few = first_samples(chain, loss, by_block, x, y, context, samples, per_sample)
-            if is_concrete(params, few) and (seen := shapes((by_block, few))) not in validated:
-                _check_answers(chain, by_block, *few, loss)
+            admit(chain, of_blocks, x, y, loss, context)
+            few = first_samples(chain, loss, of_blocks, x, y, context, samples, per_sample)
+            if is_concrete(params, few) and (seen := shapes((of_blocks, few))) not in validated:
+                _check_answers(chain, of_blocks, *few, loss)
                 validated.add(seen)
             key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
             due = state.steps % refresh == 0
-            estimate = functools.partial(_scalars, chain, loss, scalar, by_block, *few, key, probes, dtype)
+            estimate = functools.partial(_scalars, chain, loss, scalar, of_blocks, *few, key, probes, dtype)
             # Only jvps may stand in a branch: the CPU runs other derivatives of convolutions slowly there.
             of_weights, of_inputs = (
                 estimate() if scalar == "max" else jax.lax.cond(due, estimate, lambda: (of_weights, of_inputs))
@@ -199,11 +202,11 @@ def scale_by_local_hessian(
         peaks = jnp.maximum(state.weight_peaks, weights), jnp.maximum(state.input_peaks, inputs)
         logs = _log_factors(weights + damping * peaks[0], inputs + damping * peaks[1])
         if normalize:
-            counts = jnp.asarray([size(by_block.get(name, ())) for name in chain.names], dtype)
+            counts = jnp.asarray([size(of_blocks.get(name, ())) for name in chain.names], dtype)
             logs = logs - jnp.sum(counts * logs) / jnp.sum(counts)
         factors = jnp.exp(logs)
         after = ScaleByLocalHessianState(state.steps + 1, weights, inputs, *peaks, logs)
-        return scaled(chain, factors, updates, by_block), after
+        return scaled(chain, factors, updates, of_blocks), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -239,6 +239,7 @@ def test_networks_of_that_name(key):
         "dense1": (64, 5), "dense2": (5, 5), "dense3": (5, 5), "head": (5, 10),
     }  # fmt: skip
     assert len(network("skip", DATA, depth=2).chain) == 3
+    assert len(network("gelu", DATA, depth=2).chain) == 3
     first = network("relu-2", DATA).chain
     assert first.blocks[0].apply is network("relu-9", DATA).chain.blocks[5].apply
 

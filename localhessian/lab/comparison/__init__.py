@@ -9,9 +9,6 @@ from localhessian.lab.comparison._algorithms import algorithm as algorithm
 from localhessian.lab.comparison._checkpoint import Checkpoint as Checkpoint
 from localhessian.lab.comparison._compare import compare as compare
 from localhessian.lab.comparison._comparison import Comparison as Comparison
-from localhessian.lab.comparison._network import Network as Network
-from localhessian.lab.comparison._network import nnx_network as nnx_network
-from localhessian.lab.comparison._networks import network as network
 from localhessian.lab.comparison._outcome import Outcome as Outcome
 from localhessian.lab.comparison._outcome import Tuned as Tuned
 from localhessian.lab.comparison._plan import Plan as Plan
@@ -22,3 +19,6 @@ from localhessian.lab.comparison._statistics import interval as interval
 from localhessian.lab.comparison._trainer import Curve as Curve
 from localhessian.lab.comparison._trainer import State as State
 from localhessian.lab.comparison._trainer import Trainer as Trainer
+from localhessian.lab.zoo import Network as Network
+from localhessian.lab.zoo import network as network
+from localhessian.lab.zoo import nnx_network as nnx_network

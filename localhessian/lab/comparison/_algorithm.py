@@ -9,7 +9,7 @@ import optax
 
 from localhessian._brief import by_identity
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
-from localhessian.lab.comparison._network import Network
+from localhessian.lab.zoo import Network
 from localhessian.network import Chain
 
 

@@ -21,11 +21,11 @@ from localhessian.lab._data import Images
 from localhessian.lab.comparison._algorithm import Algorithm
 from localhessian.lab.comparison._checkpoint import Checkpoint
 from localhessian.lab.comparison._comparison import Comparison, read_head
-from localhessian.lab.comparison._network import Network
 from localhessian.lab.comparison._outcome import best
 from localhessian.lab.comparison._plan import Plan
 from localhessian.lab.comparison._run import Run
 from localhessian.lab.comparison._trainer import PLAIN, Curve, Trainer
+from localhessian.lab.zoo import Network
 
 
 def compare(

@@ -8,7 +8,7 @@ import jax
 
 from localhessian._types import Loss, Params, Scalar
 from localhessian.lab.comparison._algorithm import Batch, Stepped
-from localhessian.lab.comparison._network import Network
+from localhessian.lab.zoo import Network
 from localhessian.training import GradientStep, Solver, initial_state, propagate
 
 

@@ -20,7 +20,7 @@ from localhessian.lab._augment import Augmentation
 from localhessian.lab._data import Images
 from localhessian.lab.comparison._algorithm import Algorithm, Batch
 from localhessian.lab.comparison._checkpoint import Checkpoint
-from localhessian.lab.comparison._network import Network
+from localhessian.lab.zoo import Network
 
 PLAIN = Augmentation()
 """Samples as they are; `uint8` as x / 255."""

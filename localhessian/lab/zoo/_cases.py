@@ -1,8 +1,8 @@
 """Whole cases to measure on: a cut network with data and loss, by name."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 
 from localhessian._types import Array, Loss
 from localhessian.lab.zoo._families import gpt, mlp, resnet, vgg, vit
+from localhessian.lab.zoo._layers import dtype
 from localhessian.network import Cut, chain_from_nnx
 
 
@@ -27,38 +28,20 @@ class Case:
     loss: Loss
 
 
-def _classes(model: Callable[[nnx.Rngs], nnx.Module], shape: tuple[int, ...]) -> Callable:
-    def make(seed: int) -> tuple[nnx.Module, Any, Any, Loss]:
-        random = np.random.default_rng(seed)
-        x = jnp.asarray(random.normal(size=shape), jnp.zeros(()).dtype)
-        y = jnp.asarray(random.integers(0, 10, shape[0]))
-        return model(nnx.Rngs(seed)), x, y, optax.softmax_cross_entropy_with_integer_labels
-
-    return make
-
-
-def _tokens(model: Callable[[nnx.Rngs], nnx.Module], shape: tuple[int, int], vocabulary: int) -> Callable:
-    def make(seed: int) -> tuple[nnx.Module, Any, Any, Loss]:
-        random = np.random.default_rng(seed)
-        x, y = (jnp.asarray(random.integers(0, vocabulary, shape)) for _ in range(2))
-        return model(nnx.Rngs(seed)), x, y, token_loss
-
-    return make
-
-
 def token_loss(logits: Array, tokens: Array) -> Array:
     """Mean cross-entropy over the positions of each sequence, `(n,)`."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens), axis=1)
 
 
-_CASES: dict[str, Callable] = {
-    "mlp": _classes(lambda rngs: mlp((784, 512, 512, 512, 10), rngs=rngs), (256, 784)),
-    "vgg13-bn/4": _classes(lambda rngs: vgg(13, width=0.25, rngs=rngs), (64, 32, 32, 3)),
-    "vgg13-bn": _classes(lambda rngs: vgg(13, rngs=rngs), (128, 32, 32, 3)),
-    "resnet20": _classes(lambda rngs: resnet(20, rngs=rngs), (128, 32, 32, 3)),
-    "gpt": _tokens(lambda rngs: gpt(rngs=rngs), (16, 64), 64),
-    "vit": _classes(lambda rngs: vit(rngs=rngs), (64, 32, 32, 3)),
+_CASES: dict[str, tuple[Callable[..., nnx.Module], tuple[int, ...]]] = {
+    "mlp": (functools.partial(mlp, (784, 512, 512, 512, 10)), (256, 784)),
+    "vgg13-bn/4": (functools.partial(vgg, 13, width=0.25), (64, 32, 32, 3)),
+    "vgg13-bn": (functools.partial(vgg, 13), (128, 32, 32, 3)),
+    "resnet20": (functools.partial(resnet, 20), (128, 32, 32, 3)),
+    "gpt": (gpt, (16, 64)),
+    "vit": (vit, (64, 32, 32, 3)),
 }
+"""The builder, and the shape of a batch."""
 CASES = tuple(_CASES)
 """The names that `case` takes."""
 
@@ -82,7 +65,18 @@ def case(name: str, *, seed: int = 0) -> Case:
     """
     if name not in _CASES:
         raise ValueError(f"there is no case {name!r}: use {', '.join(CASES)}.")
-    model, x, y, loss = _CASES[name](seed)
+    build, shape = _CASES[name]
+    x, y, loss = _batch(shape, build is gpt, seed)
+    model = build(rngs=nnx.Rngs(seed))
     model.train()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return Case(name, model, chain_from_nnx(model, x, at="layers.*"), x, y, loss)
+
+
+def _batch(shape: tuple[int, ...], of_tokens: bool, seed: int) -> tuple[Array, Array, Loss]:
+    random = np.random.default_rng(seed)
+    if of_tokens:
+        x, y = (jnp.asarray(random.integers(0, 64, shape)) for _ in range(2))
+        return x, y, token_loss
+    x, y = jnp.asarray(random.normal(size=shape), dtype()), jnp.asarray(random.integers(0, 10, shape[0]))
+    return x, y, optax.softmax_cross_entropy_with_integer_labels

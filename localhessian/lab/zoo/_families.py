@@ -1,6 +1,5 @@
 """One builder for each family of networks, with the family's sizes as parameters."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from localhessian.lab.zoo._layers import (
     dtype,
     initializer,
     norm_named,
+    pairs,
 )
 
 _VGG = {
@@ -44,7 +44,7 @@ def mlp(
         widths: Of the input, the hidden layers and the output.
         activation: `linear` (a deep linear network), `relu`, `sigmoid`, `tanh` or `gelu`.
         norm: `batch` or `layer`, between an affine map and its activation; None for none.
-        init: Of kernels: `orthogonal`, `he`, `lecun` or `xavier`.
+        init: Of kernels: a name of `INITIALIZERS`.
         scale: Times the kernels.
         rngs: Random numbers of flax nnx.
 
@@ -60,12 +60,10 @@ def mlp(
         >>> cut.chain.names
         ('layers.0', 'layers.1')
     """
-    if len(widths) < 2:
-        raise ValueError(f"`widths` must hold the input's and the output's at least, got {tuple(widths)}.")
+    *hidden, last = pairs(widths)
     kernel_init = initializer(init, scale)
-    pairs = list(itertools.pairwise(widths))
-    hidden = [Dense(a, b, activation, kernel_init, norm, rngs) for a, b in pairs[:-1]]
-    return Layers([*hidden, Dense(*pairs[-1], "linear", kernel_init, None, rngs)])
+    layers = [Dense(*shape, activation, kernel_init, norm, rngs) for shape in hidden]
+    return Layers([*layers, Dense(*last, "linear", kernel_init, None, rngs)])
 
 
 def vgg(

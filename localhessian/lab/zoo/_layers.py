@@ -1,19 +1,29 @@
-"""Named initializations and activations, and the layers that several families share."""
+"""Named initializations and activations, and the layers that networks share: functions of chains, modules of nnx."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from localhessian._types import Array
+from localhessian._types import Array, Key
+
+
+def _gaussian(gain: float) -> Callable[[Key, tuple[int, ...], Any], Array]:
+    """Independent normal numbers of variance gain / fan_in; `he` and `lecun` cut them at two deviations."""
+    return lambda key, shape, dtype: jax.random.normal(key, shape, dtype) * (gain / math.prod(shape[:-1])) ** 0.5
+
 
 INITIALIZERS: dict[str, Callable] = {
     "orthogonal": jax.nn.initializers.orthogonal(),
     "he": jax.nn.initializers.he_normal(),
     "lecun": jax.nn.initializers.lecun_normal(),
     "xavier": jax.nn.initializers.glorot_normal(),
+    "he-gaussian": _gaussian(2.0),
+    "lecun-gaussian": _gaussian(1.0),
 }
 """Of kernels, by name; biases begin at 0."""
 
@@ -70,6 +80,42 @@ def norm_named(name: str | None, features: int, rngs: nnx.Rngs) -> nnx.Module | 
     if name == "batch":  # its statistics are float32 whatever the parameters are
         module.mean, module.var = nnx.BatchStat(jnp.zeros(features)), nnx.BatchStat(jnp.ones(features))
     return module
+
+
+def pairs(widths: Sequence[int]) -> list[tuple[int, int]]:
+    """Of each layer the width below and its own.
+
+    Raises:
+        ValueError: There are fewer than two widths.
+    """
+    if len(widths) < 2:
+        raise ValueError(f"`widths` must hold the input's and the output's at least, got {tuple(widths)}.")
+    return list(itertools.pairwise(widths))
+
+
+def affine(params: dict[str, Array], z: Array) -> Array:
+    """Of flattened samples."""
+    return z.reshape(z.shape[0], -1) @ params["kernel"] + params["bias"][None]
+
+
+def pooled_affine(params: dict[str, Array], z: Array) -> Array:
+    """Of the mean over the positions of NHWC images."""
+    return affine(params, jnp.mean(z, axis=(1, 2)))
+
+
+def convolution(params: dict[str, Array], z: Array, stride: int = 1) -> Array:
+    """3 x 3, zero padding, bias; NHWC."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    out = jax.lax.conv_general_dilated(z, params["kernel"], (stride, stride), "SAME", dimension_numbers=layout)
+    return out + params["bias"][None, None, None]
+
+
+def batch_norm(params: dict[str, Array], z: Array, epsilon: float = 1e-5) -> Array:
+    """Training mode: mean and variance of this batch, over samples and positions."""
+    mean = jnp.mean(z, axis=(0, 1, 2), keepdims=True)
+    variance = jnp.mean((z - mean) ** 2, axis=(0, 1, 2), keepdims=True)
+    scale = params["gamma"][None, None, None] / jnp.sqrt(variance + epsilon)
+    return (z - mean) * scale + params["beta"][None, None, None]
 
 
 class Layers(nnx.Module):

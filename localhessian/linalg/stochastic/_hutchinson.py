@@ -51,8 +51,10 @@ class Hutchinson:
 
 
 def quadratic_form(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, " s"]:
+    """v^T H v."""
     return jnp.sum(v * multiplied(operator, v), axis=-1)
 
 
 def squared_length(factor: LinearMap, v: Float[Array, "s d"]) -> Float[Array, " s"]:
+    """||R v||^2."""
     return jnp.sum(multiplied(factor, v) ** 2, axis=-1)

@@ -49,10 +49,12 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Operat
 
 
 def multiplied(operator: Operator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
+    """H v or A v."""
     return rows_of(operator.product, operator.batch)(v)
 
 
 def itself(v: Array) -> Array:
+    """v: where the probes themselves are wanted."""
     return v
 
 
@@ -62,20 +64,24 @@ def _probe_vector(vectors: Partial, i: Any, shape: tuple[int, int], dtype: Any) 
 
 
 def random_signs(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th probe, of independent signs."""
     return jax.random.rademacher(jax.random.fold_in(key, i), shape, dtype)
 
 
 def on_sphere(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th probe, uniform on the sphere of radius sqrt(d)."""
     v = jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
     return v * (shape[1] ** 0.5 / jnp.linalg.norm(v, axis=1, keepdims=True))
 
 
 def unit_vector(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th basis vector, for exact sums."""
     del key
     return jnp.broadcast_to(jax.nn.one_hot(i, shape[1], dtype=dtype), shape)
 
 
 def row_of(vectors: Float[Array, "p s d"], i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
+    """The i-th of given vectors."""
     del shape, dtype
     return jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False)
 

@@ -1,10 +1,10 @@
 """Cutting any JAX function into a Chain at its marks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from localhessian._arguments import expect_choice, expect_flag, expect_function
+from localhessian._arguments import expect_choice, expect_flag, expect_function, short
 from localhessian._brief import by_identity
 from localhessian._types import Activations, Context, Params
 from localhessian.network._chain import Block, Chain, _takes_context
@@ -220,3 +220,29 @@ def cut_model(
     )
     check_called(asked, source.program.marks)
     return cut_of(source, params, x, context)
+
+
+def in_blocks(chain: Chain, tree: Any, name: str = "params") -> bool:
+    """Whether parameters or gradients are in the layout of the blocks; False: in that of the model.
+
+    Raises:
+        ValueError: They are in neither.
+    """
+    if isinstance(chain, TracedChain) and chain.has_layout_of_model(tree):
+        return False
+    if isinstance(tree, Mapping) and set(tree) <= set(chain.names):
+        return True
+    more = (
+        ", or be in the layout of the model"
+        if isinstance(chain, TracedChain)
+        else (": only a chain that was cut from a model knows another layout")
+    )
+    raise ValueError(
+        f"gradients and parameters must be a dict of the blocks' names ({', '.join(chain.names)}){more}: got "
+        f"{short(tree)} as `{name}`."
+    )
+
+
+def by_block(chain: Chain, params: Any) -> dict[str, Params]:
+    """The parameters of each block by its name, from either layout; raises as `in_blocks`."""
+    return params if in_blocks(chain, params) else cast(TracedChain, chain).split(params)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from localhessian._programs import compiled
 from localhessian._tree import size
@@ -80,8 +81,6 @@ def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: A
         >>> small.logits(params, jnp.ones((5, 4)), context).shape
         (5, 2)
     """
-    from flax import nnx  # noqa: PLC0415  only who brings such a model imports it
-
     model = build(nnx.Rngs(0))
     model.train()
     chain, _, context = chain_from_nnx(model, x, at=at)
