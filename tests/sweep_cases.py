@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -36,3 +37,9 @@ def slow(a, seed, log):
         file.write(f"{a} {seed}\n")
     time.sleep(0.03)
     return np.random.default_rng([a, seed]).standard_normal(4)
+
+
+def iterated(scale, width):
+    """An iteration that forgets nothing: whatever is done in another way ends in other bits."""
+    turn = jnp.sin(jnp.arange(1.0, 1 + width * width)).reshape(width, width)
+    return jax.lax.fori_loop(0, 20000, lambda _, v: jnp.sin(scale * turn @ v) + v / 2, jnp.ones(width))

@@ -1,18 +1,14 @@
-"""Sweeps over processes: workers that die, sweeps that are killed, two on one path."""
+"""Sweeps over processes: workers that die, two on one path."""
 
 import concurrent.futures as cf
 import multiprocessing
-import os
-import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sweep_cases
-import xarray
+import sweeps_apart
 
 import localhessian as lh
 
@@ -53,74 +49,15 @@ def test_threads_are_an_executor_too():
     np.testing.assert_array_equal(found["product"][:, 0], 2.0 * np.arange(40))
 
 
-def program(out, log):
-    """Of a process of its own: a sweep of forty cases of 30 ms."""
-    return (
-        "import sweep_cases, localhessian as lh\n"
-        f"axes = {{'a': range(5), 'seed': range(8), 'log': [{str(log)!r}]}}\n"
-        f"lh.sweep(sweep_cases.slow, axes, compiled=False, out={str(out)!r})\n"
-    )
-
-
-def start(out, log):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(Path(lh.__file__).parents[1])])}
-    return subprocess.Popen([sys.executable, "-c", program(out, log)], env=environment, stderr=subprocess.PIPE)
-
-
-def killed_at_random(times, tmp_path):
-    """The log of a sweep that is killed that many times, then left to end."""
-    out, log = tmp_path / "s.zarr", tmp_path / "log"
-    log.touch()
-    draw = random.Random(0)
-    for _ in range(times):
-        before, process = len(log.read_text().splitlines()), start(out, log)
-        # From the first new case on, so that every process gets somewhere.
-        while len(log.read_text().splitlines()) == before and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.2))
-        process.kill()
-        process.wait()
-        process.stderr.close()
-    ended = start(out, log)
-    assert ended.wait() == 0, ended.stderr.read()
-    ended.stderr.close()
-    return out, log.read_text().splitlines()
-
-
-def check_killed(times, tmp_path):
-    out, ran = killed_at_random(times, tmp_path)
-    found = xarray.open_dataset(out)
-    assert found.finished.all()
-    # Only what was at hand when it was killed is run again.
-    assert 40 <= len(ran) <= 40 + times
-    assert len(set(ran)) == 40
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "s.zarr", "s.zarr.cases"]
-    for a in range(5):
-        for seed in range(8):
-            expected = np.random.default_rng([a, seed]).standard_normal(4)
-            np.testing.assert_array_equal(found.result[a, seed, 0], expected)
-
-
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
-    check_killed(1, tmp_path)
-
-
-@pytest.mark.full
-def test_a_sweep_killed_ten_times_goes_on_where_it_was(tmp_path):
-    check_killed(10, tmp_path)
-
-
 def test_two_processes_on_one_path_are_told(tmp_path):
-    out, log = tmp_path / "s.zarr", tmp_path / "log"
-    log.touch()
-    process = start(out, log)
-    while not log.read_text() and process.poll() is None:
+    process = sweeps_apart.start(sweeps_apart.hosted(tmp_path / "s.zarr", tmp_path / "log"))
+    while not (tmp_path / "log").exists() and process.poll() is None:
         time.sleep(0.01)
+    axes = {"a": range(5), "seed": range(8), "log": [str(tmp_path / "log")]}
     with pytest.raises(ValueError, match=r"another process works on `.*s.zarr.cases`"):
-        lh.sweep(sweep_cases.slow, {"a": range(5), "seed": range(8), "log": [str(log)]}, compiled=False, out=out)
+        lh.sweep(sweep_cases.slow, axes, compiled=False, out=tmp_path / "s.zarr")
     process.kill()
-    process.wait()
-    process.stderr.close()
+    process.communicate()
 
 
 def test_a_damaged_record_is_made_again(tmp_path):
