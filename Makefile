@@ -39,7 +39,7 @@ help:
 	@echo 'make clean   remove the virtual environments, caches and results'
 
 demo: .venv-demo/.installed
-	.venv-demo/bin/localhessian analyze --out runs/demo
+	.venv-demo/bin/localhessian demo --out runs/demo
 
 test: .venv-test/.installed
 	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal

@@ -4,10 +4,13 @@ from localhessian._status import Status as Status
 from localhessian._version import __version__ as __version__
 from localhessian.analysis import Figures as Figures
 from localhessian.analysis import Measurement as Measurement
+from localhessian.analysis import Plan as Plan
+from localhessian.analysis import PlannedRow as PlannedRow
 from localhessian.analysis import Report as Report
 from localhessian.analysis import Row as Row
 from localhessian.analysis import analyze as analyze
 from localhessian.analysis import measure as measure
+from localhessian.analysis import plan as plan
 from localhessian.analysis import plot as plot
 from localhessian.analysis import sweep as sweep
 from localhessian.curvature import IdentityCheck as IdentityCheck

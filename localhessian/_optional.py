@@ -5,7 +5,6 @@ from types import ModuleType
 
 _EXTRAS = {
     "typer": "cli",
-    "platformdirs": "cli",
     "pooch": "train",
     "orbax": "train",
     "xarray": "sweep",

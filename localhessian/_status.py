@@ -29,6 +29,7 @@ class Status(enum.IntEnum):
     FAILED = 14
     INTERRUPTED = 15
     NOT_CONFIRMED = 16
+    SKIPPED = 17
 
     @property
     def message(self) -> str:
@@ -87,6 +88,10 @@ _MESSAGES = {
         "A random vector did not confirm the structure that was found in the program: the operator's own product is "
         "not that of the blocks. Usually the product is not linear, or its factor is another's. Use `Dense()`, or an "
         "iterative method."
+    ),
+    Status.SKIPPED: (
+        "No route fits the time or the memory that is left. Raise `max_seconds` or `max_bytes`, take fewer samples, or "
+        "name a method."
     ),
     Status.REJECTED: (
         "The step found would have raised the back-matching loss, or was not finite, and was undone. Lower the rate or "

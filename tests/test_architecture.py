@@ -207,6 +207,8 @@ def undocumented(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -
     if not ast.get_docstring(node):
         yield name
     for child in node.body if not isinstance(node, ast.FunctionDef) else ():
+        if isinstance(child, ast.FunctionDef) and any(ast.unparse(by) == "overload" for by in child.decorator_list):
+            continue  # a signature
         if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
             yield from undocumented(child, child.name)
 

@@ -10,6 +10,9 @@ from localhessian.analysis._html import html as html
 from localhessian.analysis._measure import measure as measure
 from localhessian.analysis._measurement import Entry as Entry
 from localhessian.analysis._measurement import Measurement as Measurement
+from localhessian.analysis._plan import Plan as Plan
+from localhessian.analysis._plan import PlannedRow as PlannedRow
+from localhessian.analysis._plan import plan as plan
 from localhessian.analysis._report import Report as Report
 from localhessian.analysis._table import number as number
 from localhessian.analysis._table import table as table

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from localhessian.analysis._insight import insight
 from localhessian.analysis._measured import measured, surveyed, without_figures
 from localhessian.analysis._notes import nobody, not_convex
 from localhessian.analysis._report import Report
-from localhessian.analysis._survey import examined
+from localhessian.analysis._route import Limits, Route, in_time, in_units, limits_of, route, taken, within
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.curvature import Part
@@ -29,7 +30,9 @@ from localhessian.linalg import Method, SpectrumInterrupt, check_method
 from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly, check_chain
 
 GAUSS_NEWTON: Part = "gauss_newton"
-AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name)
+SILENT = 2.0
+"""Seconds after which planning is told."""
+AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name, Status.SKIPPED.name)
 """Rows that `resume` does not keep."""
 
 
@@ -48,6 +51,8 @@ def analyze(
     samples_per_block: int = 16,
     method: Method | None = None,
     key: Key | None = None,
+    max_seconds: float | None = None,
+    max_bytes: float | None = None,
     progress: Progress | bool = False,
     resume: Report | None = None,
 ) -> Report:
@@ -70,7 +75,11 @@ def analyze(
             to 8e10 multiplications), else the largest eigenvalue by Lanczos and the rest by quadrature, as in
             `lh.spectral_density` with 2 starts of 12 steps: bounds and estimates, with their errors in columns.
         key: Of random start vectors; default `jax.random.key(0)`.
-        progress: True shows a bar; a function is called with (done, total, what).
+        max_seconds: What all rows may take, compilation apart. Rows that would take more by their prediction (`lh.plan`
+            shows it) get the largest eigenvalue and a quadrature instead, or are skipped, with a note. Cheap rows come
+            first.
+        max_bytes: The same for the memory of each row; default what the machine has free.
+        progress: True shows a bar; a function is called with (done, total, what); what is left is told in seconds.
         resume: An earlier, interrupted report of the same model and data: its rows are kept.
 
     Returns:
@@ -105,7 +114,7 @@ def analyze(
     check_chain(chain, params)
     expect_key(key)
     check_method(method)
-    jobs = jobs_of(chain, blocks, wrt, part)
+    limits, jobs = limits_of(max_seconds, max_bytes), jobs_of(chain, blocks, wrt, part)
     key = jax.random.key(0) if key is None else key
     matching = back_match_partly(chain, params, x, y, loss, context)
     ones = chosen(samples, samples_per_block, matching.samples)
@@ -115,16 +124,24 @@ def analyze(
     interrupted = False
     with follow(progress, "spectrum") as show:
         try:
-            for done, job in enumerate(jobs):
-                show(done, len(jobs), " / ".join(job))
+            asked, routes = blocks is not None, list[Route]()
+            for job in jobs:
                 if job not in kept:
-                    asked = blocks is not None
-                    row, found, interrupted = _analyze_one(matching, job, ones, method, key, asked)
-                    rows.append(row)
-                    if found is not None:
-                        spectra[job] = found
-                    if interrupted:
-                        break
+                    if time.perf_counter() - started > SILENT:
+                        show(len(rows), len(jobs), f"{' / '.join(job)}, planned")
+                    row = _without(matching, job, asked)
+                    if row is None:
+                        row = _routed(routes, matching, job, ones, method, limits)
+                    rows.extend([] if row is None else [row])
+            routes = within(routes, limits)
+            for i, each in enumerate(routes):
+                show(len(rows), len(jobs), f"{' / '.join(each.job)}{_left(routes[i:])}")
+                row, found, interrupted = _analyze_one(matching, each, ones, key)
+                rows.append(row)
+                if found is not None:
+                    spectra[each.job] = found
+                if interrupted:
+                    break
         except KeyboardInterrupt:
             interrupted = True
         show(len(rows), len(jobs), "interrupted" if interrupted else "done")
@@ -134,17 +151,65 @@ def analyze(
     return Report(tuple(rows), spectra, meta)
 
 
+def _without(matching: BackMatching, job: RowKey, asked: bool) -> Row | None:
+    """The row of what does not exist, or was not asked for."""
+    why = missing(matching, job[0], SIDES[job[1]], asked=asked)
+    return without_figures(job, coupled=bool(matching.coupled[job[0]]), note=why) if why else None
+
+
+def _routed(
+    routes: list[Route],
+    matching: BackMatching,
+    job: RowKey,
+    samples: tuple[int, ...],
+    method: Method | None,
+    limits: Limits,
+) -> Row | None:
+    """One more route; the row where that fails."""
+    alone = samples if _one_by_one(matching, job) else None
+    try:
+        routes.append(route(matching, job, alone, method, limits.bytes, timed=math.isfinite(limits.seconds)))
+    except Exception as error:  # one row's failure, whatever it is, must not cost the others
+        return _failed(matching, job, samples, error)
+    return None
+
+
+def _one_by_one(matching: BackMatching, job: RowKey) -> bool:
+    """Whether the samples are looked at one by one."""
+    return SIDES[job[1]].per_sample and not bool(matching.coupled[job[0]])
+
+
+def _failed(matching: BackMatching, job: RowKey, samples: tuple[int, ...], error: Exception) -> Row:
+    note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    count = len(samples) if _one_by_one(matching, job) else matching.samples
+    coupled = bool(matching.coupled[job[0]])
+    return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count)
+
+
+def _skipped(matching: BackMatching, found: Route, samples: int) -> Row:
+    note = f"skipped: it would take about {in_time(found.cost.seconds)} and {in_units(found.cost.bytes)}; " + (
+        f"{found.reason}; raise `max_seconds` or `max_bytes`, or name a method"
+    )
+    coupled = bool(matching.coupled[found.job[0]])
+    size = found.operator.size
+    return without_figures(found.job, coupled=coupled, note=note, status=Status.SKIPPED, size=size, samples=samples)
+
+
+def _left(routes: Sequence[Route]) -> str:
+    """What is left, where it is worth telling."""
+    seconds = math.fsum(each.cost.seconds for each in routes if each.method and math.isfinite(each.cost.seconds))
+    return f", about {in_time(seconds)} left" if seconds >= 1 else ""
+
+
 def _analyze_one(
-    matching: BackMatching, job: RowKey, samples: tuple[int, ...], method: Method | None, key: Key, asked: bool
+    matching: BackMatching, found_route: Route, samples: tuple[int, ...], key: Key
 ) -> tuple[Row, RowSpectrum | None, bool]:
     """The row, the spectrum behind it, and whether it was interrupted."""
-    block, wrt, part = job
+    job = block, wrt, part = found_route.job
     kind, coupled = SIDES[wrt], bool(matching.coupled[block])
-    why = missing(matching, block, kind, asked=asked)
-    if why:
-        return without_figures(job, coupled=coupled, note=why), None, False
-    one_by_one = kind.per_sample and not coupled
-    entered = samples if one_by_one else matching.samples
+    entered = samples if _one_by_one(matching, job) else matching.samples
+    if found_route.method is None:
+        return _skipped(matching, found_route, len(samples) if entered is samples else matching.samples), None, False
     is_outer = part == GAUSS_NEWTON and block == matching.chain.names[-1]
     how: dict[str, Any] = {
         "samples": entered,
@@ -152,7 +217,7 @@ def _analyze_one(
         "blame": functools.partial(not_convex, matching) if is_outer else nobody,
     }
     try:
-        seen = examined(matching, job, samples if one_by_one else None, method, key)
+        seen = taken(found_route, matching, key)
         found, rest = seen.spectrum, seen.rest
         if rest is not None:
             row, behind = surveyed(job, found, rest, **how)
@@ -168,9 +233,7 @@ def _analyze_one(
         status = Status.INTERRUPTED.name
         return dataclasses.replace(row, status=status, converged=False, note=note), found_so_far, True
     except Exception as error:  # one row's failure, whatever it is, must not cost the others
-        note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        count = len(samples) if one_by_one else matching.samples
-        return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count), None, False
+        return _failed(matching, job, samples, error), None, False
 
 
 def _meta(matching: BackMatching, samples: tuple[int, ...], method: Method | None, key: Key) -> dict[str, Any]:

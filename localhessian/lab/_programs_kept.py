@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import jax
-
-from localhessian._optional import optional
+from platformdirs import user_cache_dir
 
 MAX_BYTES = 2**31
 """Of the folder; what was not used for the longest time goes first."""
@@ -17,7 +16,7 @@ def keep_programs() -> None:
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
-    folder = Path(optional("platformdirs").user_cache_dir("localhessian")) / "programs"
+    folder = Path(user_cache_dir("localhessian")) / "programs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # nothing is lost but time

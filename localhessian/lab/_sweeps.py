@@ -3,20 +3,18 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import importlib
 import multiprocessing
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from localhessian._arguments import short
 from localhessian.analysis import sweep
+from localhessian.lab._own import function_of
 
 _SPACES: dict[str, Any] = {"linspace": np.linspace, "logspace": np.logspace, "geomspace": np.geomspace}
 _CALL = re.compile(rf"\s*({'|'.join(_SPACES)})\s*\((.*)\)\s*")
@@ -107,28 +105,6 @@ def _value(word: str) -> Any:
         except ValueError:
             continue
     return word
-
-
-def function_of(place: str) -> Callable[..., Any]:
-    """The function at `module:function`, also of a module in the folder that we are in.
-
-    Raises:
-        ValueError: There is none.
-    """
-    module, found, name = place.partition(":")
-    if not (module and found and name):
-        raise ValueError(f"a case is written `module:function`, got `{place}`.")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        function: Any = importlib.import_module(module)
-        for part in name.split("."):
-            function = getattr(function, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"there is no `{place}`: {error}.") from error
-    if not callable(function):
-        raise ValueError(f"`{place}` is no function but {short(function)}.")
-    return function
 
 
 def run_asked(asked: Asked, workers: int = 0) -> Any:

@@ -1,7 +1,7 @@
 """The command line: `localhessian --help` is the map."""
 
 import contextlib
-import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -10,20 +10,29 @@ import jax
 import optax
 from tqdm import tqdm
 
-from localhessian._files import check_folder, write_text
+from localhessian._files import check_folder
 from localhessian._optional import optional
 from localhessian._version import __version__
-from localhessian.analysis import Label, Report, analyze, figure, findings, html, stored_label, table
+from localhessian.analysis import Label, Report, analyze, stored_label
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._cifar import load_images
 from localhessian.lab._data import Images, digits
+from localhessian.lab._own import METHODS, asked_for, run_analysis, run_plan
 from localhessian.lab._programs_kept import keep_programs
 from localhessian.lab._sweeps import Asked, asked_of, axis_of, closing, forecast, run_asked
 from localhessian.lab._train import train
+from localhessian.lab._written import write_comparison, write_reports
 from localhessian.lab.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare
 from localhessian.lab.zoo import MODELS, digits_network, network
 
 typer = optional("typer")
+Own = Annotated[str, typer.Argument(help="`module:function`, which returns (chain, params, x, y, loss[, context]).")]
+Blocks = Annotated[str, typer.Option(help="Names of blocks, with commas between; default: all.")]
+Sides = Annotated[str, typer.Option(help="params, input, or both with a comma between.")]
+Parts = Annotated[str, typer.Option(help="gauss_newton, full, residual, or several.")]
+Samples = Annotated[int, typer.Option(min=1, help="Of an uncoupled H_z, how many, one by one.")]
+Seconds = Annotated[float | None, typer.Option(help="What all may take: dear rows give way.")]
+Bytes = Annotated[float | None, typer.Option(help="The same for the memory of each row.")]
 app = typer.Typer(
     name="localhessian",
     help="Condition numbers and spectra of the local Hessians of every block of a network.",
@@ -50,8 +59,8 @@ def _root(
         keep_programs()
 
 
-@app.command("analyze")
-def analyze_command(
+@app.command("demo")
+def demo_command(
     models: Annotated[str, typer.Option(help=f"Networks to compare, of {', '.join(MODELS)}.")] = ",".join(MODELS),
     out: Annotated[Path, typer.Option(help="Folder for the figure, the page and the data.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps between the two analyses.")] = 400,
@@ -87,10 +96,55 @@ def analyze_command(
             failed.append(f"{model} after training cannot be analyzed (has it diverged?): {error}")
             continue
         reports[Label(model, "after training")] = after.with_meta(accuracy=trained.accuracy)
-    _write(reports, out)
+    with _in_words():
+        typer.echo(write_reports(reports, out))
     if failed:
         typer.echo("\n".join(["", *failed]), err=True)
         raise typer.Exit(1)
+
+
+@app.command("analyze")
+def analyze_command(
+    case: Own,
+    blocks: Blocks = "",
+    wrt: Sides = "",
+    part: Parts = "gauss_newton",
+    samples: Samples = 16,
+    method: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; default: chosen for each.")] = "",
+    max_seconds: Seconds = None,
+    max_bytes: Bytes = None,
+    seed: Annotated[int, typer.Option(help="Of random start vectors.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the figure, the page and the data; again goes on.")] = Path(
+        "runs/analyze"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, for scripts.")] = False,
+) -> None:
+    """Analyze a model of your own: spectra and condition numbers of every block."""
+    _check(out)
+    with _in_words():
+        asked = asked_for(case, blocks, wrt, part, samples, method, max_seconds, max_bytes)
+        report = run_analysis(asked, seed, out / "report.npz", quiet=as_json or not sys.stderr.isatty())
+        if as_json:
+            typer.echo(report.to_dataframe().to_json(orient="records", indent=2))
+        else:
+            typer.echo(write_reports({Label("", ""): report}, out))
+    if report.meta["interrupted"]:
+        raise typer.Exit(130)
+
+
+@app.command("plan")
+def plan_command(
+    case: Own,
+    blocks: Blocks = "",
+    wrt: Sides = "",
+    part: Parts = "gauss_newton",
+    samples: Samples = 16,
+    max_seconds: Seconds = None,
+    max_bytes: Bytes = None,
+) -> None:
+    """Tell what `analyze` would do with a model of your own, and what it would take; nothing is decomposed."""
+    with _in_words():
+        typer.echo(str(run_plan(asked_for(case, blocks, wrt, part, samples, "", max_seconds, max_bytes))))
 
 
 @app.command("train")
@@ -146,7 +200,7 @@ def train_command(
                 place = out / Path(one).stem if len(_listed(data)) > 1 else out
                 with tqdm(unit="run") as bar:
                     result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
-                _write_comparison(result, place, one)
+                typer.echo(write_comparison(result, place, one))
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted; the same command goes on from what is in {out}/.")
         raise typer.Exit(130) from None
@@ -194,7 +248,7 @@ def report_command(
     _check(out)
     if len(files) == 1 and (files[0] / "study.json").exists():
         with _in_words():
-            return _write_comparison(Comparison.load(files[0]), out, str(files[0]))
+            return typer.echo(write_comparison(Comparison.load(files[0]), out, str(files[0])))
     paths = [path for file in files for path in (sorted(file.glob("*.npz")) if file.is_dir() else [file])]
     if not paths:
         raise typer.BadParameter(f"there is no report (.npz) in {', '.join(map(str, files))}.")
@@ -205,7 +259,8 @@ def report_command(
     for stem, report in loaded:
         label = stored_label(report.meta.get("label"), stem)
         reports[Label(f"{label.network} ({stem})", label.stage) if label in reports else label] = report
-    return _write(reports, out)
+    with _in_words():
+        typer.echo(write_reports(reports, out))
 
 
 def _place(report: Report) -> int:
@@ -273,30 +328,6 @@ def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
     if report.meta["interrupted"]:
         raise typer.Abort
     return report
-
-
-def _write(reports: dict[Label, Report], out: Path) -> None:
-    text = str(findings(reports))
-    typer.echo(table(reports))
-    with _in_words():
-        page = _write_files(reports, out, text)
-    typer.echo(f"\n{text}\n\nWritten: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/")
-
-
-def _write_files(reports: dict[Label, Report], out: Path, text: str) -> Path:
-    for place, (label, report) in enumerate(reports.items()):
-        # A label may be a stranger's: of it only what is no path goes into the name of a file.
-        name = re.sub(r"[^\w-]+", "-", "-".join(filter(None, label))).strip("-") or "report"
-        report.with_meta(label=list(label), place=place).save(out / f"{name}.npz")
-    figure(reports, out / "figure.png")
-    return html(reports, out / "report.html", text=text)
-
-
-def _write_comparison(result: Comparison, out: Path, data: str) -> None:
-    write_text(out / "table.txt", f"{result}\n")
-    write_text(out / "outcomes.csv", result.to_dataframe().to_csv(index=False))
-    result.plot(out / "curves.png")
-    typer.echo(f"{data}\n{result}\n\nWritten: table.txt, outcomes.csv, curves.png in {out}/")
 
 
 def main() -> None:

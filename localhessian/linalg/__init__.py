@@ -2,6 +2,11 @@
 
 from localhessian.linalg._audit import Audit as Audit
 from localhessian.linalg._audit import audit as audit
+from localhessian.linalg._cost import Cost as Cost
+from localhessian.linalg._cost import extent as extent
+from localhessian.linalg._cost import of_dense as of_dense
+from localhessian.linalg._cost import of_iteration as of_iteration
+from localhessian.linalg._cost import of_structure as of_structure
 from localhessian.linalg._dense import Dense as Dense
 from localhessian.linalg._explain import Explanation as Explanation
 from localhessian.linalg._explain import explain as explain
@@ -9,6 +14,7 @@ from localhessian.linalg._solve import Method as Method
 from localhessian.linalg._solve import check_method as check_method
 from localhessian.linalg._solve import spectrum as spectrum
 from localhessian.linalg.krylov import GolubKahan as GolubKahan
+from localhessian.linalg.krylov import Krylov as Krylov
 from localhessian.linalg.krylov import Lanczos as Lanczos
 from localhessian.linalg.operators import LinearMap as LinearMap
 from localhessian.linalg.operators import Operator as Operator

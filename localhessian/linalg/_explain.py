@@ -1,21 +1,14 @@
 """What `lh.spectrum` will do with an operator, why, and what it will take."""
 
 import dataclasses
-import time
-from collections.abc import Callable
-from functools import lru_cache
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from scipy.linalg import blas
 
 from localhessian._arguments import expect
+from localhessian.linalg._cost import of_dense, of_iteration, of_structure
 from localhessian.linalg._dense import Dense
 from localhessian.linalg._solve import Method, unstructured
-from localhessian.linalg.krylov import BASIS_BYTES, ROWS, Krylov
+from localhessian.linalg.krylov import Krylov
 from localhessian.linalg.operators import Operator, check_operator
-from localhessian.linalg.structure import Declined, Structure, Structured, eigenvalues
+from localhessian.linalg.structure import Declined, Structure, Structured
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,8 +48,8 @@ def explain(operator: Operator, structured: Structured | None = None, /) -> Expl
         structured: Limits of the structured route; None for those of `lh.spectrum`.
 
     Returns:
-        An explanation to print. Predictions are operation counts over the rates of this machine, measured once; of
-        iterative methods, the whole budget of products.
+        An explanation to print. Predictions are operation counts over the rates of this machine, measured once and
+        kept; of iterative methods, the whole budget of products.
 
     Cost: the search for structure, and otherwise two products.
 
@@ -80,59 +73,14 @@ def explain(operator: Operator, structured: Structured | None = None, /) -> Expl
         structure = structured.find(operator)
     except Declined as declined:
         method = unstructured(operator)
-        seconds, needed = _iterative(operator, method) if isinstance(method, Krylov) else _dense(operator)
+        cost = of_iteration(operator, method.max_matvecs) if isinstance(method, Krylov) else of_dense(operator)
         held = "the matrix would take too long" if Dense().fits(operator) else "the matrix is too large to hold"
         small = "the matrix fits" if isinstance(method, Dense) else held
         reason = f"no structure: {declined}; {small}"
-        return Explanation(operator.label, size, operator.batch, method, reason, None, seconds, needed)
+        return Explanation(operator.label, size, operator.batch, method, reason, None, *cost)
     reason = str(structure)
     if structured.blocks is not None:
-        seconds, needed = _iterative(operator, structured.blocks)
-        return Explanation(operator.label, size, operator.batch, structured, reason, structure, seconds, needed)
-    gram, eigen = structure.operations()
-    gram_rate, eigen_rate = _rates()
-    seconds, needed = (gram / gram_rate + eigen / eigen_rate) / structure.workers, structure.bytes()
-    return Explanation(operator.label, size, operator.batch, structured, reason, structure, seconds, needed)
-
-
-def _dense(operator: Operator) -> tuple[float, float]:
-    factor = operator.factor
-    sides = (operator.size, operator.size if factor is None else factor.out_size)
-    order, long, copies = min(sides), max(sides), operator.batch or 1
-    gram_rate, eigen_rate = _rates()
-    decompose = copies * (float(order) ** 2 * long / gram_rate + 4 / 3 * float(order) ** 3 / eigen_rate)
-    return order * _product(operator) + decompose, copies * (float(order) * long * 4 + 16.0 * order**2)
-
-
-def _iterative(operator: Operator, method: Krylov) -> tuple[float, float]:
-    basis = max(BASIS_BYTES, ROWS * operator.size * (operator.batch or 1) * operator.dtype.itemsize)
-    return method.max_matvecs * 2 * _product(operator), 2.0 * basis
-
-
-def _product(operator: Operator) -> float:
-    """Seconds of one product, after its compilation."""
-    prepared = operator.prepare()
-    size = operator.size
-    v = jnp.ones((size,) if operator.batch is None else (operator.batch, size), operator.dtype)
-    jax.block_until_ready(prepared.mv(v))
-    started = time.perf_counter()
-    jax.block_until_ready(prepared.mv(v))
-    return time.perf_counter() - started
-
-
-@lru_cache(maxsize=1)
-def _rates() -> tuple[float, float]:
-    """Multiplications per second of Gram matrices and of symmetric eigenvalues of order 256, measured once."""
-    matrix = np.asfortranarray(np.random.default_rng(0).standard_normal((256, 2048)))
-    gram = blas.dsyrk(1.0, matrix)
-    seconds = [
-        min(_seconds(work) for _ in range(3))
-        for work in (lambda: blas.dsyrk(1.0, matrix), lambda: eigenvalues(gram.copy(order="F")))
-    ]
-    return matrix.size * 256 / seconds[0], 4 / 3 * 256.0**3 / seconds[1]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+        cost = of_iteration(operator, structured.blocks.max_matvecs)
+    else:
+        cost = of_structure(structure)
+    return Explanation(operator.label, size, operator.batch, structured, reason, structure, *cost)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import localhessian as lh
+from localhessian.analysis import _route as route
 from localhessian.analysis import _survey as survey
 from localhessian.analysis._asked import UNASKED, chosen
 from localhessian.analysis._findings import findings
@@ -219,14 +220,14 @@ def test_samples_without_curvature_do_not_blank_the_row():
 
 def test_a_block_that_fails_is_a_row_with_its_sentence_and_the_others_stay(monkeypatch):
     case = networks.mlp()
-    right = survey.spectrum
+    right = route.spectrum
 
     def spectrum(operator, *args, **kwargs):
         if "`layer1`" in operator.label:
             raise MemoryError("cannot hold it")
         return right(operator, *args, **kwargs)
 
-    monkeypatch.setattr(survey, "spectrum", spectrum)
+    monkeypatch.setattr(route, "spectrum", spectrum)
     report = lh.analyze(*case, wrt="params")
     failed = report["layer1", "params"]
     assert (failed.status, failed.converged, failed.note) == ("FAILED", False, "MemoryError: cannot hold it")
@@ -307,7 +308,7 @@ def test_a_row_that_is_interrupted_keeps_what_its_products_have_shown():
         raise lh.SpectrumInterrupt(found)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(survey, "spectrum", interrupt)
+        patch.setattr(route, "spectrum", interrupt)
         report = lh.analyze(*case, wrt="params", progress=stop)
     (row,) = report.rows
     assert (row.status, row.converged, report.meta["interrupted"]) == ("INTERRUPTED", False, True)
@@ -350,7 +351,7 @@ def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monke
     params = {"a": draw(12, 12), "b": draw(12, 12), "c": draw(12, 10)}
     case = chain, params, draw(20, 12), rng.integers(0, 10, 20), networks.cross_entropy
     whole = lh.analyze(*case, samples=[0, 3, 6], method=lh.Dense())
-    monkeypatch.setattr(survey, "MAX_OPERATIONS", 1.0)
+    monkeypatch.setattr(route, "MAX_OPERATIONS", 1.0)
     monkeypatch.setattr(lh.Structured, "find", _nothing)
     report = lh.analyze(*case, samples=[0, 3, 6])
     surveyed = [row for row in report.rows if "density" in row.method]

@@ -259,7 +259,7 @@ def test_findings_of_one_network_name_the_block_and_the_effect():
 
 def test_command_line_analyzes_and_renders_again(tmp_path):
     options = ["--models", "skip", "--depth", "1", "--width", "2", "--steps", "3", "--batch", "3"]
-    result = CliRunner().invoke(app, ["analyze", *options, "--out", str(tmp_path / "demo")])
+    result = CliRunner().invoke(app, ["demo", *options, "--out", str(tmp_path / "demo")])
     assert result.exit_code == 0, result.output
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert names == {"figure.png", "report.html", "skip-at-initialization.npz", "skip-after-training.npz"}
@@ -270,16 +270,16 @@ def test_command_line_analyzes_and_renders_again(tmp_path):
 
 
 def test_command_line_says_what_is_wrong(tmp_path):
-    unknown = CliRunner().invoke(app, ["analyze", "--models", "resnet"])
+    unknown = CliRunner().invoke(app, ["demo", "--models", "resnet"])
     assert unknown.exit_code == 2
     assert "`--models` takes names of plain, batchnorm, skip" in " ".join(unknown.output.split())
-    twice = CliRunner().invoke(app, ["analyze", "--models", "plain,plain"])
+    twice = CliRunner().invoke(app, ["demo", "--models", "plain,plain"])
     assert (twice.exit_code, "names a network twice" in " ".join(twice.output.split())) == (2, True)
-    beyond = CliRunner().invoke(app, ["analyze", "--batch", "5000"])
+    beyond = CliRunner().invoke(app, ["demo", "--batch", "5000"])
     assert (beyond.exit_code, "`--batch` must be at most 1437" in " ".join(beyond.output.split())) == (2, True)
     empty = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert "there is no report (.npz) in" in " ".join(empty.output.split())
-    assert set(CliRunner().invoke(app, ["--help"]).output.split()) >= {"analyze", "report"}
+    assert set(CliRunner().invoke(app, ["--help"]).output.split()) >= {"demo", "analyze", "plan", "report"}
     assert CliRunner().invoke(app, ["--version"]).output.startswith("localhessian 0.1.0")
 
 
@@ -306,11 +306,11 @@ def test_the_command_line_keeps_its_programs_for_the_next_process(tmp_path, give
 
 def test_command_line_keeps_what_came_before_a_divergence(tmp_path):
     options = ["--models", "plain", "--depth", "2", "--width", "3", "--batch", "4", "--steps", "3"]
-    result = CliRunner().invoke(app, ["analyze", *options, "--learning-rate", "1e38", "--out", str(tmp_path)])
+    result = CliRunner().invoke(app, ["demo", *options, "--learning-rate", "1e38", "--out", str(tmp_path)])
     assert result.exit_code == 1
     assert "plain after training cannot be analyzed (has it diverged?): the parameters of block" in result.output
     assert (tmp_path / "plain-at-initialization.npz").is_file()
     (tmp_path / "file").write_text("")
-    wrong = CliRunner().invoke(app, ["analyze", *options, "--out", str(tmp_path / "file")])
+    wrong = CliRunner().invoke(app, ["demo", *options, "--out", str(tmp_path / "file")])
     assert wrong.exit_code == 2
     assert "cannot be written to" in " ".join(wrong.output.replace("│", " ").split())

@@ -1,0 +1,229 @@
+"""By which way each local Hessian is looked at, what that takes, and what is left out where it is too much.
+
+Where nobody names a method, everything is found where structure or a short dense decomposition give it, else the
+largest eigenvalue and a quadrature: a spectrum without structure whose order is large does not come whole within any
+number of products that a person waits for.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+
+from localhessian._arguments import number, short
+from localhessian._types import Key as PRNGKey
+from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, TOP, Examined, Survey
+from localhessian.analysis.rows import Key
+from localhessian.curvature import local_hessian
+from localhessian.linalg import (
+    Cost,
+    Declined,
+    Dense,
+    Krylov,
+    Method,
+    Operator,
+    Structure,
+    Structured,
+    extent,
+    of_dense,
+    of_iteration,
+    of_structure,
+    spectrum,
+)
+from localhessian.network import BackMatching
+
+WALKED = 64.0
+"""Bytes for each number of the vectors of an operator that the search for structure takes (heuristic)."""
+TOP_PAIRS = 30.0
+"""Pairs of products that the largest eigenvalue takes to 0.3 % (heuristic: of blocks of a VGG and a GPT)."""
+QUICK = 0.1
+"""Seconds below which rows keep their order."""
+KEPT_BYTES = 2**28
+"""Of structures that are kept from planning to decomposing; others are found again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What may be spent."""
+
+    seconds: float = math.inf
+    bytes: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """The way to one local Hessian."""
+
+    job: Key
+    operator: Operator
+    method: Method | None
+    """None: none that fits."""
+    reason: str
+    cost: Cost
+    structure: Structure | None = None
+    """As it was found, where it is not too large to be kept."""
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether a quadrature tells what the method leaves."""
+        return self.method is TOP
+
+    @property
+    def words(self) -> str:
+        """The method, by its name."""
+        if self.method is None:
+            return "skipped"
+        if isinstance(self.method, Survey):
+            return "Structured"
+        return "top + quadrature" if self.has_rest else type(self.method).__name__
+
+
+def limits_of(max_seconds: float | None, max_bytes: float | None) -> Limits:
+    """As a user gives them; of memory, by default what the machine has free.
+
+    Raises:
+        TypeError: One of them is no number.
+        ValueError: It is not positive.
+    """
+    found = []
+    for name, value in (("max_seconds", max_seconds), ("max_bytes", max_bytes)):
+        given = math.inf if value is None else number(value)
+        if given is None:
+            raise TypeError(f"`{name}` must be a number or None, got {short(value)}.")
+        if not given > 0:
+            raise ValueError(f"`{name}` must be positive, got {short(value)}.")
+        found.append(given)
+    return Limits(found[0], free_bytes() if max_bytes is None else found[1])
+
+
+def free_bytes() -> float:
+    """Of memory that the machine has free; infinite where it does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/meminfo") as lines:
+            known = {line.split(":")[0]: line.split()[1] for line in lines}
+        return 1024.0 * float(known["MemAvailable"])
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE") / 2
+    return math.inf
+
+
+def route(
+    matching: BackMatching,
+    job: Key,
+    samples: Sequence[int] | None,
+    method: Method | None,
+    most: float,
+    *,
+    timed: bool = True,
+) -> Route:
+    """The way to a local Hessian within `most` bytes.
+
+    Args:
+        matching: The network at its point, in numbers.
+        job: (block, wrt, part).
+        samples: Of an uncoupled H_z, which ones; None: the whole batch.
+        method: Asked for; None leaves it to the order and the structure.
+        most: Bytes.
+        timed: Whether a product of what is not known otherwise is made, to see what it takes.
+
+    Cost: the search for structure; where an iteration is to run, two of its products and their compilation.
+    """
+    block, wrt, part = job
+    operator = local_hessian(matching, block, wrt, part, samples=samples)
+    if method is not None:
+        return Route(job, operator, method, "asked for", _cost(operator, method) if timed else Cost(math.nan, math.nan))
+    structure, why = _structure(operator, most)
+    if structure is not None:
+        cost = of_structure(structure)
+        kept = structure if cost.bytes <= KEPT_BYTES else None
+        return Route(job, operator, Survey(MAX_OPERATIONS), str(structure), cost, kept)
+    dense = Dense(max_operations=MAX_OPERATIONS, max_bytes=int(min(2**31, most)))
+    if dense.fits(operator):
+        return Route(job, operator, dense, f"the matrix fits; {why}", of_dense(operator, timed=timed))
+    return cheaper(Route(job, operator, dense, why, Cost(math.inf, math.inf)), Limits(bytes=most))
+
+
+def cheaper(route: Route, limits: Limits) -> Route:
+    """The largest eigenvalue and a quadrature in place of a whole spectrum, where that fits; else nothing."""
+    factor = route.operator.factor
+    numbers = (route.operator.batch or 1) * (route.operator.size + (0 if factor is None else factor.out_size))
+    needed = 2.0 * 16 * numbers * route.operator.dtype.itemsize
+    if needed > limits.bytes:
+        return dataclasses.replace(route, method=None, cost=Cost(0.0, needed), structure=None)
+    cost = of_iteration(route.operator, TOP_PAIRS + STARTS * STEPS, "largest")
+    if cost.seconds > limits.seconds or route.has_rest:
+        return dataclasses.replace(route, method=None, structure=None)
+    return dataclasses.replace(route, method=TOP, cost=cost, structure=None)
+
+
+def within(routes: Sequence[Route], limits: Limits) -> list[Route]:
+    """Cheap ones first, quick ones in their order; from where the time is spent the cheaper way, or none."""
+    found, left = [], limits.seconds
+    for each in sorted(routes, key=_dear):
+        fitting = cheaper(each, Limits(left, limits.bytes)) if each.cost.seconds > left else each
+        if fitting.method is not None and not math.isnan(fitting.cost.seconds):
+            left -= fitting.cost.seconds
+        found.append(fitting)
+    return found
+
+
+def _dear(found: Route) -> float:
+    """Seconds; 0 of what is quick, infinite where nothing is predicted."""
+    seconds = found.cost.seconds
+    return math.inf if math.isnan(seconds) else seconds if seconds > QUICK else 0.0
+
+
+def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Examined:
+    """The spectrum of a local Hessian by its route, and what a quadrature tells beside it."""
+    operator, method, structure = found.operator, found.method, found.structure
+    key = jax.random.fold_in(key, matching.chain.index(found.job[0]))
+    if isinstance(method, Survey):
+        structure = structure or Structured().find(operator)
+        method = dataclasses.replace(method, structure=structure)
+    spectrum_found = spectrum(operator, method, key=key, throw=False)
+    rest = Survey(MAX_OPERATIONS).rest(operator, spectrum_found, key) if found.has_rest else None
+    return Examined(spectrum_found, rest, operator, structure)
+
+
+def _structure(operator: Operator, most: float) -> tuple[Structure | None, str]:
+    """What splits, within `most` bytes, or why nothing does."""
+    factor = operator.factor
+    if factor is None:
+        return None, "no structure: it has no factor R with H = R^T R"
+    searched = WALKED * (operator.batch or 1) * (operator.size + factor.out_size)
+    if searched > most:
+        return None, f"looking for structure would take {in_units(searched)}"
+    try:
+        return Structured(max_bytes=min(2.0**31, most)).find(operator), ""
+    except Declined as declined:
+        return None, f"no structure: {declined}"
+
+
+def _cost(operator: Operator, method: Method) -> Cost:
+    """Of a method that was asked for, its whole budget; NaN where it is a user's own."""
+    if isinstance(method, Krylov):
+        return of_iteration(operator, method.max_matvecs, method.which)
+    if isinstance(method, Dense):
+        order, numbers = extent(operator)
+        return of_dense(operator) if method.fits(operator) else Cost(math.nan, 4.0 * numbers + 16.0 * order**2)
+    if isinstance(method, Structured):
+        with contextlib.suppress(Declined):
+            return of_structure(method.find(operator))
+    return Cost(math.nan, math.nan)
+
+
+def in_units(amount: float) -> str:
+    """Bytes, for a person."""
+    if not math.isfinite(amount):
+        return "-"
+    return f"{amount / 2**30:.2g} GiB" if amount >= 2**30 else f"{amount / 2**20:.2g} MiB"
+
+
+def in_time(seconds: float) -> str:
+    """Seconds, for a person."""
+    if not math.isfinite(seconds):
+        return "-"
+    return f"{seconds / 60:.2g} min" if seconds >= 100 else f"{seconds:.2g} s"

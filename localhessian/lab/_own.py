@@ -1,0 +1,102 @@
+"""What a user wrote in a module of their own, named on the command line."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from localhessian import linalg
+from localhessian._arguments import short
+from localhessian.analysis import Plan, Report, analyze, plan
+
+NAMES = ("chain", "params", "x", "y", "loss", "context")
+"""What a case consists of, as `lh.analyze` takes it; the context may be left out."""
+
+
+def function_of(place: str) -> Callable[..., Any]:
+    """The function at `module:function`, also of a module in the folder that we are in.
+
+    Raises:
+        ValueError: There is none.
+    """
+    module, found, name = place.partition(":")
+    if not (module and found and name):
+        raise ValueError(f"a case is written `module:function`, got `{place}`.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function: Any = importlib.import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"there is no `{place}`: {error}.") from error
+    if not callable(function):
+        raise ValueError(f"`{place}` is no function but {short(function)}.")
+    return function
+
+
+def case_of(place: str) -> tuple[Any, ...]:
+    """What `lh.analyze` takes, of the function at `module:function`: a tuple in its order, or a mapping by its names.
+
+    Raises:
+        ValueError: There is no such function, or it returns something else.
+    """
+    found = function_of(place)()
+    if isinstance(found, Mapping):
+        wrong = [name for name in found if name not in NAMES] or [name for name in NAMES[:-1] if name not in found]
+        if not wrong:
+            return tuple(found.get(name) for name in NAMES)
+        got = f"`{wrong[0]}` is {'unknown' if wrong[0] in found else 'missing'}"
+    elif isinstance(found, Sequence) and len(found) in (len(NAMES) - 1, len(NAMES)):
+        return tuple(found)
+    else:
+        got = f"got {short(found)}"
+    raise ValueError(
+        f"`{place}` must return ({', '.join(NAMES[:-1])}) or these and the context, or them by name; {got}."
+    )
+
+
+METHODS = ("Structured", "Dense", "GolubKahan", "Lanczos")
+"""By name, with their default settings."""
+
+
+def asked_for(
+    place: str,
+    blocks: str,
+    wrt: str,
+    part: str,
+    samples: int,
+    method: str,
+    max_seconds: float | None,
+    max_bytes: float | None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `lh.analyze`, from words; what is empty is left to it.
+
+    Raises:
+        ValueError: A method of another name; as `case_of`.
+    """
+    if method and method not in METHODS:
+        raise ValueError(f"`--method` takes {', '.join(METHODS)}, got {method!r}.")
+    listed = lambda text: tuple(word.strip() for word in text.split(",") if word.strip())
+    told = {"blocks": listed(blocks), "wrt": listed(wrt), "part": listed(part)}
+    settings: dict[str, Any] = {name: words for name, words in told.items() if words}
+    settings |= {"samples_per_block": samples, "max_seconds": max_seconds, "max_bytes": max_bytes}
+    return case_of(place), settings | ({"method": getattr(linalg, method)()} if method else {})
+
+
+def run_plan(asked: tuple[tuple[Any, ...], dict[str, Any]]) -> Plan:
+    """As `lh.plan`."""
+    return plan(*asked[0], **{name: value for name, value in asked[1].items() if name != "method"})
+
+
+def run_analysis(asked: tuple[tuple[Any, ...], dict[str, Any]], seed: int, path: Path, *, quiet: bool) -> Report:
+    """As `lh.analyze`, from where the file of an interrupted one stopped; written as soon as it is there."""
+    resume = Report.load(path) if path.exists() else None
+    if resume is not None and not resume.meta["interrupted"]:
+        resume = None
+    report = analyze(*asked[0], **asked[1], key=jax.random.key(seed), progress=not quiet, resume=resume)
+    report.save(path)
+    return report

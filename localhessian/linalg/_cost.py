@@ -1,0 +1,108 @@
+"""What work takes on this machine: seconds by operation counts over rates that are measured once, and bytes."""
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from platformdirs import user_cache_dir
+from scipy.linalg import blas
+
+from localhessian._files import write_text
+from localhessian.linalg.krylov import BASIS_BYTES, ROWS
+from localhessian.linalg.operators import Operator
+from localhessian.linalg.structure import Structure, eigenvalues
+
+
+class Cost(NamedTuple):
+    """Predicted, compilation apart."""
+
+    seconds: float
+    bytes: float
+    """Beside the operator itself."""
+
+
+def of_structure(structure: Structure) -> Cost:
+    """Of every block decomposed."""
+    gram, eigen = structure.operations()
+    gram_rate, eigen_rate = rates()
+    return Cost((gram / gram_rate + eigen / eigen_rate) / structure.workers, structure.bytes())
+
+
+def of_dense(operator: Operator, *, timed: bool = True) -> Cost:
+    """Of the matrix, formed and decomposed; `timed`: whether one of the products is made to see what they take."""
+    order, numbers = extent(operator)
+    gram_rate, eigen_rate = rates()
+    copies = operator.batch or 1
+    decompose = order * numbers / gram_rate + copies * 4 / 3 * float(order) ** 3 / eigen_rate
+    return Cost((order * of_product(operator) if timed else 0.0) + decompose, 4.0 * numbers + 16.0 * copies * order**2)
+
+
+def of_iteration(operator: Operator, pairs: float, which: str = "both") -> Cost:
+    """Of `pairs` of products, and the basis."""
+    factor = operator.factor
+    ends = operator.size + (0 if factor is None else factor.out_size)
+    one = float(ends * (operator.batch or 1) * operator.dtype.itemsize)
+    basis = ROWS // 2 * one if which == "largest" else max(BASIS_BYTES, ROWS * one)
+    return Cost(pairs * 2 * of_product(operator), 2 * basis)
+
+
+def extent(operator: Operator) -> tuple[int, float]:
+    """The order of the matrix that is decomposed, and how many numbers it has, of all operators of a batch."""
+    factor = operator.factor
+    sides = operator.size, operator.size if factor is None else factor.out_size
+    return min(sides), float(sides[0]) * sides[1] * (operator.batch or 1)
+
+
+def of_product(operator: Operator) -> float:
+    """Seconds of one product, measured after its compilation."""
+    prepared = operator.prepare()
+    v = jnp.ones((operator.size,) if operator.batch is None else (operator.batch, operator.size), operator.dtype)
+    jax.block_until_ready(prepared.mv(v))
+    return min(_seconds(lambda: jax.block_until_ready(prepared.mv(v))) for _ in range(3))
+
+
+@functools.lru_cache(maxsize=1)
+def rates() -> tuple[float, float]:
+    """Multiplications per second of Gram matrices and of symmetric eigenvalues of order 256.
+
+    Measured once on a machine and kept in the user's folder for caches, so that what else runs now makes no difference;
+    with the environment variable LOCALHESSIAN_CACHE=0 once in a process.
+    """
+    if os.environ.get("LOCALHESSIAN_CACHE") == "0":
+        return _measured()
+    machine = f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores, numpy {np.__version__}"
+    path = Path(user_cache_dir("localhessian")) / "rates.json"
+    try:
+        known = json.loads(path.read_text())
+        gram, eigen = (float(rate) for rate in known[machine])
+    except (OSError, ValueError, KeyError, TypeError):  # not measured yet, or by another hand
+        gram, eigen = _measured()
+        with contextlib.suppress(OSError):  # nothing is lost but time
+            write_text(path, json.dumps({machine: (gram, eigen)}))
+    return gram, eigen
+
+
+def _measured() -> tuple[float, float]:
+    matrix = np.asfortranarray(np.random.default_rng(0).standard_normal((256, 2048)))
+    gram = blas.dsyrk(1.0, matrix)
+    works: tuple[Callable[[], object], ...] = (
+        lambda: blas.dsyrk(1.0, matrix),
+        lambda: eigenvalues(gram.copy(order="F")),
+    )
+    fast = [min(_seconds(work) for _ in range(3)) for work in works]
+    return matrix.size * 256 / fast[0], 4 / 3 * 256.0**3 / fast[1]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

@@ -1,0 +1,120 @@
+"""What an analysis would take, and analyses that take no more than they may."""
+
+import json
+import re
+
+import networks
+import numpy as np
+import pytest
+
+import localhessian as lh
+from localhessian.analysis._route import Limits, Route, within
+from localhessian.linalg import Cost
+from localhessian.linalg import _cost as cost
+
+
+@pytest.fixture(scope="module")
+def case():
+    return networks.mlp()
+
+
+@pytest.fixture(scope="module")
+def planned(case):
+    return lh.plan(*case)
+
+
+def test_the_route_of_every_row_is_the_one_that_is_taken(case, planned):
+    report = lh.analyze(*case)
+    taken = {row.key: row.method.split("(")[0] for row in report.rows}
+    assert {(row.block, row.wrt, row.part): row.route for row in planned.rows} == taken
+    for row in planned.rows:
+        assert row.size == report[row.block, row.wrt].size
+        assert row.samples == (0 if row.wrt == "params" else report[row.block, row.wrt].samples)
+
+
+def test_nothing_is_decomposed(case, planned, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("decomposed")
+
+    for kind in (lh.Structured, lh.Dense):
+        for name in ("run", "decompose"):
+            monkeypatch.setattr(kind, name, forbidden, raising=False)
+    again = lh.plan(*case)
+    assert [row.route for row in again.rows] == [row.route for row in planned.rows]
+
+
+def test_sums_and_words(planned):
+    np.testing.assert_allclose(planned.seconds, sum(row.seconds for row in planned.rows))
+    assert planned.bytes == max(row.bytes for row in planned.rows)
+    lines = str(planned).splitlines()
+    assert re.fullmatch(r"about .* s and at most .* MiB, compilation apart", lines[-1])
+    assert len(lines) == len(planned.rows) + 3
+    assert list(planned.to_dataframe().columns[:6]) == ["block", "wrt", "part", "size", "samples", "route"]
+
+
+def test_a_method_that_is_asked_for_has_its_whole_budget(case):
+    few, many = (lh.plan(*case, blocks="head", wrt="params", method=lh.GolubKahan(max_matvecs=n)) for n in (10, 10000))
+    assert [row.route for row in few.rows] == ["GolubKahan"]
+    # A thousand times the products; a product's time is measured anew, on a machine that does other things too.
+    assert many.seconds > 20 * few.seconds
+
+
+def test_what_does_not_fit_is_skipped_with_what_it_would_take(case):
+    report = lh.analyze(*case, max_seconds=1e-9)
+    assert {row.status for row in report.rows} == {"SKIPPED"}
+    for row in report.rows:
+        assert row.note.startswith("skipped: it would take about ")
+        assert "raise `max_seconds` or `max_bytes`" in row.note
+        assert row.size > 0
+        assert np.isnan(row.kappa_plus)
+    assert "skipped" in str(lh.plan(*case, max_seconds=1e-9)).splitlines()[-1]
+    resumed, whole = lh.analyze(*case, resume=report), lh.analyze(*case)
+    assert resumed.rows == whole.rows
+
+
+def test_little_memory_takes_the_way_that_fits(case):
+    """A search for structure holds some numbers for each variable and result, the largest eigenvalue two bases."""
+    least = {row.key: 2.0 * 16 * 4 * (row.size + 3) for row in lh.analyze(*case, blocks="head").rows}
+    report = lh.analyze(*case, blocks="head", wrt="params", max_bytes=16 * least["head", "params", "gauss_newton"])
+    assert report.rows[0].status != "SKIPPED"
+    (row,) = lh.analyze(*case, blocks="head", wrt="params", max_bytes=64).rows
+    assert row.status == "SKIPPED"
+    assert "looking for structure would take" in row.note
+
+
+@pytest.mark.parametrize("name", ["max_seconds", "max_bytes"])
+def test_limits_that_mean_nothing(case, name):
+    for value, error, words in (
+        (0, ValueError, "positive, got 0"),
+        ("much", TypeError, "a number or None, got 'much'"),
+    ):
+        for function in (lh.plan, lh.analyze):
+            with pytest.raises(error, match=f"`{name}` must be {words}"):
+                function(*case, **{name: value})
+
+
+def test_rates_are_measured_once_on_a_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOCALHESSIAN_CACHE", "1")
+    monkeypatch.setattr(cost, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(cost, "_measured", lambda: (2.0, 3.0))
+    cost.rates.cache_clear()
+    try:
+        assert cost.rates() == (2.0, 3.0)
+        (kept,) = json.loads((tmp_path / "localhessian" / "rates.json").read_text()).values()
+        assert kept == [2.0, 3.0]
+        monkeypatch.setattr(cost, "_measured", lambda: (5.0, 5.0))
+        cost.rates.cache_clear()
+        assert cost.rates() == (2.0, 3.0)
+        (tmp_path / "localhessian" / "rates.json").write_text("[")
+        cost.rates.cache_clear()
+        assert cost.rates() == (5.0, 5.0)
+    finally:
+        cost.rates.cache_clear()
+
+
+def test_dear_rows_come_last_and_give_way_first():
+    cheap, dear, unknown = (
+        Route((name, "params", "gauss_newton"), None, lh.Dense(), "", Cost(seconds, 1.0))
+        for name, seconds in (("cheap", 1.0), ("dear", 30.0), ("unknown", float("nan")))
+    )
+    assert within([unknown, dear, cheap], Limits()) == [cheap, dear, unknown]
