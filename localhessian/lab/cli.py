@@ -37,7 +37,7 @@ app = typer.Typer(
     name="localhessian",
     help="Condition numbers and spectra of the local Hessians of every block of a network.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_show_locals=False,
 )
 

@@ -1,6 +1,7 @@
 """A model of one's own on the command line."""
 
 import json
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -69,3 +70,10 @@ def test_what_is_no_case_is_told():
     assert told.exit_code == 2
     assert "`--method` takes Structured" in " ".join(told.output.split())
     assert jnp.shape(case_of("own_models:named")[2]) == jnp.shape(mine()[2])
+
+
+def test_a_plain_install_is_told_what_the_command_lacks():
+    program = "import sys; sys.modules['typer'] = None; from localhessian.__main__ import main; main()"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == "this needs typer: pip install 'localhessian[cli]'.\n"
