@@ -1,16 +1,11 @@
-"""`python -m localhessian`, and the command `localhessian`."""
+"""`python -m localhessian`, and the command `localhessian`: the command line, or a word on what it lacks."""
 
 import sys
 
-
-def main() -> None:
-    """Run the command line, or say what it lacks."""
-    try:
-        from localhessian.lab.cli import main as run  # noqa: PLC0415  what it needs may be missing
-    except ImportError as error:
-        sys.exit(str(error))
-    run()
-
+try:
+    from localhessian.lab.cli import main
+except ImportError as error:
+    sys.exit(str(error))
 
 if __name__ == "__main__":
     main()

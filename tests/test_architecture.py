@@ -38,7 +38,7 @@ RANKS = {
     "analysis": 5,
     "lab": 6,
     "study": 7,
-    "__main__": 7,
+    "__main__": 6,
 }
 TOP = 8
 # A sub-room may import the sub-rooms before it, through their doors; "" is what lies in the room itself.

@@ -73,7 +73,7 @@ def test_what_is_no_case_is_told():
 
 
 def test_a_plain_install_is_told_what_the_command_lacks():
-    program = "import sys; sys.modules['typer'] = None; from localhessian.__main__ import main; main()"
+    program = "import sys; sys.modules['typer'] = None; import localhessian.__main__"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert ran.stderr == "this needs typer: pip install 'localhessian[cli]'.\n"
