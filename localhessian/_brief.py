@@ -35,10 +35,31 @@ def named(names: tuple[str, ...], most: int = 6) -> str:
 
 
 def by_identity(cls: type[T]) -> type[T]:
-    """Make a named tuple or data class that holds arrays print in brief, equal itself only, and have a hash."""
+    """Make a named tuple or data class that holds arrays print in brief, equal itself only, and have a hash.
+
+    A named tuple whose fields can be compared, as one of shapes, still equals what has equal ones.
+    """
     told: Any = cls
-    told.__repr__, told.__eq__, told.__hash__, told.__ne__ = brief, object.__eq__, object.__hash__, object.__ne__
+    told.__repr__ = brief
+    if issubclass(cls, tuple):
+        told.__eq__, told.__ne__, told.__hash__ = _equal, lambda one, other: not _equal(one, other), _hash
+    else:
+        told.__eq__, told.__hash__, told.__ne__ = object.__eq__, object.__hash__, object.__ne__
     return cls
+
+
+def _equal(one: tuple[Any, ...], other: object) -> bool:
+    try:
+        return bool(tuple.__eq__(one, other)) if isinstance(other, tuple) else False
+    except (TypeError, ValueError):  # arrays do not answer with yes or no
+        return one is other
+
+
+def _hash(one: tuple[Any, ...]) -> int:
+    try:
+        return tuple.__hash__(one)
+    except TypeError:
+        return hash(type(one))
 
 
 def _fields(thing: Any) -> Iterator[tuple[str, Any]]:

@@ -45,7 +45,17 @@ ARRAYS = "None number negative fraction NaN inf bool list empty dict array ndarr
 LEFT_OUT = {
     # Data: made by the library, not by hand; their methods that take something are walked.
     *("Audit", "BackMatching", "BlockInfo", "ConditionNumber", "Cut", "Density", "Explanation", "Figures"),
-    *("IdentityCheck", "Interval", "LinearMap", "LocalScalars", "Measurement", "Operator", "PropagateInfo"),
+    *(
+        "IdentityCheck",
+        "Interval",
+        "LinearMap",
+        "LocalScalars",
+        "Measurement",
+        "Operator",
+        "Plan",
+        "PlannedRow",
+        "PropagateInfo",
+    ),
     "QuadratureEstimate",
     *("Row", "Spectrum"),
     *("Summary", "SymmetricOperator", "TraceEstimate", "Status"),
@@ -61,6 +71,7 @@ MEANT = {
     **dict.fromkeys(("rate", "sigmas"), "number fraction"),
     "tolerance": "None number fraction",
     "weights": "list",
+    "max_seconds": "None number fraction inf",
     "learning_rate": "number fraction function",
     "momentum": "None number fraction",
     "refresh": "None number",

@@ -88,8 +88,8 @@ def test_equal_parts_share_programs_and_other_weights_need_none(count_compilatio
 def test_what_cannot_be_summed_is_named():
     one, other = matrix_map(jnp.ones((2, 3))), matrix_map(jnp.ones((2, 4)))
     for operators, weights, message in (
-        ([], [], r"at least one operator and a weight for each, got 0 and 0\."),
-        ([one], [1, 2], r"at least one operator and a weight for each, got 1 and 2\."),
+        ([], [], r"`operators` must be one at least, and `weights` a number for each, got 0 and 0\."),
+        ([one], [1, 2], r"`operators` must be one at least, and `weights` a number for each, got 1 and 2\."),
         ([one, other], [1, 1], r"`operators\[1\]` has size 4, and the first 3"),
         ([one, one], [1, -1], r"`weights` must be finite and not negative, got -1\."),
     ):

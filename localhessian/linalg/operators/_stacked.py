@@ -129,11 +129,11 @@ def weighted_sum(operators: Sequence[Operator], weights: Sequence[float], /) -> 
         >>> print(lh.weighted_sum([one, two], [0.75, 0.25]).mv(jnp.ones(2)))
         [1.75 1.75]
     """
-    expect("operators", operators, Sequence, "a sequence of operators")
-    expect("weights", weights, Sequence, "a sequence of numbers")
+    expect("operators", operators, (list, tuple), "a list of operators")
+    expect("weights", weights, (list, tuple), "a list of numbers")
     if not operators or len(operators) != len(weights):
         counts = f"{len(operators)} and {len(weights)}"
-        raise ValueError(f"`weighted_sum` takes at least one operator and a weight for each, got {counts}.")
+        raise ValueError(f"`operators` must be one at least, and `weights` a number for each, got {counts}.")
     for i, operator in enumerate(operators):
         expect(f"operators[{i}]", operator, Operator, "an operator, as `lh.local_hessian` gives one")
         for what in ("size", "dtype", "batch"):
