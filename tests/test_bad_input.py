@@ -85,12 +85,12 @@ MEANT = {
     **dict.fromkeys(("scale_amended_sgd.samples", "scale_by_local_hessian.samples"), "None number"),
     **dict.fromkeys(("scale_amended_sgd.probes", "scale_by_local_hessian.probes"), "None number"),
     **dict.fromkeys(("HutchPlusPlus.probes", "XTrace.probes"), ""),  # 3 are too few
-    **dict.fromkeys(("analyze.samples", "measure.samples"), "None number negative list"),
+    **dict.fromkeys(("analyze.samples", "measure.samples", "plan.samples"), "None number negative list"),
     # Functions; one of a single argument is meant by nobody who is to call it with two.
     **dict.fromkeys(("mv", "rmv", "per_sample"), "None function"),
     **dict.fromkeys(("symmetric_operator.mv", "linear_map.mv", "Block.apply"), "function"),
     # Methods, names and paths.
-    **dict.fromkeys(("spectrum.method", "analyze.method", "measure.method"), "None instance"),
+    **dict.fromkeys(("spectrum.method", "analyze.method", "measure.method", "plan.method"), "None instance"),
     "static_axes": "empty",
     "progress": "None bool",
     **dict.fromkeys(("mark.name", "Block.name"), "text"),
