@@ -36,7 +36,7 @@ _WORDS = {
     Status.OUT_OF_RANGE: "eigenvalues lie outside the range of the dtype (kappa holds): scale the loss by a constant",
     Status.BUDGET_SPENT: "not converged within the budget of products: raise `max_matvecs`",
     Status.INVARIANT_SUBSPACE: "multiplicities are not seen",
-    Status.RANK_UNCERTAIN: "no clear gap at the rank rule's cutoff",
+    Status.RANK_UNCERTAIN: "no clear gap at the rank cutoff",
     Status.ZERO: "no curvature, H = 0",
 }
 _INDEFINITE = {

@@ -89,7 +89,7 @@ def test_table_of_several_reports_has_headings_and_marks():
         ["10/10", "12", "[12,", "inf]", "5"],
         ["10/10", "3.40e9", "[3.4e9,", "inf]", "5", "?"],
     ]
-    assert "? no clear gap at the rank rule's cutoff" in text
+    assert "? no clear gap at the rank cutoff" in text
     assert "3.40e9?" in table({"": made_up(3.4e9, status="RANK_UNCERTAIN")}, wide=True)
 
 
