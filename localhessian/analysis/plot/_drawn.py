@@ -149,7 +149,7 @@ def _looks(labels: Sequence[Label]) -> dict[Label, dict[str, Any]]:
 
 
 def points(ax: Any, x: np.ndarray, series: Series, metric: str, *, line: bool = True) -> None:
-    """A figure with its interval, a caret where that has no end; hollow where doubtful; arrows from bounds, and beyond."""
+    """A figure with its interval, a caret where that has no end; hollow where doubtful, arrows where nothing ends."""
     values, (low, high), sure = series.values(metric), series.interval(metric), series.is_sure
     finite = np.isfinite(values)
     look = dict(series.look)
