@@ -20,8 +20,8 @@ LISTED = 8
 MAX_OUTPUTS = 256
 """Outputs of a sample above which its loss Hessian is not looked at."""
 SURVEYED = (
-    "lambda_max certified, the rest by quadrature, so that kappa_plus has a lower bound only; "
-    "`method=lh.GolubKahan(max_matvecs=...)` seeks the smallest eigenvalue"
+    "lower bounds only: lambda_max is certified, the rest by quadrature; `method=lh.GolubKahan(max_matvecs=...)` seeks "
+    "the smallest eigenvalue"
 )
 _WORDS = {
     Status.NON_FINITE: (

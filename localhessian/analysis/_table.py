@@ -55,7 +55,7 @@ def table(reports: Labeled[Analyzed], *, wide: bool = False) -> str:
 def narrow(row: Row) -> list[str]:
     """The cells of the columns that matter."""
     part = "" if row.part == "gauss_newton" else f" {row.part}"
-    extent = f"{number(row.rank)}/{row.size}" if row.has_figures else "-"
+    extent = f"{'' if row.is_whole else '≥ '}{number(row.rank)}/{row.size}" if row.has_figures else "-"
     cells = [fitted(row.block, NAME), f"{row.symbol}{part}", extent, within(row, "kappa_plus")]
     cells += [within(row, "kappa_q05"), mark(row), row.note]
     return [cell.replace("\n", " ") for cell in cells]
