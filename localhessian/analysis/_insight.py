@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from localhessian._status import quietly
 from localhessian._tree import floating
@@ -29,8 +30,8 @@ ACCURATE = 5e-3
 """Of the largest eigenvalue: with a Ritz value farther below it, or a larger residual, no direction is told."""
 MAX_SIZE = 2**21
 """Variables above which the vectors of the process take too much memory."""
-MAX_ORDER, MAX_OPERATIONS = 1024, 1e10
-"""Of C, or of the Gram matrix of the inputs where that is smaller: its order, and multiplications, a second."""
+MAX_ORDER, MAX_OPERATIONS = 1024, 3e9
+"""Of C, or of the Gram matrix of the inputs where that is smaller: its order, and multiplications."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,9 @@ def insight(
     gradient = np.concatenate([np.ravel(leaf) for leaf in floating(matching.gradients[block])[0]]).astype(np.float64)
     largest = float(np.max(np.asarray(found.lambda_max)))
     grid = None if structure is None or len(structure.grids) != 1 else structure.grids[0]
-    known: dict[str, Any] = {} if grid is None else moments(grid, cutoff(operator.dtype) ** 2)
+    # Threads of BLAS that wait for each other take ten times as long over matrices of these orders as one.
+    with threadpool_limits(1, "blas"):
+        known: dict[str, Any] = {} if grid is None else moments(grid, cutoff(operator.dtype) ** 2)
     is_fit = operator.batch is None and operator.size <= MAX_SIZE and len(gradient) == operator.size
     if is_fit and np.isfinite(gradient).all() and gradient.any() and 0 < largest < np.inf:
         ready: Any = operator.prepare()
@@ -163,25 +166,26 @@ def moments(grid: Grid, zero: float) -> dict[str, float]:
     if min(places, order) > MAX_ORDER or float(places) * order * min(places, order) > MAX_OPERATIONS:
         return {}
     is_data = np.arange(order) < inputs.depth  # the ones of a bias stay as they are
-    mean = np.where(is_data, _mean(grid), 0)
-    size = np.sqrt(sum((np.sum(rows**2, axis=0) for _, rows in inputs.chunks()), np.zeros(order)) / places)
-    by = np.where(is_data & (size > 0), size, 1)
-    every = [_squares(inputs, *change) for change in ((0.0, 1.0), (mean, 1.0), (0.0, by))]
+    if places < order:
+        rows = inputs.take(slice(None))
+        mean, size = rows.mean(0), np.sqrt(np.mean(rows**2, axis=0))
+        changed = rows, rows - np.where(is_data, mean, 0), rows / np.where(is_data & (size > 0), size, 1)
+        moments_of = [one @ one.T / places for one in changed]
+    else:
+        plain, mean = np.zeros((order, order)), np.zeros(order)
+        for _, rows in inputs.chunks():
+            plain += rows.T @ rows / places
+            mean += rows.sum(0) / places
+        size = np.sqrt(np.diagonal(plain))
+        by = np.where(is_data & (size > 0), size, 1)
+        # Of ones there is no mean to take, and the others are orthogonal to them then.
+        around = np.where(is_data, mean, 0)
+        centered = plain - np.outer(around, around)
+        centered[np.ix_(is_data, ~is_data)] = centered[np.ix_(~is_data, is_data)] = 0
+        moments_of = [plain, centered, plain / np.outer(by, by)]
+    every = [np.linalg.eigvalsh(moment)[::-1] for moment in moments_of]
     rank = min(int(np.sum(values > zero * values[0])) for values in every)
     if not rank:
         return {}
     names = ("kappa_inputs", "kappa_centered", "kappa_scaled")
     return {name: float(values[0] / values[rank - 1]) for name, values in zip(names, every, strict=True)}
-
-
-def _squares(inputs: Any, shift: Any, by: Any) -> np.ndarray:
-    """The eigenvalues of the second moments of (a - shift) / by, descending, from the smaller Gram matrix."""
-    places, order = inputs.shape
-    if places < order:
-        rows = (inputs.take(slice(None)) - shift) / by
-        return np.linalg.eigvalsh(rows @ rows.T / places)[::-1]
-    moment = np.zeros((order, order))
-    for _, rows in inputs.chunks():
-        changed = (rows - shift) / by
-        moment += changed.T @ changed
-    return np.linalg.eigvalsh(moment / places)[::-1]

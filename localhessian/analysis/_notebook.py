@@ -39,8 +39,8 @@ def notebook_html(report: Analyzed, title: str) -> str:
     told = "".join(f"<li>{html.escape(str(finding))}</li>" for finding in findings({"": report}))
     return (
         f'{_STYLE}<div class="localhessian"><div><p>{html.escape(title)}</p>{_table(columns, rows)}'
-        f"<details><summary>All columns</summary>{_table(WIDE, everything)}</details>"
-        f"<details open><summary>Findings</summary><ul>{told}</ul></details></div>{_figure(report)}</div>"
+        f"<details><summary>All columns</summary>{_table(WIDE, everything)}</details></div>{_figure(report)}"
+        f"<details open><summary>Findings</summary><ul>{told}</ul></details></div>"
     )
 
 

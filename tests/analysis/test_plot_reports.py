@@ -123,7 +123,7 @@ def test_a_density_is_the_share_per_decade():
     np.testing.assert_allclose(np.sum(counts * np.diff(np.log10(edges))), 6 / 8)  # two of eight are zero
     at = np.searchsorted(edges, 0.1 * (1 + 1e-9)) - 1
     np.testing.assert_allclose((counts * np.diff(np.log10(edges)))[at], 1 / 8)
-    estimate = lh.spectral_density(lh.symmetric_operator(lambda v: v * np.float32(2.0), 5), probes=2, steps=3)
+    estimate = lh.spectral_density(lh.symmetric_operator(lambda v: 2 * v, 5), probes=2, steps=3)
     ax = lh.plot.density(estimate)
     np.testing.assert_allclose(ax.patches[0].get_data().values, np.asarray(estimate.density.value))
     assert ax.get_xlabel() == "eigenvalue"

@@ -128,6 +128,15 @@ def test_the_table_fits_a_hundred_columns_and_says_why_beside_the_row():
     assert "! no figures can be had" in beneath
 
 
+def test_cells_are_text_whatever_they_hold_and_wherever_they_are_printed(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    row = dataclasses.replace(made_up(5.0).rows[0], block="[bold]a[/bold]", note="line\nbreak [red]")
+    text = str(lh.Report((row,), {}, {}))
+    assert "\x1b" not in text
+    assert "[bold]a[/bold]" in text
+    assert "line break [red]" in text
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0123, "0.0123"), (12.3, "12.3"), (1234.5, "1234"), (1234, "1234"), (1.234e8, "1.23e8"), (3e-9, "3.00e-9")],
