@@ -43,7 +43,9 @@ def things():
         *(lh.GaussNewton(), lh.GradientStep(), lh.LeastSquares(), lh.LevenbergMarquardt(), lh.ScaledGradient()),
         *(lh.OptaxSteps(optax.sgd(0.1)), lh.Status.ZERO),
     ]
-    of_lab = [lab.digits(), lab.digits_network("plain", jax.random.key(0)), lab.Comparison((), lab.Plan(), {})]
+    cut = found[[type(thing) for thing in found].index(lh.Cut)]
+    of_zoo = [lab.zoo.Case("a", matching, cut, *case[2:]), lab.Tuned(0.1, False, {0.1: 0.5})]
+    of_lab = [*of_zoo, lab.digits(), lab.digits_network("plain", jax.random.key(0)), lab.Comparison((), lab.Plan(), {})]
     return [*found, *of_lab]
 
 
