@@ -74,6 +74,7 @@ def test_arrays_are_told_by_shape_and_numbers_by_value():
     pair = Pair(np.ones((2, 3), np.float32), np.float32(0.25))
     assert repr(pair) == "Pair(a=float32[2,3], b=0.25)"
     assert pair != Pair(pair.a, pair.b)
+    assert "status=CONVERGED" in repr(lh.trace(lh.symmetric_operator(lambda v: 2 * v, 3), lh.Hutchinson(probes=2)))
     assert brief(Pair({"x": 1}, [np.ones(2, np.float32), "y"])) == "Pair(a={x}, b=(float32[2], 'y'))"
     assert len(brief(Pair("z" * 10_000, tuple(range(1000))))) < 200
     seen = []
