@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from localhessian._status import Status
+
 T = TypeVar("T")
 WIDTH, LINES = 100, 5
 LONGEST = 80
@@ -17,7 +19,8 @@ LONGEST = 80
 
 def brief(thing: Any) -> str:
     """A data class or a named tuple by its fields: scalars by their value, arrays by type and shape."""
-    return wrapped(f"{type(thing).__name__}({', '.join(f'{name}={_field(value)}' for name, value in _fields(thing))})")
+    fields = (f"{name}={_status(value) if name == 'status' else _field(value)}" for name, value in _fields(thing))
+    return wrapped(f"{type(thing).__name__}({', '.join(fields)})")
 
 
 def wrapped(text: str) -> str:
@@ -65,6 +68,12 @@ def _hash(one: tuple[Any, ...]) -> int:
 def _fields(thing: Any) -> Iterator[tuple[str, Any]]:
     names = getattr(thing, "_fields", None) or [f.name for f in dataclasses.fields(thing) if f.repr]
     return ((name, getattr(thing, name)) for name in names)
+
+
+def _status(value: Any) -> str:
+    """A code by its name."""
+    text = _field(value)
+    return Status(int(text)).name if text.isdigit() and int(text) in set(Status) else text
 
 
 def _field(value: Any) -> str:

@@ -44,7 +44,9 @@ def things():
         *(lh.GaussNewton(), lh.GradientStep(), lh.LeastSquares(), lh.LevenbergMarquardt(), lh.ScaledGradient()),
         *(lh.OptaxSteps(optax.sgd(0.1)), lh.Status.ZERO),
     ]
-    of_lab = [lab.digits(), lab.digits_network("plain", jax.random.key(0)), lab.Comparison((), lab.Plan(), {})]
+    cut = found[[type(thing) for thing in found].index(lh.Cut)]
+    of_zoo = [lab.zoo.Case("a", matching, cut, *case[2:]), lab.Tuned(0.1, False, {0.1: 0.5})]
+    of_lab = [*of_zoo, lab.digits(), lab.digits_network("plain", jax.random.key(0)), lab.Comparison((), lab.Plan(), {})]
     return [*found, *of_lab]
 
 
@@ -70,14 +72,15 @@ def test_arrays_are_told_by_shape_and_numbers_by_value():
         a: object
         b: object
 
-    pair = Pair(jnp.ones((2, 3)), np.float32(0.25))
+    pair = Pair(np.ones((2, 3), np.float32), np.float32(0.25))
     assert repr(pair) == "Pair(a=float32[2,3], b=0.25)"
     assert pair == Pair(pair.a, pair.b)
-    assert pair != Pair(jnp.ones((2, 3)), pair.b)
-    shapes = [jax.tree.map(jnp.shape, Pair({"x": jnp.ones(n)}, 1.0)) for n in (2, 2, 3)]
+    assert pair != Pair(np.ones((2, 3), np.float32), pair.b)
+    shapes = [jax.tree.map(np.shape, Pair({"x": np.ones(n)}, 1.0)) for n in (2, 2, 3)]
     assert shapes[0] == shapes[1] != shapes[2]
     assert hash(shapes[0]) == hash(shapes[1])
-    assert brief(Pair({"x": 1}, [jnp.ones(2), "y"])) == "Pair(a={x}, b=(float32[2], 'y'))"
+    assert "status=CONVERGED" in repr(lh.trace(lh.symmetric_operator(lambda v: 2 * v, 3), lh.Hutchinson(probes=2)))
+    assert brief(Pair({"x": 1}, [np.ones(2, np.float32), "y"])) == "Pair(a={x}, b=(float32[2], 'y'))"
     assert len(brief(Pair("z" * 10_000, tuple(range(1000))))) < 200
     seen = []
     jax.jit(lambda x: seen.append(repr(lh.Summary(x, x, x, x, x))) or x)(1.0)

@@ -18,7 +18,9 @@ from localhessian.analysis._table import number as number
 from localhessian.analysis._table import table as table
 from localhessian.analysis.plot import COLORS as COLORS
 from localhessian.analysis.plot import figure as figure
+from localhessian.analysis.plot import plain as plain
 from localhessian.analysis.plot import shown as shown
+from localhessian.analysis.plot import style as style
 from localhessian.analysis.plot import write_figure as write_figure
 from localhessian.analysis.rows import Label as Label
 from localhessian.analysis.rows import Row as Row

@@ -94,6 +94,7 @@ def analyze(
         TypeError: Called under a transformation.
 
     Cost: one `lh.back_match`, and one `lh.spectrum` for each row; where that is not whole, 24 pairs of products more.
+    Of each H_W 8 to 12 pairs more, and Gram matrices of its inputs up to order 1024, for what `report.summary` tells.
 
     Example:
         >>> import jax.numpy as jnp

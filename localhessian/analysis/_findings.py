@@ -11,7 +11,7 @@ import numpy as np
 
 from localhessian import _arguments
 from localhessian.analysis._table import number
-from localhessian.analysis.rows import SYMBOLS, Analyzed, Key, Label, Labeled, Row, labeled
+from localhessian.analysis.rows import INTERVALS, SYMBOLS, Analyzed, Key, Label, Labeled, Row, labeled
 from localhessian.network import Wrt
 
 MOST = 8
@@ -127,7 +127,11 @@ def _networks(reports: Mapping[Label, Analyzed]) -> Finding | None:
         sides = {name: [(label, row) for row in _side(report, wrt)] for name, (label, report) in last.items()}
         values = {name: _median(side, "kappa_q05") for name, side in sides.items()}
         values = {name: value for name, value in values.items() if np.isfinite(value)}
+        bounds = [name for name in values if not all(np.isfinite(row.kappa_q05) for _, row in sides[name])]
         if len(values) < 2:
+            continue
+        if bounds:
+            parts.append(f"in {symbol} nothing can be told: of blocks of {_listed(bounds)} only bounds are known")
             continue
         ranked = sorted(values, key=values.__getitem__)
         figures = ", ".join(f"{name} {number(values[name])}" for name in ranked)
@@ -151,18 +155,23 @@ def _blocks(rows: Rows) -> Finding | None:
     """Where one network's conditioning is worst."""
     parts, where = [], []
     for wrt, symbol in SYMBOLS.items():
-        side = [pair for pair in _of(rows, wrt) if np.isfinite(pair[1].kappa_q05)]
+        side = [pair for pair in _of(rows, wrt) if np.isfinite(_known(pair[1], "kappa_q05"))]
         if not side:
             continue
-        worst, middle = max(side, key=lambda pair: pair[1].kappa_q05), _median(side, "kappa_q05")
-        value = worst[1].kappa_q05
-        if len(side) > 1 and value >= APART * middle:
+        worst, middle = max(side, key=lambda pair: _known(pair[1], "kappa_q05")), _median(side, "kappa_q05")
+        value, is_exact = _known(worst[1], "kappa_q05"), all(np.isfinite(row.kappa_q05) for _, row in side)
+        if len(side) > 1 and value >= APART * middle and is_exact:
             parts.append(
                 f"{symbol} is worst conditioned in `{worst[1].block}`, lambda_max/lambda_5% = {number(value)}, "
                 f"{number(value / middle, 2)} times the median block's"
             )
-        else:
+        elif is_exact:
             parts.append(f"lambda_max/lambda_5% of {symbol} is {number(middle)} in the median block, none stands out")
+        else:
+            parts.append(
+                f"lambda_max/lambda_5% of {symbol} is at least {number(middle)} in the median block, and at least "
+                f"{number(value)} in `{worst[1].block}`"
+            )
         where.append(worst)
     return _finding("; ".join(parts), where) if parts else None
 
@@ -175,7 +184,8 @@ def _medians(reports: Mapping[Label, Analyzed]) -> Finding | None:
             side = [(label, row) for row in _side(report, wrt)]
             value = _median(side, "kappa_plus")
             if not np.isnan(value):
-                networks.setdefault(label.network, []).append(f"{number(value)} {label.stage}".strip())
+                least = "" if all(np.isfinite(row.kappa_plus) for _, row in side) else "at least "
+                networks.setdefault(label.network, []).append(f"{least}{number(value)} {label.stage}".strip())
                 where += side
         if networks:
             told = "; ".join(f"{name} {', '.join(values)}".strip() for name, values in networks.items())
@@ -187,7 +197,7 @@ def _shares(rows: Rows) -> Finding | None:
     """kappa_plus leaves zero directions out, so it must be read with the share that is left, on either side."""
     parts, where = [], []
     for wrt, symbol in SYMBOLS.items():
-        low = [(label, row) for label, row in _of(rows, wrt) if row.rank / row.size < SMALL_SHARE]
+        low = [(label, row) for label, row in _of(rows, wrt) if row.is_whole and row.rank / row.size < SMALL_SHARE]
         if low:
             least = min(low, key=lambda pair: pair[1].rank / pair[1].size)
             share = _percent(least[1].rank / least[1].size)
@@ -324,8 +334,14 @@ def _of(rows: Rows, wrt: Wrt) -> list[tuple[Label, Row]]:
 
 
 def _median(rows: Rows | list[tuple[Label, Row]], column: str) -> float:
-    values = np.array([getattr(row, column) for _, row in rows], float)
+    values = np.array([_known(row, column) for _, row in rows], float)
     return float(np.nanmedian(values)) if np.any(np.isfinite(values)) else float("nan")
+
+
+def _known(row: Row, column: str) -> float:
+    """The figure, or its lower bound where that is all."""
+    value = float(getattr(row, column))
+    return float(getattr(row, INTERVALS[column][0])) if np.isnan(value) and column in INTERVALS else value
 
 
 def _share(rows: Rows) -> float:

@@ -1,7 +1,7 @@
 """What lies behind the top of an H_W, and what would change it: the mean of the layer's input, a channel, the gradient.
 
-The numbers come from 16 products and from the second moments C = (1/N) sum a a^T of the layer's inputs a (patches of a
-convolution; a bias appends a 1), which are those that enter H_W: without an activation behind the layer H_W = I x C.
+The numbers come from some products and from the second moments C = (1/N) sum a a^T of the layer's inputs a (patches of
+a convolution; a bias appends a 1), which are those that enter H_W: without an activation behind the layer H_W = I x C.
 """
 
 import dataclasses
@@ -9,14 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from localhessian._status import quietly
 from localhessian._tree import floating
 from localhessian.linalg import Grid, Operator, Spectrum, Structure, cutoff
 from localhessian.network import BackMatching
 
-STEPS = 16
+STEPS = 12
 """Products, of a Lanczos process that starts with the gradient."""
+FEW_STEPS = 8
+"""The same where products are dear, and no direction is sought: for the shares of the gradient alone."""
 TOP, BOTTOM = 0.1, 1e-3
 """Of the largest eigenvalue: what counts as top eigenspace, and as bottom eigenspace."""
 ALONE = 0.5
@@ -27,8 +30,8 @@ ACCURATE = 5e-3
 """Of the largest eigenvalue: with a Ritz value farther below it, or a larger residual, no direction is told."""
 MAX_SIZE = 2**21
 """Variables above which the vectors of the process take too much memory."""
-MAX_ORDER, MAX_OPERATIONS = 1024, 1e10
-"""Of C: its order, and the multiplications that it takes, a second on one core."""
+MAX_ORDER, MAX_OPERATIONS = 1024, 3e9
+"""Of C, or of the Gram matrix of the inputs where that is smaller: its order, and multiplications."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +72,14 @@ def insight(
     gradient = np.concatenate([np.ravel(leaf) for leaf in floating(matching.gradients[block])[0]]).astype(np.float64)
     largest = float(np.max(np.asarray(found.lambda_max)))
     grid = None if structure is None or len(structure.grids) != 1 else structure.grids[0]
-    known: dict[str, Any] = {} if grid is None else moments(grid, cutoff(operator.dtype) ** 2)
+    # Threads of BLAS that wait for each other take ten times as long over matrices of these orders as one.
+    with threadpool_limits(1, "blas"):
+        known: dict[str, Any] = {} if grid is None else moments(grid, cutoff(operator.dtype) ** 2)
     is_fit = operator.batch is None and operator.size <= MAX_SIZE and len(gradient) == operator.size
     if is_fit and np.isfinite(gradient).all() and gradient.any() and 0 < largest < np.inf:
         ready: Any = operator.prepare()
-        process = _Process(lambda v: np.asarray(ready.mv(v.astype(operator.dtype)), np.float64), gradient)
+        steps = FEW_STEPS if grid is None else STEPS
+        process = _Process(lambda v: np.asarray(ready.mv(v.astype(operator.dtype))), gradient, steps)
         known |= {
             "gradient_top": process.share(lambda values: values >= TOP * largest),
             "gradient_bottom": process.share(lambda values: values <= BOTTOM * largest),
@@ -87,23 +93,25 @@ def insight(
 class _Process:
     """The Lanczos process of H from one vector, every basis vector made orthogonal to all before it."""
 
-    def __init__(self, multiply: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> None:
+    def __init__(self, multiply: Callable[[np.ndarray], np.ndarray], start: np.ndarray, steps: int) -> None:
         """Run it."""
-        basis = [start / np.linalg.norm(start)]
-        self.tridiagonal = np.zeros((STEPS + 1, STEPS + 1))
-        for k in range(STEPS):
+        basis = np.zeros((steps, len(start)), np.float32)
+        basis[0] = start / np.linalg.norm(start)
+        self.tridiagonal = np.zeros((steps + 1, steps + 1))
+        for k in range(steps):
             w = multiply(basis[k])
             for _ in range(2):
-                coefficients = np.array([w @ q for q in basis])
-                w = w - sum(c * q for c, q in zip(coefficients, basis, strict=True))
+                coefficients = basis[: k + 1] @ w
+                w = w - coefficients @ basis[: k + 1]
                 self.tridiagonal[k, k] += coefficients[k]
             self.steps, beta = k + 1, float(np.linalg.norm(w))
             self.tridiagonal[k, k + 1] = self.tridiagonal[k + 1, k] = beta
-            if beta <= 1e-6 * np.abs(self.tridiagonal).max():  # rounding: the space is invariant
+            if beta <= 1e-5 * np.abs(self.tridiagonal).max():  # rounding: the space is invariant
                 self.tridiagonal[k, k + 1] = self.tridiagonal[k + 1, k] = 0
                 break
-            basis.append(w / beta)
-        self.basis = np.stack(basis[: self.steps])
+            if k + 1 < steps:
+                basis[k + 1] = w / beta
+        self.basis = basis[: self.steps]
 
     def share(self, of: Callable[[np.ndarray], np.ndarray]) -> float:
         """How much of the start lies in some eigenspaces, by Gauss quadrature; NaN where that has not settled.
@@ -111,7 +119,7 @@ class _Process:
         Source: Golub & Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
         """
         shares = []
-        for steps in (self.steps, self.steps if self._is_whole else self.steps - STEPS // 4):
+        for steps in (self.steps, self.steps if self._is_whole else self.steps - self.steps // 4):
             values, vectors = np.linalg.eigh(self.tridiagonal[:steps, :steps])
             shares.append(float(np.sum(vectors[0, of(values)] ** 2)))
         return shares[0] if abs(shares[0] - shares[1]) <= SETTLED else np.nan
@@ -155,17 +163,27 @@ def moments(grid: Grid, zero: float) -> dict[str, float]:
     """
     inputs = grid.inputs[0]
     places, order = inputs.shape
-    if order > MAX_ORDER or float(places) * order**2 > MAX_OPERATIONS:
+    if min(places, order) > MAX_ORDER or float(places) * order * min(places, order) > MAX_OPERATIONS:
         return {}
-    data = slice(0, inputs.depth)  # the ones of a bias stay as they are
-    plain = sum((rows.T @ rows for _, rows in inputs.chunks()), np.zeros((order, order))) / places
-    mean = np.where(np.arange(order) < inputs.depth, _mean(grid), 0)
-    centered = plain - np.outer(mean, mean)
-    if inputs.ones:
-        centered[inputs.depth :, data] = centered[data, inputs.depth :] = 0
-    size = np.sqrt(np.diagonal(plain))
-    by = np.where((np.arange(order) < inputs.depth) & (size > 0), size, 1)
-    every = [np.linalg.eigvalsh(moment)[::-1] for moment in (plain, centered, plain / np.outer(by, by))]
+    is_data = np.arange(order) < inputs.depth  # the ones of a bias stay as they are
+    if places < order:
+        rows = inputs.take(slice(None))
+        mean, size = rows.mean(0), np.sqrt(np.mean(rows**2, axis=0))
+        changed = rows, rows - np.where(is_data, mean, 0), rows / np.where(is_data & (size > 0), size, 1)
+        moments_of = [one @ one.T / places for one in changed]
+    else:
+        plain, mean = np.zeros((order, order)), np.zeros(order)
+        for _, rows in inputs.chunks():
+            plain += rows.T @ rows / places
+            mean += rows.sum(0) / places
+        size = np.sqrt(np.diagonal(plain))
+        by = np.where(is_data & (size > 0), size, 1)
+        # Of ones there is no mean to take, and the others are orthogonal to them then.
+        around = np.where(is_data, mean, 0)
+        centered = plain - np.outer(around, around)
+        centered[np.ix_(is_data, ~is_data)] = centered[np.ix_(~is_data, is_data)] = 0
+        moments_of = [plain, centered, plain / np.outer(by, by)]
+    every = [np.linalg.eigvalsh(moment)[::-1] for moment in moments_of]
     rank = min(int(np.sum(values > zero * values[0])) for values in every)
     if not rank:
         return {}

@@ -43,7 +43,7 @@ def surveyed(
     if np.any(rest.status) or not told.lambda_max > 0:
         return measured(key, found, samples=samples, coupled=coupled, blame=blame)
     indefinite = words_of(Status.INDEFINITE, key[2], blame()) if int(told.status) == Status.INDEFINITE else ""
-    words = [indefinite, note_of(kappa, key[2], samples, blame, rest.failure_probability()), SURVEYED]
+    words = [indefinite, SURVEYED, note_of(kappa, key[2], samples, blame, rest.failure_probability())]
     matvecs = int(found.matvecs) + int(rest.matvecs)
     row = _row(key, found, told, samples, coupled, named(found, rest), matvecs, "; ".join(filter(None, words)))
     return row, _behind(found, kappa)

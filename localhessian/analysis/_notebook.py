@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from localhessian.analysis._findings import findings
 from localhessian.analysis._table import NARROW, WIDE, cell, narrow
 from localhessian.analysis.plot import figure, png
 from localhessian.analysis.rows import FLOOR, Analyzed, Row, curve
@@ -21,6 +22,7 @@ _STYLE = """\
 .localhessian td.words, .localhessian th.words { text-align: left; }
 .localhessian td.note { text-align: left; white-space: normal; min-width: 14em; max-width: 32em; }
 .localhessian .figure { flex: 1 1 28em; max-width: 70em; }
+.localhessian ul { max-width: 60em; padding-left: 1.4em; }
 .localhessian img { width: 100%; background: white; }
 </style>"""
 _WORDS = {"block", "side", "wrt", "part", "method", "coupled", "converged", "", "note", "spectrum"}
@@ -34,9 +36,11 @@ def notebook_html(report: Analyzed, title: str) -> str:
         cells = list(map(html.escape, narrow(row)))
         rows.append([html.escape(row.block), *cells[1:5], _small(report, row), *cells[5:]])
     everything = [[html.escape(cell(row, column)) for column in WIDE] for row in report.rows]
+    told = "".join(f"<li>{html.escape(str(finding))}</li>" for finding in findings({"": report}))
     return (
         f'{_STYLE}<div class="localhessian"><div><p>{html.escape(title)}</p>{_table(columns, rows)}'
-        f"<details><summary>All columns</summary>{_table(WIDE, everything)}</details></div>{_figure(report)}</div>"
+        f"<details><summary>All columns</summary>{_table(WIDE, everything)}</details></div>{_figure(report)}"
+        f"<details open><summary>Findings</summary><ul>{told}</ul></details></div>"
     )
 
 

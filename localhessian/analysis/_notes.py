@@ -20,8 +20,8 @@ LISTED = 8
 MAX_OUTPUTS = 256
 """Outputs of a sample above which its loss Hessian is not looked at."""
 SURVEYED = (
-    "lambda_max certified, the rest by quadrature, so that kappa_plus has a lower bound only; "
-    "`method=lh.GolubKahan(max_matvecs=...)` seeks the smallest eigenvalue"
+    "lower bounds only: lambda_max is certified, the rest by quadrature; `method=lh.GolubKahan(max_matvecs=...)` seeks "
+    "the smallest eigenvalue"
 )
 _WORDS = {
     Status.NON_FINITE: (
@@ -36,7 +36,7 @@ _WORDS = {
     Status.OUT_OF_RANGE: "eigenvalues lie outside the range of the dtype (kappa holds): scale the loss by a constant",
     Status.BUDGET_SPENT: "not converged within the budget of products: raise `max_matvecs`",
     Status.INVARIANT_SUBSPACE: "multiplicities are not seen",
-    Status.RANK_UNCERTAIN: "no clear gap at the rank rule's cutoff",
+    Status.RANK_UNCERTAIN: "no clear gap at the rank cutoff",
     Status.ZERO: "no curvature, H = 0",
 }
 _INDEFINITE = {

@@ -52,6 +52,8 @@ class Survey:
     max_operations: float
     structure: Structure | None = dataclasses.field(default=None, compare=False, repr=False)
     """As it was found in the operator already."""
+    is_sought: bool = True
+    """Whether to look for one; False where it is known."""
 
     def run(
         self,
@@ -65,10 +67,10 @@ class Survey:
         structured, dense = Structured(), Dense(max_operations=self.max_operations)
         if self.structure is not None:
             return structured.decompose(self.structure, operator, show)
-        try:
-            return structured.attempt(operator, key, show)
-        except Declined:
-            method = dense if dense.fits(operator) else TOP
+        with contextlib.suppress(Declined):
+            if self.is_sought:
+                return structured.attempt(operator, key, show)
+        method = dense if dense.fits(operator) else TOP
         return method.run(operator, key, vectors, start, show)
 
     def rest(self, operator: Operator, found: Spectrum, key: Key) -> Density | None:
@@ -106,8 +108,9 @@ def examined(
     operator = local_hessian(matching, block, wrt, part, samples=samples)
     if method is not None:
         return Examined(spectrum(operator, method, key=key, throw=False), None, operator, None)
-    structure = _structure(operator) if is_concrete(matching) else None
-    survey = Survey(MAX_OPERATIONS if is_concrete(matching) else TRACED_OPERATIONS, structure)
+    is_here = is_concrete(matching)
+    structure = _structure(operator) if is_here else None
+    survey = Survey(MAX_OPERATIONS if is_here else TRACED_OPERATIONS, structure, is_sought=not is_here)
     found = spectrum(operator, survey, key=key, throw=False)
     return Examined(found, survey.rest(operator, found, key), operator, structure)
 

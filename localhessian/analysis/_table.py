@@ -23,7 +23,7 @@ LEGEND = (
     "kappa_q05: largest / 5 % quantile of the non-zero ones.   Of an uncoupled H_z: medians over samples",
 )
 _MARKS = {
-    "RANK_UNCERTAIN": ("?", "no clear gap at the rank rule's cutoff"),
+    "RANK_UNCERTAIN": ("?", "no clear gap at the rank cutoff"),
     "INDEFINITE": ("±", "indefinite"),
     "ZERO": ("0", "no curvature"),
     "BUDGET_SPENT": ("~", "not converged"),
@@ -55,7 +55,7 @@ def table(reports: Labeled[Analyzed], *, wide: bool = False) -> str:
 def narrow(row: Row) -> list[str]:
     """The cells of the columns that matter."""
     part = "" if row.part == "gauss_newton" else f" {row.part}"
-    extent = f"{number(row.rank)}/{row.size}" if row.has_figures else "-"
+    extent = f"{'' if row.is_whole else '≥ '}{number(row.rank)}/{row.size}" if row.has_figures else "-"
     cells = [fitted(row.block, NAME), f"{row.symbol}{part}", extent, within(row, "kappa_plus")]
     cells += [within(row, "kappa_q05"), mark(row), row.note]
     return [cell.replace("\n", " ") for cell in cells]
@@ -66,8 +66,10 @@ def within(row: Row, column: str) -> str:
     value, lower, upper = (getattr(row, name) for name in (column, *INTERVALS[column]))
     if math.isnan(value):
         return f"≥ {number(lower, 2)}" if math.isfinite(lower) else "-"
-    is_sharp = math.isnan(lower) or upper <= 1.01 * lower
-    return number(value) + ("" if is_sharp else f" [{number(lower, 2)}, {number(upper, 2)}]")
+    if math.isnan(lower) or upper <= 1.01 * lower:
+        return number(value)
+    ends = next((n for n in ((number(lower, d), number(upper, d)) for d in (2, DIGITS)) if n[0] != n[1]), ("", ""))
+    return f"{number(value)} [{', '.join(ends)}]"
 
 
 def mark(row: Row) -> str:
@@ -99,7 +101,9 @@ def notes(reports: Labeled[Analyzed], *, longer: int = 0) -> list[str]:
     for label, report in labeled(reports).items():
         for row in report.rows:
             if len(row.note) > longer:
-                where.setdefault(row.note, []).append(" ".join(filter(None, (str(label), row.block, row.symbol))))
+                where.setdefault(row.note, []).append(
+                    f"{row.block} {row.symbol}" + (f" of {label}" if any(label) else "")
+                )
     return [f"{_listed(rows)}: {note}" for note, rows in where.items()]
 
 

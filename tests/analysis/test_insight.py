@@ -16,13 +16,17 @@ X = (RNG.standard_normal((20, 5)) * [1, 2, 3, 1, 1] + [4, 0, 0, 0, 1]).astype(np
 WEIGHTS = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in (("a", (5, 4)), ("b", (4, 3)))}
 
 
+def as_default(array):
+    return jnp.asarray(array, jnp.zeros(()).dtype)
+
+
 def case(loss=networks.cross_entropy):
     """A layer with a bias and an activation whose gains differ by channel, and an affine head."""
     gains = jnp.array([[1.0, 0.1, 0.1, 0.1]])
     hidden = lh.Block("a", lambda p, z: jnp.tanh(0.05 * gains * (z @ p["kernel"] + p["bias"][None])))
     chain = lh.Chain([hidden, lh.Block("b", lambda p, z: z @ p)])
-    params = {"a": {"kernel": jnp.asarray(WEIGHTS["a"]), "bias": jnp.zeros(4)}, "b": jnp.asarray(WEIGHTS["b"])}
-    return chain, params, jnp.asarray(X), jnp.arange(20) % 3, loss
+    params = {"a": {"kernel": as_default(WEIGHTS["a"]), "bias": jnp.zeros(4)}, "b": as_default(WEIGHTS["b"])}
+    return chain, params, as_default(X), jnp.arange(20) % 3, loss
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +81,8 @@ def test_centering_and_scaling_are_those_of_the_second_moments(report):
 
 def test_of_an_affine_layer_it_is_the_condition_number_of_the_hessian_itself():
     chain = lh.Chain([lh.Block("a", lambda p, z: z @ p), lh.Block("b", lambda p, z: z @ p)])
-    params = {name: jnp.asarray(weights) for name, weights in WEIGHTS.items()}
-    row = lh.analyze(chain, params, jnp.asarray(X), jnp.zeros(20, int), networks.cross_entropy, wrt="params").rows[0]
+    params = {name: as_default(weights) for name, weights in WEIGHTS.items()}
+    row = lh.analyze(chain, params, as_default(X), jnp.zeros(20, int), networks.cross_entropy, wrt="params").rows[0]
     np.testing.assert_allclose(row.kappa_inputs, row.kappa_plus, rtol=1e-3)
     assert np.isnan(row.top_channel_share)  # every channel has the same eigenvalues
 
@@ -106,3 +110,15 @@ def test_a_loss_that_is_not_convex_is_told_with_its_samples():
     of_samples = report["b", "input"]
     assert of_samples.note.startswith("1 of 3 samples (1): indefinite: the loss is not convex")
     assert report["b", "params", "full"].note.startswith("indefinite, as a full local Hessian may be")
+
+
+def test_second_moments_are_the_same_from_either_gram_matrix(report):
+    """With fewer places than inputs it is the smaller one, of the inputs."""
+    few = slice(0, 4)
+    chain, params, x, y, loss = case()
+    row = lh.analyze(chain, params, x[few], y[few], loss, blocks="a", wrt="params").rows[0]
+    sigma = np.linalg.svd(np.concatenate([X[few], np.ones((4, 1))], 1).astype(np.float64), compute_uv=False)
+    centered = X[few].astype(np.float64) - X[few].mean(0, dtype=np.float64)
+    of_centered = np.linalg.svd(np.concatenate([centered, np.ones((4, 1))], 1), compute_uv=False)
+    np.testing.assert_allclose(row.kappa_inputs, (sigma[0] / sigma[3]) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(row.kappa_centered, (of_centered[0] / of_centered[3]) ** 2, rtol=1e-4)

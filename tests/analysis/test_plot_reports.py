@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import localhessian as lh
 from localhessian.analysis import RowSpectrum, figure
+from localhessian.analysis.plot._drawn import OPEN
 
 pytestmark = pytest.mark.once
 
@@ -52,6 +53,9 @@ def test_depth_draws_values_intervals_doubts_and_infinities():
     assert bound.get_offsets().tolist() == [[3.0, 30.0]]
     assert edge.get_offsets().tolist() == [[2.0, 0.98]]
     assert edge.get_offset_transform() == ax.get_xaxis_transform()
+    unbounded = dataclasses.replace(doubtful().rows[0], kappa_upper=np.inf)
+    carets = [line for line in lh.plot.depth(lh.Report((unbounded,), {}, {})).lines if line.get_marker() == OPEN]
+    assert carets[0].get_xydata().tolist() == [[0.0, 10.0]]
     bars = ax.collections[0].get_segments()
     np.testing.assert_allclose([segment[:, 1] for segment in bars[:2]], [[5, 20], [10, 40]])
     assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "block", r"$\kappa^+$ of $H_W$")
@@ -119,7 +123,7 @@ def test_a_density_is_the_share_per_decade():
     np.testing.assert_allclose(np.sum(counts * np.diff(np.log10(edges))), 6 / 8)  # two of eight are zero
     at = np.searchsorted(edges, 0.1 * (1 + 1e-9)) - 1
     np.testing.assert_allclose((counts * np.diff(np.log10(edges)))[at], 1 / 8)
-    estimate = lh.spectral_density(lh.symmetric_operator(lambda v: v * np.float32(2.0), 5), probes=2, steps=3)
+    estimate = lh.spectral_density(lh.symmetric_operator(lambda v: 2 * v, 5), probes=2, steps=3)
     ax = lh.plot.density(estimate)
     np.testing.assert_allclose(ax.patches[0].get_data().values, np.asarray(estimate.density.value))
     assert ax.get_xlabel() == "eigenvalue"

@@ -32,7 +32,7 @@ def report():
 def made_up(kappa, *, rank=10, q05=5.0, status="CONVERGED", converged=True, lower=None, wrt="params"):
     row = lh.Row(
         "conv", wrt, "gauss_newton", 10, 4, False, rank, 2.0, 0.1, kappa, kappa if lower is None else lower,
-        np.inf, q05, 1.5, "Dense(max_size=4096)", 10, converged, status,
+        np.inf, q05, 1.5, "Dense(max_size=4096)", 10, converged, status, trace_error=0.0 if converged else np.nan,
     )  # fmt: skip
     spectrum = RowSpectrum(np.linspace(0.1, 2, 10), np.ones(10, int), np.array(kappa))
     return lh.Report((row,), {row.key: spectrum}, {"batch": 4})
@@ -51,6 +51,23 @@ def test_save_and_load_are_the_same_and_use_no_pickle(report, tmp_path):
     with np.load(path, allow_pickle=False) as file:
         assert json.loads(str(file["head"]))["version"] == 1
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_files_of_version_0_1_still_load(report, tmp_path):
+    """They have no columns of what stands behind the top, and their labels were text."""
+    path = report.with_meta(label="plain | after training").save(tmp_path / "report.npz")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    head = json.loads(str(arrays["head"]))
+    new = COLUMNS[COLUMNS.index("top_on_mean") :]
+    head["rows"] = [{name: value for name, value in row.items() if name not in new} for row in head["rows"]]
+    np.savez_compressed(path, **{**arrays, "head": np.array(json.dumps(head))})
+    old = lh.Report.load(path)
+    assert old.to_dataframe()[list(COLUMNS[:26])].equals(report.to_dataframe()[list(COLUMNS[:26])])
+    assert np.isnan(old.rows[2].kappa_centered)
+    assert stored_label(old.meta["label"], "x") == ("plain", "after training")
+    assert str(old) == str(report)
+    assert str(old.summary)
 
 
 def test_damaged_and_foreign_files_are_said(report, tmp_path):
@@ -89,7 +106,7 @@ def test_table_of_several_reports_has_headings_and_marks():
         ["10/10", "12", "[12,", "inf]", "5"],
         ["10/10", "3.40e9", "[3.4e9,", "inf]", "5", "?"],
     ]
-    assert "? no clear gap at the rank rule's cutoff" in text
+    assert "? no clear gap at the rank cutoff" in text
     assert "3.40e9?" in table({"": made_up(3.4e9, status="RANK_UNCERTAIN")}, wide=True)
 
 
@@ -109,6 +126,15 @@ def test_the_table_fits_a_hundred_columns_and_says_why_beside_the_row():
     assert table[3].endswith("!  short reason")
     assert "short reason" not in beneath
     assert "! no figures can be had" in beneath
+
+
+def test_cells_are_text_whatever_they_hold_and_wherever_they_are_printed(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    row = dataclasses.replace(made_up(5.0).rows[0], block="[bold]a[/bold]", note="line\nbreak [red]")
+    text = str(lh.Report((row,), {}, {}))
+    assert "\x1b" not in text
+    assert "[bold]a[/bold]" in text
+    assert "line break [red]" in text
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def compare(
 ) -> Any:
     """Draw a figure of every block of several networks, a column for each, on one axis; a bar is the median.
 
-    Within a column blocks stand in the order of the network. Bars, hollow points and arrows are as in `lh.plot.depth`.
+    Within a column blocks stand in the order of the network. Bars, carets, hollow points and arrows are as in
+    `lh.plot.depth`.
 
     Args:
         reports: Several by the name of their network or by (network, stage), or one.

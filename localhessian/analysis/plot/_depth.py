@@ -25,9 +25,9 @@ def depth(
 ) -> Any:
     """Draw a figure of the rows along depth, a line for each report.
 
-    Bars are intervals; a hollow point has a status other than CONVERGED; an arrow starts at a lower bound where no more
-    is known, and one at the upper edge is an infinite value. Networks whose blocks have other names are drawn over
-    relative depth, 0 the first block and 1 the last.
+    Bars are intervals, with a caret where no upper end is known; a hollow point has a status other than CONVERGED; an
+    arrow starts at a lower bound where no more is known, and one at the upper edge is an infinite value. Networks whose
+    blocks have other names are drawn over relative depth, 0 the first block and 1 the last.
 
     Args:
         reports: A report, or several by the name of their network or by (network, stage): networks differ in color,

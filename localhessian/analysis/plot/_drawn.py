@@ -38,6 +38,8 @@ _NAMES = {
     SHARE: "rank / dimension",
 }
 _SIDES = {"params": "$H_W$", "input": "$H_z$"}
+OPEN = 10
+"""Matplotlib's caret that sits on a point: of its interval no upper end is known."""
 TICK = 16
 """Characters of a name at a tick."""
 
@@ -147,7 +149,7 @@ def _looks(labels: Sequence[Label]) -> dict[Label, dict[str, Any]]:
 
 
 def points(ax: Any, x: np.ndarray, series: Series, metric: str, *, line: bool = True) -> None:
-    """A figure with its interval: hollow where doubtful, an arrow from a bound, and one at the edge where infinite."""
+    """A figure with its interval, a caret where that has no end; hollow where doubtful, arrows where nothing ends."""
     values, (low, high), sure = series.values(metric), series.interval(metric), series.is_sure
     finite = np.isfinite(values)
     look = dict(series.look)
@@ -158,6 +160,8 @@ def points(ax: Any, x: np.ndarray, series: Series, metric: str, *, line: bool = 
     ax.errorbar(x, np.where(finite, values, np.nan), yerr=np.maximum(error, 0), fmt="none", ecolor=color, capsize=2)
     for some, face in ((finite & sure, color), (finite & ~sure, "white")):
         ax.plot(x[some], values[some], marker, color=color, markerfacecolor=face, label="_")
+    opened = finite & np.isposinf(high)
+    ax.plot(x[opened], values[opened], marker=OPEN, markersize=9, color=color, linestyle="none", label="_")
     bounded = np.isnan(values) & np.isfinite(low)
     ax.scatter(x[bounded], low[bounded], marker=r"$\uparrow$", s=70, color=color)
     infinite = np.isposinf(values)

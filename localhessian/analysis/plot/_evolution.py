@@ -32,8 +32,7 @@ def evolution(
 ) -> Any:
     """Draw a figure over steps, a line for each block, from dark (the first) to light (the last).
 
-    Bars are intervals; a hollow point has a status other than CONVERGED; an arrow starts at a lower bound where no more
-    is known, and one at the upper edge is an infinite value.
+    Bars, carets, hollow points and arrows are as in `lh.plot.depth`.
 
     Args:
         history: Reports by the step that they were made at; or an xarray Dataset with the dimensions step, block and

@@ -128,6 +128,11 @@ class Row:
         return not math.isnan(self.lambda_max)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every eigenvalue is known; else the rank is a lower bound."""
+        return self.trace_error == 0
+
+    @property
     def symbol(self) -> str:
         """H_W or H_z."""
         return SYMBOLS[self.wrt]

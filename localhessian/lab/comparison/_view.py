@@ -9,7 +9,7 @@ import numpy as np
 
 from localhessian._grid import grid
 from localhessian._optional import optional
-from localhessian.analysis import COLORS, number, shown, write_figure
+from localhessian.analysis import COLORS, number, plain, shown, style, write_figure
 from localhessian.lab.comparison._outcome import Outcome, final_runs
 from localhessian.lab.comparison._run import Run
 from localhessian.lab.comparison._statistics import MINIMUM, Mean, interval
@@ -79,31 +79,34 @@ def curves(runs: Sequence[Run], outcomes: Sequence[Outcome], path: str | Path | 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figures = optional("matplotlib.figure")
     networks = list(dict.fromkeys(outcome.network for outcome in outcomes))
     names = list(dict.fromkeys(outcome.algorithm for outcome in outcomes))
-    drawn = figures.Figure(figsize=(16, 4.4 * max(1, len(networks)) + 0.6), layout="constrained")
-    axes = drawn.subplots(max(1, len(networks)), 3, squeeze=False)
-    for line, network in zip(axes, networks, strict=False):
-        for outcome in (outcome for outcome in outcomes if outcome.network == network):
-            final = final_runs(runs, network, outcome.algorithm)
-            look = {"color": COLORS[names.index(outcome.algorithm) % len(COLORS)], "label": outcome.algorithm}
-            seconds = np.mean([_filled(run.curve.seconds) for run in final], axis=0)
-            _band(line[0], final, lambda run: 100 * _filled(run.curve.accuracy), final[0].curve.at, look)
-            _band(line[1], final, lambda run: 100 * _filled(run.curve.accuracy), seconds, look)
-            _band(line[2], final, Run.train_loss, final[0].curve.at, look)
-        for ax, label, title in zip(
-            line, ("steps", "seconds", "steps"), ("test accuracy, %", "test accuracy, %", "training loss"), strict=True
-        ):
-            ax.set_xlabel(label)
-            ax.set_title(f"{network}: {title}")
-            ax.grid(alpha=0.25)
-        line[2].set_yscale("log")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    if labels:
-        drawn.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
-    if path is not None:
-        write_figure(drawn, path)
+    with style():
+        size = (16, 4.4 * max(1, len(networks)) + 0.6)
+        drawn = optional("matplotlib.figure").Figure(figsize=size, layout="constrained")
+        axes = drawn.subplots(max(1, len(networks)), 3, squeeze=False)
+        for line, network in zip(axes, networks, strict=False):
+            for outcome in (outcome for outcome in outcomes if outcome.network == network):
+                final = final_runs(runs, network, outcome.algorithm)
+                look = {
+                    "color": COLORS[names.index(outcome.algorithm) % len(COLORS)],
+                    "label": plain(outcome.algorithm),
+                }
+                seconds = np.mean([_filled(run.curve.seconds) for run in final], axis=0)
+                _band(line[0], final, lambda run: 100 * _filled(run.curve.accuracy), final[0].curve.at, look)
+                _band(line[1], final, lambda run: 100 * _filled(run.curve.accuracy), seconds, look)
+                _band(line[2], final, Run.train_loss, final[0].curve.at, look)
+            units = ("steps", "seconds", "steps"), ("test accuracy, %", "test accuracy, %", "training loss")
+            for ax, at, quantity in zip(line, *units, strict=True):
+                ax.set_xlabel(at)
+                ax.set_ylabel(quantity)
+                ax.set_title(plain(network))
+            line[2].set_yscale("log")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        if labels:
+            drawn.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
+        if path is not None:
+            write_figure(drawn, path)
     return shown(drawn)
 
 
