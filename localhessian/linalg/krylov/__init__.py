@@ -18,3 +18,4 @@ from localhessian.linalg.krylov._recurrence import begin as begin
 from localhessian.linalg.krylov._vectors import lengths as lengths
 from localhessian.linalg.krylov._vectors import random_block as random_block
 from localhessian.linalg.krylov._vectors import unbatched as unbatched
+from localhessian.linalg.krylov._vectors import unit_rows as unit_rows
