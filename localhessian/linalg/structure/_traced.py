@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._programs import after
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import lengths, unit_rows
@@ -39,7 +40,9 @@ def spectrum_of(layout: Layout, prepared: LinearMap, product: Partial, key: Key,
     dtype = working_dtype(prepared.dtype)
     blocks, finite = _blocks(layout, prepared, dtype)
     apart = _differs(layout, blocks, prepared, product, key)
-    decomposed = [_singular_values(group, block) for group, block in zip(layout.groups, blocks, strict=True)]
+    decomposed: list[Array] = []
+    for group, block in zip(layout.groups, blocks, strict=True):
+        decomposed.append(_singular_values(group, after(decomposed[-1], block) if decomposed else block))
     sigma, counts = _ascending(layout, [values.ravel() for values in decomposed], dtype)
     sigma = jnp.where(finite[:, None], sigma, jnp.nan)
     good = finite & ~apart
