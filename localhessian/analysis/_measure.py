@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_key
+from localhessian._programs import after
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
@@ -95,7 +96,11 @@ def measure(
     there = [job for job in jobs if not why[job]]
     if not there:
         raise ValueError(f"nothing of what `blocks` and `wrt` ask for exists: {'; '.join(sorted(set(why.values())))}.")
-    entries = [_measured(matching, job, ones, method, key) for job in there]
+    entries: list[tuple[Entry, Figures]] = []
+    for job in there:
+        # One after the other, not side by side: they decompose matrices.
+        ready = after(entries[-1][1].lambda_max, matching) if entries else matching
+        entries.append(_measured(ready, job, ones, method, key))
     return Measurement(stacked([told for _, told in entries]), tuple(entry for entry, _ in entries))
 
 

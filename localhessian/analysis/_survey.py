@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from localhessian._programs import after
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -77,6 +78,7 @@ class Survey:
         """How the other eigenvalues are distributed, where only the largest was found."""
         if found.method != str(TOP) or (is_concrete(found) and np.all(found.complete)):
             return None
+        operator = operator if is_concrete(found) else after(found.eigenvalues, operator)
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)
 
 

@@ -31,7 +31,7 @@ from localhessian.linalg.operators import (
     unit_products,
 )
 from localhessian.linalg.spectra import Spectrum, packed
-from localhessian.linalg.structure import roots
+from localhessian.linalg.structure import roots, singular_values
 
 CHUNK_BYTES = 2**27
 """What one call of products with unit vectors may hold."""
@@ -224,7 +224,7 @@ def _float64_gram(matrix: np.ndarray, columns: int = 8192) -> np.ndarray:
 
 def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Array | None]:
     if not vectors:
-        return jnp.linalg.svd(rows, compute_uv=False)[..., ::-1], None
+        return singular_values(rows)[..., ::-1], None
     left, sigma, right = jnp.linalg.svd(rows, full_matrices=wide and vectors > rows.shape[-2])
     chosen = jnp.swapaxes(right, -1, -2) if wide else left
     return sigma[..., ::-1], chosen[..., :vectors][..., ::-1]

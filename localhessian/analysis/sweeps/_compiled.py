@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import threadpoolctl
 
 from localhessian._programs import compiler_options
 from localhessian.analysis.sweeps._answers import Answers, Record, Records, answers_of, joined
@@ -68,7 +69,9 @@ class Programs:
             width = _even(len(cases), max(1, min(width - 1, int(width * self._max_bytes / needs))))
 
         def run(chunk: np.ndarray) -> Answers:
-            return _first(answers_of(program(*self._arguments(chunk, width)), 1), len(chunk))
+            # Programs decompose many small matrices, which gain nothing from threads of BLAS and lose to several.
+            with threadpoolctl.threadpool_limits(1, "blas"):
+                return _first(answers_of(program(*self._arguments(chunk, width)), 1), len(chunk))
 
         return run, width
 

@@ -15,3 +15,4 @@ from localhessian.linalg.krylov._plan import ROWS as ROWS
 from localhessian.linalg.krylov._plan import Plan as Plan
 from localhessian.linalg.krylov._recurrence import State as State
 from localhessian.linalg.krylov._recurrence import begin as begin
+from localhessian.linalg.krylov._vectors import unit_rows as unit_rows

@@ -22,6 +22,8 @@ class Group:
     """(blocks, copies, m): which results."""
     columns: np.ndarray
     """(blocks, copies, p): which variables."""
+    kronecker: np.ndarray | None = None
+    """Where the rows of a block are Kronecker products, its columns as (channels, inputs)."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -136,11 +138,11 @@ def of_units(found: Found, prepared: LinearMap) -> Layout:
     return _of_groups(groups, prepared)
 
 
-def of_maps(prepared: LinearMap) -> Layout:
-    """One block for each map."""
+def of_maps(prepared: LinearMap, kronecker: np.ndarray | None = None) -> Layout:
+    """One block for each map; `kronecker`: (channels, inputs), which variables make up rows that are products."""
     sizes = prepared.out_size, prepared.in_size
-    every = [np.arange((prepared.batch or 1) * size).reshape(-1, 1, size) for size in sizes]
-    return _of_groups([Group(*every)], prepared)
+    rows, columns = (np.arange((prepared.batch or 1) * size).reshape(-1, 1, size) for size in sizes)
+    return _of_groups([Group(rows, columns, kronecker)], prepared)
 
 
 def _of_groups(groups: list[Group], prepared: LinearMap) -> Layout:

@@ -141,7 +141,7 @@ class Structured:
                 pass
             else:
                 if grid.channels > 1:
-                    return of_maps(prepared)
+                    return of_maps(prepared, grid.entries)
             raise
         if not layout.splits:
             raise Declined("nothing in it splits")

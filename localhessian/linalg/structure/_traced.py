@@ -5,16 +5,20 @@ as many products as the longest block has columns (rows, by the transpose, where
 Source: Curtis, Powell & Reid (1974), for sparse Jacobians.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._programs import after
 from localhessian._status import Status
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov import TRACED
+from localhessian.linalg.krylov import TRACED, unit_rows
 from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap, SymmetricOperator, eps_of
 from localhessian.linalg.spectra import Spectrum, packed, working_dtype
 from localhessian.linalg.structure._dependence import UNKNOWN
+from localhessian.linalg.structure._in_program import singular_values
 from localhessian.linalg.structure._layout import Group, Layout
 
 
@@ -35,7 +39,10 @@ def spectrum_of(layout: Layout, prepared: LinearMap, symmetric: SymmetricOperato
     dtype = working_dtype(prepared.dtype)
     blocks, finite = _blocks(layout, prepared, dtype)
     apart = _differs(layout, blocks, prepared, symmetric, key)
-    sigma, counts = _ascending(layout, [_singular_values(block).ravel() for block in blocks], dtype)
+    decomposed: list[Array] = []
+    for group, block in zip(layout.groups, blocks, strict=True):
+        decomposed.append(_singular_values(group, after(decomposed[-1], block) if decomposed else block))
+    sigma, counts = _ascending(layout, [values.ravel() for values in decomposed], dtype)
     sigma = jnp.where(finite[:, None], sigma, jnp.nan)
     good = finite & ~apart
     rho = EXACT * eps_of(prepared.dtype) * jnp.nanmax(sigma, axis=-1, keepdims=True, initial=0)
@@ -83,15 +90,34 @@ def _blocks(layout: Layout, prepared: LinearMap, dtype: jnp.dtype) -> tuple[list
 def _block(group: Group, found: Array, by_columns: bool) -> Array:
     m, p = group.shape
     if by_columns:
-        return jnp.moveaxis(found[:p, group.rows[:, 0]], 0, -1)
-    return jnp.moveaxis(found[:m, group.columns[:, 0]], 0, 1)
+        return jnp.moveaxis(_taken(found[:p], group.rows[:, 0]), 0, -1)
+    return jnp.moveaxis(_taken(found[:m], group.columns[:, 0]), 0, 1)
 
 
-def _singular_values(blocks: Array) -> Array:
+def _taken(array: Array, index: np.ndarray) -> Array:
+    """array[..., index]; what is no more than another order of axes is not gathered, which takes ten times as long."""
+    start = int(index.min())
+    for axes in itertools.permutations(range(index.ndim)):
+        turned = index.transpose(axes)
+        if np.array_equal(turned.ravel(), np.arange(start, start + index.size)):
+            lead = array.ndim - 1
+            whole = array[..., start : start + index.size].reshape(*array.shape[:-1], *turned.shape)
+            return jnp.transpose(whole, (*range(lead), *(lead + place for place in np.argsort(axes))))
+    return array[..., index]
+
+
+def _singular_values(group: Group, blocks: Array) -> Array:
     """(blocks, order), in any order."""
-    if min(blocks.shape[1:]) == 1:
+    m, p = group.shape
+    if group.order == 1:
         return TRACED.lengths(blocks.reshape(len(blocks), -1))[:, None]
-    return jnp.linalg.svd(blocks, compute_uv=False)
+    if group.kronecker is None or m > p:
+        return singular_values(blocks)
+    rows = _taken(blocks, group.kronecker)  # (blocks, m, channels, inputs), each row of rank one
+    size = TRACED.lengths(rows)
+    largest = jnp.argmax(size, axis=-1, keepdims=True)
+    inputs = unit_rows(jnp.take_along_axis(rows, largest[..., None], axis=-2)[..., 0, :], TRACED)
+    return singular_values(inputs, jnp.einsum("bmci,bmi->bmc", rows, inputs, precision=HIGHEST))
 
 
 def _differs(layout: Layout, blocks: list[Array], prepared: LinearMap, symmetric: SymmetricOperator, key: Key) -> Array:
