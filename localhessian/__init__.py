@@ -4,6 +4,7 @@ from localhessian._status import Status as Status
 from localhessian._version import __version__ as __version__
 from localhessian.analysis import Figures as Figures
 from localhessian.analysis import Measurement as Measurement
+from localhessian.analysis import Probe as Probe
 from localhessian.analysis import Report as Report
 from localhessian.analysis import Row as Row
 from localhessian.analysis import analyze as analyze

@@ -12,6 +12,7 @@ from localhessian.analysis._html import html as html
 from localhessian.analysis._measure import measure as measure
 from localhessian.analysis._measurement import Entry as Entry
 from localhessian.analysis._measurement import Measurement as Measurement
+from localhessian.analysis._probe import Probe as Probe
 from localhessian.analysis._report import Report as Report
 from localhessian.analysis._row import Row as Row
 from localhessian.analysis._row import RowSpectrum as RowSpectrum
