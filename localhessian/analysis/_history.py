@@ -76,15 +76,16 @@ class History:
             ValueError: There is something else.
             OSError: It cannot be read or written.
         """
-        self.path, self.head = None, None
+        self.path: Path | None = None
+        self.head: Head | None = None
+        self._whole = 0
         self.records: list[Record] = []
         if path is None:
             return
         expect_path(path)
         self.path = Path(path)
         if self.path.exists() and self.path.stat().st_size:
-            self.head, self.records, length = _read(self.path)
-            os.truncate(self.path, length)  # a line that a killed process did not finish
+            self.head, self.records, self._whole = _read(self.path)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
@@ -100,6 +101,8 @@ class History:
             self._write(dataclasses.asdict(head) | {"format": FORMAT})
         elif wrong := head.unlike(self.head):
             raise ValueError(f"`path`: `{self.path}` is the history of another probe ({wrong}): pass another one.")
+        elif self.path is not None:
+            os.truncate(self.path, self._whole)  # a line that a killed process did not finish
         self.head = head
 
     def add(self, record: Record) -> None:

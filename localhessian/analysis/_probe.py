@@ -9,7 +9,7 @@ import jax
 from localhessian._arguments import expect, expect_choice, expect_count, expect_function, expect_key, expect_share
 from localhessian._tree import is_concrete, shapes
 from localhessian._types import Activations, Context, Key, Loss
-from localhessian.analysis._asked import chosen, jobs_of, missing
+from localhessian.analysis._asked import chosen, jobs_of, missing, nothing
 from localhessian.analysis._history import NOT_FINITE, Head, History, Record, read, values_of
 from localhessian.analysis._measurement import Entry
 from localhessian.analysis._pace import Pace
@@ -137,14 +137,14 @@ class Probe:
             raise ValueError("`params` are traced: call a probe between compiled steps, outside of `jax.jit`.")
         if self._shapes is not None and shapes(given) != self._shapes:
             return None
+        is_first = self.first_seconds is None
+        if not is_first and self._pace.allowance(clock()) < self._pace.needed(self._queue):
+            return None
         jax.block_until_ready(given)  # what the step before still computes is no time of the probe
         begun = clock()
-        allowed = self._pace.allowance(begun)
-        if self.first_seconds is None:
+        if is_first:
             return self._first(step, begun, *given)
-        if allowed < self._pace.needed(self._queue):
-            return None
-        told = self._later(step, begun, allowed, *given)
+        told = self._later(step, begun, self._pace.allowance(begun), *given)
         self._pace.spent += clock() - begun
         return told
 
@@ -227,9 +227,7 @@ class Probe:
         why = {job: missing(matching, job[0], SIDES[job[1]], asked=self._named) for job in self._asked}
         there = [job for job in self._asked if not why[job]]
         if not there:
-            raise ValueError(
-                f"nothing of what `blocks` and `wrt` ask for exists: {'; '.join(sorted(set(why.values())))}."
-            )
+            raise ValueError(nothing(why.values()))
         return there
 
     def _later(

@@ -137,10 +137,11 @@ def test_files_of_something_else_are_refused(probed, tmp_path):
 
 
 KILLED = """
-    import sys, test_probe
-    probe = test_probe.lh.Probe(test_probe.CASE.chain, test_probe.CASE.loss, every=1, budget=None, path=sys.argv[1])
+    import sys
+    from test_probe import CASE, lh
+    probe = lh.Probe(CASE.chain, CASE.loss, every=1, budget=None, blocks="head", wrt="params", path=sys.argv[1])
     for i in range(10**6):
-        probe(i, test_probe.CASE.params, test_probe.CASE.x, test_probe.CASE.y)
+        probe(i, CASE.params, CASE.x, CASE.y)
         print(i, flush=True)
 """
 
@@ -184,7 +185,7 @@ def test_a_model_in_its_own_layout_gives_the_same(key):
     model = Model(nnx.Rngs(0))
     chain, params, context = lh.chain_from_nnx(model, CASE.x)
     told = [
-        lh.Probe(chain, CASE.loss, key=key)(0, given, CASE.x, CASE.y, context)
+        lh.Probe(chain, CASE.loss, wrt="params", key=key)(0, given, CASE.x, CASE.y, context)
         for given in (params, nnx.state(model, nnx.Param))
     ]
     of_time = {"probe/seconds", "probe/first_seconds"}
@@ -195,9 +196,13 @@ def test_a_model_in_its_own_layout_gives_the_same(key):
         lh.Probe(chain, CASE.loss)(0, {"else": 1.0}, CASE.x, CASE.y)
 
 
-def test_full_figures_are_those_of_measure():
-    probe = lh.Probe(CASE.chain, CASE.loss, figures="full", blocks="layer1", wrt="params", budget=None)
+def test_full_figures_are_those_of_measure(count_compilations):
+    probe = lh.Probe(CASE.chain, CASE.loss, every=1, figures="full", blocks=("layer1", "head"), budget=None)
     probe(0, CASE.params, CASE.x, CASE.y)
+    moved = step(CASE.params)
+    with count_compilations() as seen:
+        assert probe(1, moved, CASE.x, CASE.y)["kappa_plus/params/layer1"] > 1
+    assert seen.names == []
     found = lh.measure(CASE.chain, CASE.params, CASE.x, CASE.y, CASE.loss, blocks="layer1", wrt="params")
     expected = found["layer1", "params"]
     row = probe.history.sel(block="layer1", wrt="params", step=0)
