@@ -9,13 +9,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
 import xarray
-from flax import nnx
 
 import localhessian as lh
 from localhessian.analysis._pace import Pace
@@ -173,20 +173,13 @@ def test_numbers_that_are_not_finite_are_told_and_end_no_training(probed):
     assert probe(50, CASE.params, CASE.x, CASE.y)["lambda_max/params/head"] > 0
 
 
-@pytest.mark.relaxed
 def test_a_model_in_its_own_layout_gives_the_same(key):
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.a, self.b = nnx.Linear(6, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
-
-        def __call__(self, x):
-            return self.b(nnx.tanh(self.a(x)))
-
-    model = Model(nnx.Rngs(0))
-    chain, params, context = lh.chain_from_nnx(model, CASE.x)
+    """A whole module, whose leaves are functions too."""
+    model = eqx.nn.MLP(6, 3, 4, 1, jnp.tanh, key=key)
+    chain, params, context = lh.chain_from_equinox(model, CASE.x)
     told = [
         lh.Probe(chain, CASE.loss, wrt="params", key=key)(0, given, CASE.x, CASE.y, context)
-        for given in (params, nnx.state(model, nnx.Param))
+        for given in (params, model)
     ]
     of_time = {"probe/seconds", "probe/first_seconds"}
     assert {k: v for k, v in told[0].items() if k not in of_time} == {
