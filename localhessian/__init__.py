@@ -6,6 +6,7 @@ from localhessian.analysis import Figures as Figures
 from localhessian.analysis import Measurement as Measurement
 from localhessian.analysis import Plan as Plan
 from localhessian.analysis import PlannedRow as PlannedRow
+from localhessian.analysis import Probe as Probe
 from localhessian.analysis import Report as Report
 from localhessian.analysis import Row as Row
 from localhessian.analysis import analyze as analyze

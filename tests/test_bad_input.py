@@ -99,6 +99,7 @@ MEANT = {
     "Report.html.path": "text",
     "Report.save.path": "text folder",
     **dict.fromkeys(("Report.spectra", "Report.meta"), "dict"),
+    **{"Probe.budget": "None", "Probe.figures": "", "Probe.path": "None text"},
     # Any pytree of arrays.
     "context": ARRAYS,
     "mark.z": "number negative fraction NaN inf bool list dict array ndarray",

@@ -13,6 +13,7 @@ from localhessian.analysis._measurement import Measurement as Measurement
 from localhessian.analysis._plan import Plan as Plan
 from localhessian.analysis._plan import PlannedRow as PlannedRow
 from localhessian.analysis._plan import plan as plan
+from localhessian.analysis._probe import Probe as Probe
 from localhessian.analysis._report import Report as Report
 from localhessian.analysis._table import number as number
 from localhessian.analysis._table import table as table

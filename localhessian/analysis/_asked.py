@@ -51,6 +51,11 @@ def missing(matching: BackMatching, block: str, kind: type[Side], *, asked: bool
     return "" if asked or size(floating_leaves(matching.params[block])) else UNASKED
 
 
+def nothing(why: Iterable[str]) -> str:
+    """In words, that none of it exists."""
+    return f"nothing of what `blocks` and `wrt` ask for exists: {'; '.join(sorted(set(why)))}."
+
+
 def chosen(samples: Any, samples_per_block: int, n: int) -> tuple[int, ...]:
     """Indices of the samples whose H_z are looked at one by one.
 

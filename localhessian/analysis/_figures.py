@@ -1,5 +1,6 @@
 """What a spectrum comes to, each figure defined once: for rows of reports, and under transformations."""
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete, pytree
 from localhessian._types import Array, Float, Int
-from localhessian.linalg import ConditionNumber, Density, Spectrum, quantile_condition_number, summarize
+from localhessian.linalg import ConditionNumber, Density, Spectrum, TraceEstimate, quantile_condition_number, summarize
 
 _KNOWN = (
     Status.NON_FINITE,
@@ -151,6 +152,27 @@ def surveyed_figures(found: Spectrum, kappa: ConditionNumber, rest: Density, /) 
     usable = xp.all(flat(rest.status) == 0) & xp.any(some)
     told = {name: xp.where(usable, value, getattr(plain, name)) for name, value in told.items()}
     return Figures(**{**vars(plain), **told})
+
+
+@quietly()
+def topped_figures(found: Spectrum, kappa: ConditionNumber, total: TraceEstimate, /) -> Figures:
+    """Those of a spectrum of which only the largest value was sought, and what an estimate tells of the trace.
+
+    Args:
+        found: With the largest value.
+        kappa: Of it.
+        total: Of the same operator. A spectrum that came whole knows better.
+    """
+    xp, flat = _ground(found)
+    plain, largest, trace = figures(found, kappa), flat(found.lambda_max), flat(total.value)
+    median = lambda figure: _median(xp, flat(figure), largest > 0)
+    told = {
+        "trace": median(trace),
+        "trace_error": median(total.standard_error),
+        "effective_rank": median(trace / largest),
+    }
+    told = {name: xp.where(plain.complete, getattr(plain, name), value) for name, value in told.items()}
+    return dataclasses.replace(plain, **told)
 
 
 def _ground(found: Spectrum) -> tuple[ModuleType, Callable[[Any], Any]]:

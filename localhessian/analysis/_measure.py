@@ -13,7 +13,7 @@ from localhessian._programs import after
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
-from localhessian.analysis._asked import chosen, jobs_of, missing
+from localhessian.analysis._asked import chosen, jobs_of, missing, nothing
 from localhessian.analysis._figures import Figures, figures, stacked, surveyed_figures
 from localhessian.analysis._measurement import Entry, Measurement
 from localhessian.analysis._survey import examined, named
@@ -95,18 +95,19 @@ def measure(
     why = {job: missing(matching, job[0], SIDES[job[1]], asked=blocks is not None) for job in jobs}
     there = [job for job in jobs if not why[job]]
     if not there:
-        raise ValueError(f"nothing of what `blocks` and `wrt` ask for exists: {'; '.join(sorted(set(why.values())))}.")
+        raise ValueError(nothing(why.values()))
     entries: list[tuple[Entry, Figures]] = []
     for job in there:
         # One after the other, not side by side: they decompose matrices.
         ready = after(entries[-1][1].lambda_max, matching) if entries else matching
-        entries.append(_measured(ready, job, ones, method, key))
+        entries.append(measured_one(ready, job, ones, method, key))
     return Measurement(stacked([told for _, told in entries]), tuple(entry for entry, _ in entries))
 
 
-def _measured(
+def measured_one(
     matching: BackMatching, job: RowKey, ones: tuple[int, ...], method: Method | None, key: Key
 ) -> tuple[Entry, Figures]:
+    """The figures of one local Hessian; `ones`: the samples looked at one by one where the block keeps them apart."""
     block, wrt, part = job
     coupled = matching.coupled[block]
     is_coupled = bool(coupled) if is_concrete(coupled) else True
