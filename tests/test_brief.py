@@ -36,7 +36,7 @@ def things():
         *(lh.condition_number(dense), lh.summarize(dense), lh.audit(operator, dense), lh.explain(operator)),
         *(density, density.density, density.quantile_condition_number(0.05)),
         *(lh.trace(operator, lh.Hutchinson(probes=2)), measured, measured.figures, info, info.blocks["head"]),
-        lh.plan(*case, wrt="params", method=lh.Dense()),
+        *(lh.plan(*case, wrt="params", method=lh.Dense()), lh.Probe(chain, networks.squared_error)),
         lh.IdentityCheck({("head", "symmetric"): 0.0}, 1e-5),
         lh.chain_from_function(fn, {"a": jnp.eye(3), "b": jnp.eye(3)}, jnp.ones((4, 3))),
         lh.local_scalars(matching, "range_mean"),
