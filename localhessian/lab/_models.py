@@ -9,12 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._types import Array, Key
 from localhessian.network import Block, Chain
 
 
-@by_identity
+@by_value
 class Model(NamedTuple):
     """A chain with its initial parameters."""
 
