@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from localhessian._status import Status
@@ -37,32 +38,38 @@ def named(names: tuple[str, ...], most: int = 6) -> str:
     return ", ".join(shown)
 
 
-def by_identity(cls: type[T]) -> type[T]:
-    """Make a named tuple or data class that holds arrays print in brief, equal itself only, and have a hash.
-
-    A named tuple whose fields can be compared, as one of shapes, still equals what has equal ones.
-    """
+def by_value(cls: type[T]) -> type[T]:
+    """Make a named tuple or data class that holds arrays print in brief, compare by value, and have a hash."""
     told: Any = cls
-    told.__repr__ = brief
-    if issubclass(cls, tuple):
-        told.__eq__, told.__ne__, told.__hash__ = _equal, lambda one, other: not _equal(one, other), _hash
-    else:
-        told.__eq__, told.__hash__, told.__ne__ = object.__eq__, object.__hash__, object.__ne__
+    told.__repr__, told.__eq__, told.__ne__, told.__hash__ = brief, _is_equal, object.__ne__, _hash
     return cls
 
 
-def _equal(one: tuple[Any, ...], other: object) -> bool:
-    try:
-        return bool(tuple.__eq__(one, other)) if isinstance(other, tuple) else False
-    except (TypeError, ValueError):  # arrays do not answer with yes or no
-        return one is other
+def _is_equal(one: Any, other: Any) -> bool:
+    """Of one type, one structure, and with equal leaves; of what is traced, the same."""
+    if type(one) is not type(other):
+        return False
+    trees: Any = [jax.tree.flatten([value for _, value in _fields(thing)]) for thing in (one, other)]
+    (leaves, structure), (others, of_other) = trees
+    return structure == of_other and all(map(_is_same, leaves, others))
 
 
-def _hash(one: tuple[Any, ...]) -> int:
-    try:
-        return tuple.__hash__(one)
-    except TypeError:
-        return hash(type(one))
+def _is_same(one: Any, other: Any) -> bool:
+    arrays = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in (one, other)]
+    if one is other or not any(arrays):
+        return bool(one is other or one == other)
+    if not all(arrays) or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return False
+    if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    return isinstance(one, jax.ShapeDtypeStruct) or bool(np.array_equal(np.asarray(one), np.asarray(other)))
+
+
+def _hash(thing: Any) -> int:
+    """Arrays have none."""
+    return hash((type(thing), *(name for name, _ in _fields(thing))))
 
 
 def _fields(thing: Any) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect, expect_count, expect_key
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._types import Array, Float, Key
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._scalars import check_scalar
@@ -25,7 +25,7 @@ from localhessian.linalg import (
 from localhessian.network import SIDES, BackMatching, Wrt
 
 
-@by_identity
+@by_value
 class LocalScalars(NamedTuple):
     """One number for each local Hessian, in the order of the chain; 1 for a side that does not exist."""
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._archive import opened
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 
 MAX_BYTES = 2**34
 """Of a file of images, unpacked."""
@@ -16,7 +16,7 @@ MAX_CLASSES = 2**20
 """A label beyond is no class, and would take the memory of as many outputs."""
 
 
-@by_identity
+@by_value
 class Images(NamedTuple):
     """Samples and integer labels, for training and for testing.
 

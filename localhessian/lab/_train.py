@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian.lab._data import Images
 from localhessian.lab.comparison import Network, Trainer, algorithm
 from localhessian.network import Chain
 
 
-@by_identity
+@by_value
 class Trained(NamedTuple):
     """Parameters after training, with the losses on the way and the accuracy on the test images."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from localhessian._arguments import expect, expect_count, expect_flag, expect_function, expect_key, expect_number, short
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._memory import as_key
 from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
@@ -42,7 +42,7 @@ _NONE = object()
 """No `y` was given; None is one, of a loss that compares with nothing."""
 
 
-@by_identity
+@by_value
 class ScaleByLocalHessianState(NamedTuple):
     """What the transformation remembers; arrays with one entry for each block, in the order of the chain."""
 

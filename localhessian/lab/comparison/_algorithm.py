@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import optax
 
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
 from localhessian.lab.zoo import Network
 from localhessian.network import Chain
 
 
-@by_identity
+@by_value
 class Batch(NamedTuple):
     """What one step sees."""
 
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     key: Key
 
 
-@by_identity
+@by_value
 class Stepped(NamedTuple):
     """What one step leaves."""
 

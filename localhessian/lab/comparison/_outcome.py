@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian.lab.comparison._run import Run
 from localhessian.lab.comparison._statistics import Mean, interval
 
 
-@by_identity
+@by_value
 class Tuned(NamedTuple):
     """The learning rate that did best on the validation part."""
 

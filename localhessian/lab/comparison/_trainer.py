@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._programs import compiled, program_text
 from localhessian._types import Array, Context, Key, Loss, Params, Scalar
 from localhessian.lab._augment import Augmentation
@@ -33,7 +33,7 @@ TEST_BATCH = 1000
 """Samples tested at once; the last batch is filled up with samples that do not count."""
 
 
-@by_identity
+@by_value
 class State(NamedTuple):
     """All that a step changes."""
 
@@ -42,7 +42,7 @@ class State(NamedTuple):
     context: Context
 
 
-@by_identity
+@by_value
 class Curve(NamedTuple):
     """What was seen on the way; NaN where a diverged run was stopped."""
 

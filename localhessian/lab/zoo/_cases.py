@@ -10,14 +10,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._types import Array, Loss
 from localhessian.lab.zoo._families import gpt, mlp, resnet, vgg, vit
 from localhessian.lab.zoo._layers import dtype
 from localhessian.network import Cut, chain_from_nnx
 
 
-@by_identity
+@by_value
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A network with a batch; `cut` holds its chain, parameters and context."""

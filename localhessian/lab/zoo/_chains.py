@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._types import Array, Key
 from localhessian.lab.zoo._layers import (
     INITIALIZERS,
@@ -26,7 +26,7 @@ from localhessian.lab.zoo._layers import (
 from localhessian.network import Block, Chain
 
 
-@by_identity
+@by_value
 class Model(NamedTuple):
     """A chain with its initial parameters."""
 

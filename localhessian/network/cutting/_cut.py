@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from localhessian._arguments import expect_choice, expect_flag, expect_function, short
-from localhessian._brief import by_identity
+from localhessian._brief import by_value
 from localhessian._types import Activations, Context, Params
 from localhessian.network._chain import Block, Chain, _takes_context
 from localhessian.network._describe import table
@@ -14,7 +14,7 @@ from localhessian.network.cutting._source import Source
 from localhessian.network.cutting._submodules import Path, Wish, check_called
 
 
-@by_identity
+@by_value
 class Cut(NamedTuple):
     """A model as a chain: `chain, params, context = lh.chain_from_...(...)`.
 
