@@ -95,7 +95,7 @@ def timed(function):
 
 
 def choice(count=32):
-    """Why cases with convolutions run one by one on the CPU: the gradients of several networks, in CPU seconds each."""
+    """Cases with convolutions run one by one on the CPU: what their gradients take so and together, in CPU seconds."""
     chain, params, x, y = cnn(jax.random.key(0), 1.0)
     gradient = jax.grad(lambda params, scale: LOSS(chain.forward(params, scale * x)[-1], y).mean())
     many = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), params)
