@@ -95,7 +95,7 @@ def timed(function):
 
 
 def choice(count=32):
-    """Why cases with convolutions run one by one on the CPU: the gradients of several networks, in CPU seconds each."""
+    """Cases with convolutions run one by one on the CPU: what their gradients take so and together, in CPU seconds."""
     chain, params, x, y = cnn(jax.random.key(0), 1.0)
     gradient = jax.grad(lambda params, scale: LOSS(chain.forward(params, scale * x)[-1], y).mean())
     many = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), params)
@@ -207,14 +207,12 @@ def truth(make, side, scale, seed):
 
 
 def shapes(count=200):
-    """Memory while `count` networks of different widths are compiled and measured."""
+    """Memory while programs of `count` different shapes are compiled and run."""
 
     def of_width(scale, width):
-        weights = [scale * jnp.cos(jnp.arange(n * width).reshape(n, width) ** 2.0) for n in (8, width)]
-        chain = lh.Chain([lh.Block("a", dense), lh.Block("b", dense)])
-        x, y = jnp.sin(jnp.arange(32.0)).reshape(4, 8), jnp.zeros((4, width))
-        squares = lambda z, y: 0.5 * ((z - y) ** 2).sum(1)
-        return lh.measure(chain, dict(zip("ab", weights, strict=True)), x, y, squares, wrt="input")
+        weights = scale * jnp.cos(jnp.arange(width * (width + 1)).reshape(width + 1, width) ** 2.0)
+        layer = lh.linear_map(lambda v: weights @ v, None, width, width + 1)
+        return lh.condition_number(lh.spectrum(layer, lh.Dense()))
 
     def show(done, total, what):
         if done % max(total // 10, 1) == 0:

@@ -41,8 +41,8 @@ def measure(
 ) -> Measurement:
     """The figures of every local Hessian as a pytree of arrays: works under `jax.jit` and `jax.vmap`, and without.
 
-    On numbers its figures are those of `lh.analyze`. Under transformations there is no float64 beside float32, and no
-    choice by numbers: small ends are less exact, which their intervals and statuses tell.
+    On numbers its figures are those of `lh.analyze`. Under transformations there is no choice by numbers, and on other
+    devices than the CPU no float64 beside float32: small ends are less exact, which their intervals and statuses tell.
 
     Args:
         chain: The network.

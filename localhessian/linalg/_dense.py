@@ -1,7 +1,8 @@
 """Every eigenvalue, by forming the matrix: for operators with one side of a few thousand.
 
 kappa(R^T R) = kappa(R)^2, so R^T R is never formed in the precision of R: on the host from the Gram matrix of R in
-float64 (R in float32), or from the singular values of R (R in float64); under jit from the singular values of R.
+float64 (R in float32), or from the singular values of R (R in float64); so in compiled programs on the CPU, while those
+of other devices have the singular values of R alone.
 """
 
 import dataclasses

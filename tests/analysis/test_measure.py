@@ -115,10 +115,14 @@ def test_a_coupled_block_is_one_matrix_under_tracing_too():
 @pytest.mark.full
 def test_a_large_matrix_is_surveyed_and_says_so(monkeypatch):
     monkeypatch.setattr(survey, "TRACED_OPERATIONS", 10.0)
-    case = networks.mlp(widths=(12, 12, 5), n=9)
-    told = jax.jit(lambda p: lh.measure(case.chain, p, *case[2:], blocks="layer0", wrt="params"))(case.params)
-    whole = lh.measure(*case, blocks="layer0", wrt="params")
-    surveyed, exact = told["layer0", "params"], whole["layer0", "params"]
+    twice = lh.Block("twice", lambda w, z: jnp.tanh(jnp.tanh(z @ w) @ w))  # nothing of it splits
+    chain = lh.Chain([twice, lh.Block("head", lambda w, z: z @ w)])
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"twice": jax.random.normal(keys[0], (8, 8)) / 3, "head": jax.random.normal(keys[1], (8, 3)) / 3}
+    x, y, loss = jax.random.normal(keys[2], (20, 8)), jnp.zeros((20, 3)), lambda z, y: ((z - y) ** 2).sum(1) / 2
+    of = lambda params: lh.measure(chain, params, x, y, loss, blocks="twice", wrt="params")
+    told, whole = jax.jit(of)(params), of(params)
+    surveyed, exact = told["twice", "params"], whole["twice", "params"]
     assert lh.Status(int(surveyed.status)) is lh.Status.BUDGET_SPENT
     assert "spectral_density" in told.entries[0].method
     assert np.isnan(surveyed.kappa_plus)

@@ -11,6 +11,7 @@ import sweep_cases
 import sweeps_apart
 
 import localhessian as lh
+from localhessian.analysis.sweeps import _hosted
 
 pytestmark = pytest.mark.once
 
@@ -47,6 +48,25 @@ def test_threads_are_an_executor_too():
     with cf.ThreadPoolExecutor(2) as executor:
         found = lh.sweep(sweep_cases.product, {"a": range(40), "b": [2.0]}, compiled=False, executor=executor)
     np.testing.assert_array_equal(found["product"][:, 0], 2.0 * np.arange(40))
+
+
+class Job:
+    """What submitit gives for a task: asked whether it is done, no future."""
+
+    def __init__(self, future):
+        self.done, self.result, self.cancel = future.done, future.result, future.cancel
+
+
+class Submitter:
+    def __init__(self, executor):
+        self.submit = lambda *task: Job(executor.submit(*task))
+
+
+def test_jobs_that_are_no_futures_are_asked(monkeypatch):
+    monkeypatch.setattr(_hosted, "ASKED", 0.001)
+    with cf.ThreadPoolExecutor(2) as executor, pytest.warns(UserWarning, match="1 of 3 cases failed"):
+        found = lh.sweep(sweep_cases.failing, {"a": range(1, 4)}, compiled=False, executor=Submitter(executor))
+    np.testing.assert_array_equal(found.result, [1, np.nan, 3])
 
 
 def test_two_processes_on_one_path_are_told(tmp_path):

@@ -2,6 +2,8 @@
 
 import concurrent.futures as cf
 import contextlib
+import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,6 +17,8 @@ from localhessian.analysis.sweeps._compiled import told
 
 WAITING = 32
 """Cases that an executor is given at once: all at once would hold all their arguments."""
+ASKED = 0.5
+"""Seconds between the questions whether a job is done."""
 
 
 def hosted(case: Case, axes: Axes, key: Any, cases: list[int], executor: Any) -> Records:
@@ -65,7 +69,7 @@ def _spread(jobs: dict[int, tuple], executor: Any) -> Records:
                     is_broken = True
                     break
                 queue = queue[1:] if queue else queue
-            for future in cf.wait(running, return_when=cf.FIRST_COMPLETED).done:
+            for future in _finished(running):
                 number = running.pop(future)
                 found = _outcome(future)
                 is_broken |= found is None
@@ -87,6 +91,15 @@ def _spread(jobs: dict[int, tuple], executor: Any) -> Records:
             future.cancel()
         for own in mine:
             own.shutdown(wait=False, cancel_futures=True)
+
+
+def _finished(running: Collection[Any]) -> list[Any]:
+    """Those that are done, at least one; jobs of submitit are no futures that wake who waits, and are asked."""
+    if all(isinstance(future, cf.Future) for future in running):
+        return list(cf.wait(running, return_when=cf.FIRST_COMPLETED).done)
+    while not (done := [job for job in running if job.done()]):
+        time.sleep(ASKED)
+    return done
 
 
 def _outcome(future: Any) -> Answers | str | None:

@@ -70,7 +70,7 @@ def sweep(
 
     Cost: a compilation for each combination of static values (a second one where the first does not fit `max_bytes`),
     then the cases. On the CPU cases with convolutions run one by one in the same program: over several networks at once
-    XLA groups convolutions, which is slow.
+    XLA groups convolutions, and measurements gain nothing.
 
     Example:
         >>> import jax.numpy as jnp

@@ -85,10 +85,10 @@ class Layout:
         return SLOWER * self.products * product, SLOWER * decompose
 
     def bytes(self) -> float:
-        """Of memory, roughly: the products and what they are of, twice; the blocks and a copy that is decomposed."""
+        """Of memory, roughly: the products and what they are of, twice; the blocks, and a copy in float64."""
         ends = (self.in_size + self.out_size) * (self.batch or 1)
         blocks = sum(float(len(group.rows)) * group.shape[0] * group.shape[1] for group in self.groups)
-        return self.itemsize * (2.0 * self.products * ends + 2 * blocks)
+        return self.itemsize * (2.0 * self.products * ends + 3 * blocks)
 
     def slots(self) -> tuple[np.ndarray, np.ndarray]:
         """Of every map: which singular values it has, and how often; (maps, slots).

@@ -44,17 +44,17 @@ class Structured:
 
     Under `jax.jit` and `jax.vmap` the structure is found when JAX traces, and the numbers come when the program runs:
     blocks from as many products as the longest has columns (or rows, where these are fewer), one column of every block
-    at a time, and their singular values in the precision of the model. A random vector is multiplied in the program:
-    where R v or H v differ from the operator's own, the status is NOT_CONFIRMED. Of a batch of maps of which a single
-    one does not split, each is a block. What depends on numbers is declined when JAX traces it: choices that the
-    program makes by traced indices (embeddings), `blocks`. Equal blocks of layers without an activation are one;
-    others are told apart.
+    at a time, and their singular values by Gram matrices in float64 on the CPU, elsewhere in the model's precision. A
+    random vector is multiplied in the program: where R v or H v differ from the operator's own, the status is
+    NOT_CONFIRMED. Of a batch of maps of which a single one does not split, each is a block. What depends on numbers is
+    declined when JAX traces it: choices that the program makes by traced indices (embeddings), `blocks`. Equal blocks
+    of layers without an activation are one; others are told apart.
 
     Cost: one walk through the linearized block on the host; Gram matrices of O(m p min(m, p)) operations and
     decompositions of O(min(m, p)^3), one for each different block of m results and p variables, on every core.
     Products: 1, or those of `blocks`. Memory: the unfolded inputs A (places x d_in), and some blocks on each core.
     Compiled: min(m, p) products at once, and singular values of O(m p min(m, p)) operations for each different block;
-    memory about 4 numbers for each entry of the blocks (and each network, under `jax.vmap`).
+    memory about 5 numbers for each entry of the blocks (and each network, under `jax.vmap`).
 
     Args:
         max_size: Largest order of a matrix to decompose.
