@@ -14,8 +14,6 @@ class Pace:
         """With a share of the time outside; None: no limit."""
         self.budget = budget
         self.spent = 0.0
-        self.setup = 0.0
-        """What all measurements have in common, the last time."""
         self._last: dict[Hashable, float] = {}
         self._costs: dict[Hashable, float] = {}
         self._begun: float | None = None
@@ -48,10 +46,10 @@ class Pace:
         return (self.spent + more) / outside if outside > 0 else 0.0
 
     def allowance(self, now: float) -> float:
-        """Seconds that a measurement may take now."""
-        return float("inf") if self.budget is None else self.budget * self.outside(now) - self.spent
+        """Seconds that a measurement may take now: half of what is there; one that takes twice as long fits still."""
+        return float("inf") if self.budget is None else (self.budget * self.outside(now) - self.spent) / 2
 
-    def needed(self, parts: Sequence[Hashable]) -> float:
-        """Seconds without which no measurement should begin: for the next part, and as much for parts as for setup."""
+    def needed(self, setup: Hashable, parts: Sequence[Hashable]) -> float:
+        """Seconds without which no measurement should begin: for its setup, the next part, and as much in parts."""
         costs = [self.cost(part) for part in parts]
-        return self.setup + max(costs[0], min(self.setup, sum(costs)))
+        return self.cost(setup) + max(costs[0], min(self.cost(setup), sum(costs)))

@@ -51,7 +51,7 @@ class Preset(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Cheap:
-    """Traces and the largest eigenvalues, which start near where the last ones ended: two thirds of the products."""
+    """Traces and the largest eigenvalues, which start near where the last ones ended."""
 
     probes: int = 4
     rtol: float = 0.005

@@ -18,6 +18,8 @@ from localhessian.analysis.rows import Key as Job
 from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, by_block
 
 clock = time.perf_counter
+_SETUP = "back-matching"
+"""What all parts of a measurement have in common."""
 
 
 class Probe:
@@ -138,7 +140,7 @@ class Probe:
         if self._shapes is not None and shapes((x, y, context)) != self._shapes:
             return None
         is_first = self.first_seconds is None
-        if not is_first and self._pace.allowance(clock()) < self._pace.needed(self._queue):
+        if not is_first and self._pace.allowance(clock()) < self._pace.needed(_SETUP, self._queue):
             return None
         jax.block_until_ready(given)  # what the step before still computes is no time of the probe
         begun = clock()
@@ -201,6 +203,7 @@ class Probe:
             self._samples[job] = ones if apart else None
         found = {job: self._measure(matching, job, step) for job in jobs}
         self._history.begin(Head(self._preset.kept, tuple(entry for entry, _ in found.values())))
+        self._pace.forget(_SETUP)
         matching = self._matched(params, x, y, context)
         for job in jobs:
             if self._starts.pop(job) is not None:
@@ -219,7 +222,7 @@ class Probe:
         before = clock()
         matching = back_match(self._chain, by_block(self._chain, params), x, y, self._loss, context)
         jax.block_until_ready(matching)
-        self._pace.setup = clock() - before
+        self._pace.took(_SETUP, clock() - before)
         return matching
 
     def _there(self, matching: BackMatching) -> list[Job]:

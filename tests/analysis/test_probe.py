@@ -213,13 +213,12 @@ def test_traced_parameters_are_refused():
 def test_the_budget_holds_whatever_a_part_costs(seconds):
     """A loop of 0.1 s a step, 20 parts of so many seconds each, setup included: simulated."""
     pace, now, queue, taken = Pace(0.05), 0.0, list(range(20)), []
-    pace.setup = seconds
-    for part in queue:
+    for part in ["setup", *queue]:
         pace.took(part, seconds)
     pace.start(now)
     for _ in range(20_000):
         now += 0.1
-        if pace.allowance(now) >= pace.needed(queue):
+        if pace.allowance(now) >= pace.needed("setup", queue):
             begun, allowed = now, pace.allowance(now)
             now += seconds
             while now - begun + pace.cost(queue[0]) <= allowed:
@@ -230,8 +229,8 @@ def test_the_budget_holds_whatever_a_part_costs(seconds):
                     break
             pace.spent += now - begun
             assert pace.share(now) <= 0.05 + 1e-9
-    # Nearly all of the budget is used, at least half of it for parts, and every part has its turn.
-    assert pace.spent >= 0.95 * 0.05 * 2000
+    # The budget is used but for what a measurement keeps in hand, at least half for parts, and every part has its turn.
+    assert pace.spent >= 0.05 * 2000 - 5 * seconds
     assert len(taken) * seconds >= 0.499 * pace.spent
     assert max(map(taken.count, range(20))) - min(map(taken.count, range(20))) <= 1
 
