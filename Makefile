@@ -13,8 +13,8 @@ EXTRAS_lowest = test
 EXTRAS_newest = test
 CONSTRAINTS_lowest = --constraint tests/lowest.txt
 QUICK = not full and not examples
-SHAPED = $(addprefix tests/linalg/test_,operators.py weighted_sum.py krylov.py rank.py summaries.py traces.py) \
-  $(addprefix tests/network/test_,chain.py side.py coupling.py) tests/curvature/test_transformations.py tests/training
+SHAPED = $(addprefix tests/linalg/test_,operators.py weighted_sum.py krylov.py summaries.py traces.py) \
+  $(addprefix tests/network/test_,chain.py side.py coupling.py) tests/curvature/test_transformations.py tests/training/test_propagate.py
 CORE = tests/linalg/test_spectrum.py tests/linalg/test_rank.py tests/network tests/curvature/test_identities.py
 
 # Compiling is what tests spend their time on: workers, precisions, examples and the next run share their programs.
