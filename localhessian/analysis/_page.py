@@ -82,6 +82,7 @@ def cells(report: Analyzed, row: Row) -> dict[str, str]:
     _, side, extent, plus, robust, _, note = narrow(row)
     told = {"block": row.block, "side": side, "kappa_plus": plus, "kappa_q05": robust, "rank/size": extent}
     told |= {"spectrum": sparkline(report, row), "mark": mark(row), "note": note}
+    told |= {} if row.top_channel >= 0 else {"top_channel": "-"}
     return {name: told[name] if name in told else cell(row, name) for name in MEANINGS}
 
 
@@ -147,4 +148,5 @@ def _figures(row: Row) -> dict[str, float]:
     """Every number of the row."""
     numbers = {name: getattr(row, name) for name in COLUMNS}
     numbers["share"] = row.rank / row.size if row.size else np.nan
+    numbers["top_channel"] = row.top_channel if row.top_channel >= 0 else np.nan
     return {name: float(value) for name, value in numbers.items() if not isinstance(value, str | bool)}

@@ -117,8 +117,6 @@ def cell(row: Row, column: str) -> str:
     value = getattr(row, column)
     if column == "kappa_plus" and row.status == "RANK_UNCERTAIN":
         return number(value) + "?"
-    if column == "top_channel" and value < 0:
-        return "-"
     if column == "method":
         return " + ".join(_SHORT.get(part.split("(")[0], part.split("(")[0]) for part in value.split(" + "))
     if column in {"kappa_q05", "kappa_q95"}:
