@@ -159,6 +159,21 @@ def test_dark_mode_is_dark_and_both_are_legible(told, page, tmp_path):
         assert ground_is_darker is is_dark
 
 
+def test_other_names_are_drawn_over_relative_depth_and_nothing_is_no_error(tmp_path):
+    one = report(1.0)
+    rows = tuple(dataclasses.replace(row, block=f"other.{i}") for i, row in enumerate(one.rows[:2]))
+    page = write_html({"a": one, "b": lh.Report(rows, {}, {}), "c": lh.Report((), {}, {})}, tmp_path / "page.html")
+    script = """
+      const page = document.querySelector("iframe").contentDocument, text = (node) => node.textContent;
+      const told = [[...page.querySelectorAll("figure")].map(text), text(page.querySelector(".count"))];
+      document.body.textContent = JSON.stringify({ told });
+    """
+    (by_parameters, by_input), count = in_browser(page.read_text("utf-8"), tmp_path, script)["told"]
+    assert "relative depth" in by_parameters
+    assert "relative depth" not in by_input
+    assert count == "6 of 6 rows"
+
+
 def test_the_data_of_the_page_are_the_numbers_and_the_findings_those_of_the_report(page):
     data = json.loads(re.search(r"const data = (\{.*?\});\n", page).group(1))
     rows = data["reports"][1]["rows"]
