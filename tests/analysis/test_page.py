@@ -68,7 +68,9 @@ def in_browser(page, folder, script, *flags):
     always = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=10000")
     command = [browser, *always, f"--user-data-dir={folder / 'profile'}", *flags, "--dump-dom", around.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    return json.loads(html.unescape(re.search(r"<body>(\{.*\})\s*</body>", dom, re.DOTALL).group(1)))
+    found = re.search(r"<body>(\{.*\})\s*</body>", dom, re.DOTALL)
+    assert found, f"the script did not come to its end: {dom[-300:]}"
+    return json.loads(html.unescape(found.group(1)))
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,7 @@ def test_the_data_of_the_page_are_the_numbers_and_the_findings_those_of_the_repo
     np.testing.assert_allclose(rows[0]["curve"], [[0.125, 0.375, 0.625], [0, np.log10(0.5), np.log10(0.25)]], atol=5e-4)
     assert page.count("<th ") == 2 * len(MEANINGS)
     assert set(re.findall(r'<tr id="(.*?)"', page)) == {row["id"] for one in data["reports"] for row in one["rows"]}
+    assert len(page) < 80_000
     text = html.unescape(page)
     for finding in findings(REPORTS):
         assert f"<li>{finding.text}" in text

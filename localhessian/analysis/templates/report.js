@@ -2,9 +2,16 @@
 const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
+const textOf = (row, column) => row.tr.cells[columns[column]].textContent;
+const share = (row) => (Number.isNaN(row.figures.share) ? "-" : row.figures.share.toPrecision(3));
+const told = (row, metric) => (metric === "share" ? share(row) : textOf(row, metric));
+
+const columns = Object.fromEntries(all("section:first-of-type th").map((th) => [th.dataset.column, th.cellIndex]));
 const rows = data.reports.flatMap((report) =>
   report.rows.map((row) => ({ ...row, report, tr: document.getElementById(row.id) })),
 );
+for (const row of rows)
+  row.searched = `${row.block} ${row.side} ${row.status} ${row.note} ${textOf(row, "method")}`.toLowerCase();
 const sides = [...new Set(rows.map((row) => row.side))];
 const state = {
   shown: new Set(data.reports),
@@ -17,20 +24,14 @@ const state = {
   sort: null,
 };
 
-const cell = (row, column) => one(`[data-column="${column}"]`, row.tr.closest("table")).cellIndex;
-const textOf = (row, column) => row.tr.cells[cell(row, column)].textContent;
-const share = (row) => (Number.isNaN(row.figures.share) ? "-" : row.figures.share.toPrecision(3));
-const told = (row, metric) => (metric === "share" ? share(row) : textOf(row, metric));
-
 // Rows of a finding are shown whatever else is chosen.
 function passes(row) {
   if (state.only) return state.only.has(row.id);
-  const searched = `${row.block} ${row.side} ${row.status} ${row.note} ${textOf(row, "method")}`.toLowerCase();
   return (
     state.shown.has(row.report) &&
     (!state.side || row.side === state.side) &&
     (!state.noted || row.note || row.status !== "CONVERGED") &&
-    state.words.split(/\s+/).every((word) => searched.includes(word))
+    state.words.split(/\s+/).every((word) => row.searched.includes(word))
   );
 }
 
@@ -100,11 +101,11 @@ function open(row) {
   tr.focus({ preventScroll: true });
 }
 
-function beside() {
-  const reports = data.reports.filter((report) => rows.some((row) => row.report === report && passes(row)));
+function beside(passing) {
+  const reports = data.reports.filter((report) => passing.some((row) => row.report === report));
   const byLength = [...data.reports].sort((a, b) => b.rows.length - a.rows.length),
     keys = new Map();
-  for (const row of byLength.flatMap((report) => rows.filter((row) => row.report === report && passes(row))))
+  for (const row of byLength.flatMap((report) => passing.filter((row) => row.report === report)))
     keys.set(`${row.block}\n${row.side}`, [...(keys.get(`${row.block}\n${row.side}`) || []), row]);
   const body = [...keys.values()].map((some) => {
     const tr = make(
@@ -130,12 +131,12 @@ function beside() {
   );
 }
 
-function draw() {
+function draw(passing) {
   const box = one(".figures");
-  const there = sides.filter((side) => rows.some((row) => row.side === side && passes(row)));
+  const there = sides.filter((side) => passing.some((row) => row.side === side));
   const width = Math.floor(innerWidth < 900 || there.length < 2 ? box.clientWidth : (box.clientWidth - 24) / 2);
   const figures = there.map((side) => {
-    const of = (report) => rows.filter((row) => row.report === report && row.side === side && passes(row));
+    const of = (report) => passing.filter((row) => row.report === report && row.side === side);
     const series = data.reports.map(of).filter((some) => some.length);
     return depth(series, { metric: state.metric, side, width, events });
   });
@@ -143,17 +144,18 @@ function draw() {
 }
 
 function update() {
+  const passing = rows.filter(passes);
   for (const row of rows) {
     row.tr.hidden = !passes(row);
     if (row.tr.getAttribute("aria-expanded") === "true") row.tr.nextSibling.hidden = row.tr.hidden;
   }
   all("section").forEach((section, i) => {
-    section.hidden = state.beside || !rows.some((row) => row.report === data.reports[i] && passes(row));
+    section.hidden = state.beside || !passing.some((row) => row.report === data.reports[i]);
   });
   one(".beside").hidden = !state.beside;
-  if (state.beside) beside();
-  draw();
-  one(".count").textContent = `${rows.filter(passes).length} of ${rows.length} rows`;
+  if (state.beside) beside(passing);
+  draw(passing);
+  one(".count").textContent = `${passing.length} of ${rows.length} rows`;
   one(".all-rows").hidden = !state.only;
 }
 
@@ -257,6 +259,6 @@ let width = innerWidth;
 addEventListener("resize", () => {
   if (innerWidth !== width) {
     width = innerWidth;
-    draw();
+    draw(rows.filter(passes));
   }
 });
