@@ -5,15 +5,12 @@ import contextlib
 import html
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from localhessian.analysis._findings import findings
+from localhessian.analysis._sparkline import sparkline
 from localhessian.analysis._table import NARROW, WIDE, cell, narrow
 from localhessian.analysis.plot import figure, png
-from localhessian.analysis.rows import FLOOR, Analyzed, Row, curve
+from localhessian.analysis.rows import Analyzed
 
-_SIZE = 90, 18
-"""Of a small spectrum, in pixels."""
 _STYLE = """\
 <style>
 .localhessian { display: flex; flex-wrap: wrap; gap: 1em 2em; align-items: flex-start; }
@@ -34,7 +31,7 @@ def notebook_html(report: Analyzed, title: str) -> str:
     rows = []
     for row in report.rows:
         cells = list(map(html.escape, narrow(row)))
-        rows.append([html.escape(row.block), *cells[1:5], _small(report, row), *cells[5:]])
+        rows.append([html.escape(row.block), *cells[1:5], sparkline(report, row), *cells[5:]])
     everything = [[html.escape(cell(row, column)) for column in WIDE] for row in report.rows]
     told = "".join(f"<li>{html.escape(str(finding))}</li>" for finding in findings({"": report}))
     return (
@@ -53,24 +50,6 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ("".join(f'<td class="{kind}">{cell}</td>' for cell, kind in zip(row, kinds, strict=True)) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _small(report: Analyzed, row: Row) -> str:
-    """The spectrum as a line: eigenvalues over the largest, twelve decades, along the share of the dimension."""
-    spectrum = report.spectra.get(row.key)
-    if spectrum is None or not row.lambda_max > 0:
-        return ""
-    share, values = curve(spectrum, row.size)
-    seen = np.flatnonzero(np.isfinite(values))
-    seen = seen[np.unique(np.linspace(0, len(seen) - 1, 60).round().astype(int))] if len(seen) else seen
-    width, height = _SIZE
-    x, y = width * share[seen], height * np.log10(np.maximum(values[seen], FLOOR)) / np.log10(FLOOR)
-    points = " ".join(f"{a:.1f},{b + 1:.1f}" for a, b in zip(x, y, strict=True))
-    return (
-        f'<svg width="{width}" height="{height + 2}" role="img" aria-label="spectrum" '
-        'style="border-bottom:1px solid #8888"><polyline fill="none" stroke="currentColor" '
-        f'stroke-width="1.5" points="{points}"/></svg>'
-    )
 
 
 def _figure(report: Analyzed) -> str:

@@ -113,7 +113,10 @@ class Report:
         return figure({"": self}, path, columns=columns)
 
     def html(self, path: str | Path) -> Path:
-        """Write a page that opens without a network. Needs matplotlib and jinja2: `localhessian[report]`."""
+        """Write a page that opens without a network: findings, figures, tables whose rows open.
+
+        Needs jinja2: `localhessian[report]`.
+        """
         expect_path(path)
         return html({"": self}, path)
 

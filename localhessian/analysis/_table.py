@@ -44,12 +44,12 @@ def table(reports: Labeled[Analyzed], *, wide: bool = False) -> str:
     if wide:
         columns = {c.replace("_", "\n"): _side(c, wide=True) for c in WIDE}
         sections = [(str(label), [[cell(row, c) for c in WIDE] for row in r.rows]) for label, r in reports.items()]
-        return "\n".join([*grid(columns, sections), *notes(reports), *_legend(reports)])
+        return "\n".join([*grid(columns, sections), *notes(reports), *legend(reports)])
     cells = {label: [narrow(row) for row in report.rows] for label, report in reports.items()}
     room = max(12, _room([row for rows in cells.values() for row in rows]))
     sections = [(str(label), [[*row[:-1], shortened(row[-1], room)] for row in rows]) for label, rows in cells.items()]
     lines = grid({column: _side(column) for column in NARROW}, sections)
-    return "\n".join([*lines, *notes(reports, longer=room), *_legend(reports)])
+    return "\n".join([*lines, *notes(reports, longer=room), *legend(reports)])
 
 
 def narrow(row: Row) -> list[str]:
@@ -87,7 +87,7 @@ def _side(column: str, *, wide: bool = False) -> str:
     return "left" if column in _LEFT and not (wide and column == "kappa_plus") else "right"
 
 
-def _legend(reports: Mapping[Label, Analyzed]) -> list[str]:
+def legend(reports: Mapping[Label, Analyzed]) -> list[str]:
     """What columns mean, and the marks that occur."""
     statuses = dict.fromkeys(row.status for report in reports.values() for row in report.rows)
     marks = dict(_MARKS.get(status, _BROKEN) for status in statuses if status != "CONVERGED")

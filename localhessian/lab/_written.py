@@ -11,18 +11,18 @@ from localhessian.lab.comparison import Comparison
 def write_reports(reports: dict[Label, Report], out: Path) -> str:
     """Write figure, page and data; table and findings, to be printed."""
     text = str(findings(reports))
-    page = _write_files(reports, out, text)
+    page = _write_files(reports, out)
     written = f"Written: {page}, {out / 'figure.png'}, and the data behind them (*.npz) in {out}/"
     return f"{table(reports)}\n\n{text}\n\n{written}"
 
 
-def _write_files(reports: dict[Label, Report], out: Path, text: str) -> Path:
+def _write_files(reports: dict[Label, Report], out: Path) -> Path:
     for place, (label, report) in enumerate(reports.items()):
         # A label may be a stranger's: of it only what is no path goes into the name of a file.
         name = re.sub(r"[^\w-]+", "-", "-".join(filter(None, label))).strip("-") or "report"
         report.with_meta(label=list(label), place=place).save(out / f"{name}.npz")
     figure(reports, out / "figure.png")
-    return html(reports, out / "report.html", text=text)
+    return html(reports, out / "report.html")
 
 
 def write_comparison(result: Comparison, out: Path, data: str) -> str:
