@@ -188,7 +188,8 @@ def _failed(matching: BackMatching, job: RowKey, samples: tuple[int, ...], error
 
 
 def _skipped(matching: BackMatching, found: Route, samples: int) -> Row:
-    note = f"skipped: it would take about {in_time(found.cost.seconds)} and {in_units(found.cost.bytes)}; " + (
+    known = f"{in_time(found.cost.seconds)} and " if math.isfinite(found.cost.seconds) else ""
+    note = f"skipped: it would take about {known}{in_units(found.cost.bytes)}; " + (
         f"{found.reason}; raise `max_seconds` or `max_bytes`, or name a method"
     )
     coupled = bool(matching.coupled[found.job[0]])

@@ -141,7 +141,7 @@ def route(
         kept = structure if cost.bytes <= KEPT_BYTES else None
         return Route(job, operator, Survey(MAX_OPERATIONS), str(structure), cost, kept)
     dense = Dense(max_operations=MAX_OPERATIONS, max_bytes=int(min(2**31, most)))
-    if dense.fits(operator):
+    if dense.fits(operator) and of_dense(operator, timed=False).bytes <= most:
         return Route(job, operator, dense, f"the matrix fits; {why}", of_dense(operator, timed=timed))
     return cheaper(Route(job, operator, dense, why, Cost(math.inf, math.inf)), Limits(bytes=most))
 
@@ -152,7 +152,7 @@ def cheaper(route: Route, limits: Limits) -> Route:
     numbers = (route.operator.batch or 1) * (route.operator.size + (0 if factor is None else factor.out_size))
     needed = 2.0 * 16 * numbers * route.operator.dtype.itemsize
     if needed > limits.bytes:
-        return dataclasses.replace(route, method=None, cost=Cost(0.0, needed), structure=None)
+        return dataclasses.replace(route, method=None, cost=Cost(math.nan, needed), structure=None)
     cost = of_iteration(route.operator, TOP_PAIRS + STARTS * STEPS, "largest")
     if cost.seconds > limits.seconds or route.has_rest:
         return dataclasses.replace(route, method=None, structure=None)

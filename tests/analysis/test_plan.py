@@ -79,7 +79,13 @@ def test_little_memory_takes_the_way_that_fits(case):
     assert report.rows[0].status != "SKIPPED"
     (row,) = lh.analyze(*case, blocks="head", wrt="params", max_bytes=64).rows
     assert row.status == "SKIPPED"
-    assert "looking for structure would take" in row.note
+    assert re.match(r"skipped: it would take about [\d.e-]+ MiB; looking for structure would take", row.note)
+
+
+def test_no_row_takes_more_memory_than_it_may(case):
+    for most in (2e3, 5e3, 2e4):
+        rows = lh.plan(*case, part="full", max_bytes=most).rows
+        assert all(row.bytes <= most for row in rows if row.route != "skipped")
 
 
 @pytest.mark.parametrize("name", ["max_seconds", "max_bytes"])
