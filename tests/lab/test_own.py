@@ -69,6 +69,9 @@ def test_what_is_no_case_is_told():
     told = run("analyze", "own_models:mine", "--method", "qr")
     assert told.exit_code == 2
     assert "`--method` takes Structured" in " ".join(told.output.split())
+    told = run("plan", "own_models:mine", "--blocks", "haed")
+    assert told.exit_code == 2
+    assert "Did you mean `head`?" in " ".join(told.output.split())
     assert jnp.shape(case_of("own_models:named")[2]) == jnp.shape(mine()[2])
 
 
