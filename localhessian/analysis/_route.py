@@ -15,7 +15,7 @@ import jax
 
 from localhessian._arguments import number, short
 from localhessian._types import Key as PRNGKey
-from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, TOP, Examined, Survey
+from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, Examined, Survey, top_of
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
@@ -69,7 +69,7 @@ class Route:
     @property
     def has_rest(self) -> bool:
         """Whether a quadrature tells what the method leaves."""
-        return self.method is TOP
+        return self.method is top_of(self.operator)
 
     @property
     def words(self) -> str:
@@ -156,7 +156,7 @@ def cheaper(route: Route, limits: Limits) -> Route:
     cost = of_iteration(route.operator, TOP_PAIRS + STARTS * STEPS, "largest")
     if cost.seconds > limits.seconds or route.has_rest:
         return dataclasses.replace(route, method=None, structure=None)
-    return dataclasses.replace(route, method=TOP, cost=cost, structure=None)
+    return dataclasses.replace(route, method=top_of(route.operator), cost=cost, structure=None)
 
 
 def within(routes: Sequence[Route], limits: Limits) -> list[Route]:

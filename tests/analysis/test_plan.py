@@ -88,6 +88,20 @@ def test_no_row_takes_more_memory_than_it_may(case):
         assert all(row.bytes <= most for row in rows if row.route != "skipped")
 
 
+def test_a_full_hessian_that_is_too_large_has_its_largest_eigenvalue_and_a_quadrature(case):
+    """It has no factor."""
+    which = {"blocks": "layer1", "wrt": "params", "part": "full"}
+    (whole,) = lh.analyze(*case, **which).rows
+    least = {"max_bytes": 200 * whole.size}
+    assert [row.route for row in lh.plan(*case, **which, **least).rows] == ["top + quadrature"]
+    (row,) = lh.analyze(*case, **which, **least).rows
+    assert row.status == whole.status == "INDEFINITE"
+    assert row.note == whole.note
+    # The method's tolerance; the trace by two random starts, within four of their standard errors.
+    np.testing.assert_allclose(row.lambda_max, whole.lambda_max, rtol=3e-3)
+    assert abs(row.trace - whole.trace) <= 4 * row.trace_error
+
+
 @pytest.mark.parametrize("name", ["max_seconds", "max_bytes"])
 def test_limits_that_mean_nothing(case, name):
     for value, error, words in (
