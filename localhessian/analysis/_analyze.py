@@ -13,10 +13,10 @@ import numpy as np
 from localhessian._arguments import expect_key
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
-from localhessian._tree import floating_leaves, is_concrete, size
+from localhessian._tree import floating_leaves, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
-from localhessian.analysis._asked import UNASKED, chosen, jobs_of, missing
+from localhessian.analysis._asked import UNASKED, chosen, expect_numbers, jobs_of, missing
 from localhessian.analysis._fingerprint import fingerprint
 from localhessian.analysis._insight import insight
 from localhessian.analysis._measured import measured, surveyed, without_figures
@@ -107,11 +107,7 @@ def analyze(
         [('a', 'params', 4, 4), ('a', 'input', 2, 2), ('b', 'params', 2, 2), ('b', 'input', 2, 1)]
     """
     started = time.perf_counter()
-    if not is_concrete(params, x, y, context):
-        raise TypeError(
-            "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.measure` "
-            "works)."
-        )
+    expect_numbers("analyze", params, x, y, context)
     check_chain(chain, params)
     expect_key(key)
     check_method(method)

@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import networks
 import numpy as np
 import pytest
@@ -100,6 +101,12 @@ def test_a_full_hessian_that_is_too_large_has_its_largest_eigenvalue_and_a_quadr
     # The method's tolerance; the trace by two random starts, within four of their standard errors.
     np.testing.assert_allclose(row.lambda_max, whole.lambda_max, rtol=3e-3)
     assert abs(row.trace - whole.trace) <= 4 * row.trace_error
+
+
+def test_traced_parameters_are_refused(case):
+    chain, params, *rest = case
+    with pytest.raises(TypeError, match="`plan` runs on the host"):
+        jax.jit(lambda params: lh.plan(chain, params, *rest).seconds)(params)
 
 
 @pytest.mark.parametrize("name", ["max_seconds", "max_bytes"])
