@@ -1,7 +1,7 @@
 """What comes after what in a compiled program.
 
-XLA runs independent parts of a program side by side on the CPU, and LAPACK calls of jaxlib 0.10 hand their batches to
-the very threads that they occupy: as many of them at once as there are threads wait for each other for ever.
+XLA runs independent parts of a program side by side on the CPU, and the LAPACK calls of jaxlib 0.10 hand their batches
+to the very threads that they occupy: as many such calls at once as there are threads wait for each other for ever.
 """
 
 from typing import Any, TypeVar

@@ -13,16 +13,16 @@ import numpy as np
 from localhessian._arguments import expect_key
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
-from localhessian._tree import floating_leaves, is_concrete, size
+from localhessian._tree import floating_leaves, size
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian._version import __version__
-from localhessian.analysis._asked import UNASKED, chosen, jobs_of, missing
+from localhessian.analysis._asked import UNASKED, chosen, expect_numbers, jobs_of, missing
 from localhessian.analysis._fingerprint import fingerprint
 from localhessian.analysis._insight import insight
 from localhessian.analysis._measured import measured, surveyed, without_figures
 from localhessian.analysis._notes import nobody, not_convex
 from localhessian.analysis._report import Report
-from localhessian.analysis._route import Limits, Route, in_time, in_units, limits_of, route, taken, within
+from localhessian.analysis._route import KEPT_BYTES, Limits, Route, in_time, in_units, limits_of, route, taken, within
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.curvature import Part
@@ -107,11 +107,7 @@ def analyze(
         [('a', 'params', 4, 4), ('a', 'input', 2, 2), ('b', 'params', 2, 2), ('b', 'input', 2, 1)]
     """
     started = time.perf_counter()
-    if not is_concrete(params, x, y, context):
-        raise TypeError(
-            "`analyze` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.measure` "
-            "works)."
-        )
+    expect_numbers("analyze", params, x, y, context)
     check_chain(chain, params)
     expect_key(key)
     check_method(method)
@@ -135,8 +131,9 @@ def analyze(
                         row = _routed(routes, matching, job, ones, method, limits)
                     rows.extend([] if row is None else [row])
             routes = within(routes, limits)
-            for i, each in enumerate(routes):
-                show(len(rows), len(jobs), f"{' / '.join(each.job)}{_left(routes[i:])}")
+            while routes:
+                show(len(rows), len(jobs), f"{' / '.join(routes[0].job)}{_left(routes)}")
+                each = routes.pop(0)
                 row, found, interrupted = _analyze_one(matching, each, ones, key)
                 rows.append(row)
                 if found is not None:
@@ -169,7 +166,9 @@ def _routed(
     """One more route; the row where that fails."""
     alone = samples if _one_by_one(matching, job) else None
     try:
-        routes.append(route(matching, job, alone, method, limits.bytes, timed=math.isfinite(limits.seconds)))
+        held = math.fsum(each.cost.bytes for each in routes if each.structure is not None)
+        is_timed = math.isfinite(limits.seconds)
+        routes.append(route(matching, job, alone, method, limits.bytes, timed=is_timed, keep=KEPT_BYTES - held))
     except Exception as error:  # one row's failure, whatever it is, must not cost the others
         return _failed(matching, job, samples, error)
     return None
@@ -188,7 +187,8 @@ def _failed(matching: BackMatching, job: RowKey, samples: tuple[int, ...], error
 
 
 def _skipped(matching: BackMatching, found: Route, samples: int) -> Row:
-    note = f"skipped: it would take about {in_time(found.cost.seconds)} and {in_units(found.cost.bytes)}; " + (
+    known = f"{in_time(found.cost.seconds)} and " if math.isfinite(found.cost.seconds) else ""
+    note = f"skipped: it would take about {known}{in_units(found.cost.bytes)}; " + (
         f"{found.reason}; raise `max_seconds` or `max_bytes`, or name a method"
     )
     coupled = bool(matching.coupled[found.job[0]])

@@ -15,6 +15,19 @@ PARTS: tuple[Part, ...] = get_args(Part)
 UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
 
 
+def expect_numbers(function: str, *arrays: Any) -> None:
+    """Refuse traced values.
+
+    Raises:
+        TypeError: There are some.
+    """
+    if not is_concrete(*arrays):
+        raise TypeError(
+            f"`{function}` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.measure` "
+            "works)."
+        )
+
+
 def jobs_of(chain: Chain, blocks: Any, wrt: Any, part: Any) -> list[Key]:
     """Every (block, wrt, part) that is asked for, in the order of the chain.
 

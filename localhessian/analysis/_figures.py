@@ -128,7 +128,7 @@ def surveyed_figures(found: Spectrum, kappa: ConditionNumber, rest: Density, /) 
     some = largest > 0
     median = lambda figure: _median(xp, flat(figure), some)
     negative, zero = rest.negative.interval(), rest.zero.interval()
-    indefinite = xp.any((flat(negative[0]) > 0) & some)
+    indefinite = xp.any((flat(negative[0]) > 0) & some) | (plain.status == int(Status.INDEFINITE))
     sure = largest - flat(found.residual_norms).reshape(largest.shape[0], -1)[:, -1]
     trace = rest.size * flat(rest.mean.value)
     rank = xp.ceil(rest.size * xp.clip(1 - flat(zero[1]) - flat(negative[1]), 1 / rest.size, 1))

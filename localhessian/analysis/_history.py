@@ -125,6 +125,7 @@ class History:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+            self._whole = file.tell()
 
 
 def _place(records: list[Record], record: Record) -> None:

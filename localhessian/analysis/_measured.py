@@ -42,10 +42,13 @@ def surveyed(
     told = surveyed_figures(found, kappa, rest)
     if np.any(rest.status) or not told.lambda_max > 0:
         return measured(key, found, samples=samples, coupled=coupled, blame=blame)
-    indefinite = words_of(Status.INDEFINITE, key[2], blame()) if int(told.status) == Status.INDEFINITE else ""
-    words = [indefinite, SURVEYED, note_of(kappa, key[2], samples, blame, rest.failure_probability())]
+    note = note_of(kappa, key[2], samples, blame, rest.failure_probability())
+    if int(told.status) != int(Status.INDEFINITE):
+        words = SURVEYED.format("GolubKahan" if key[2] == "gauss_newton" else "Lanczos")
+    else:  # told by the quadrature alone, or by the smallest value too
+        words = "" if np.any(kappa.status == Status.INDEFINITE) else words_of(Status.INDEFINITE, key[2], blame())
     matvecs = int(found.matvecs) + int(rest.matvecs)
-    row = _row(key, found, told, samples, coupled, named(found, rest), matvecs, "; ".join(filter(None, words)))
+    row = _row(key, found, told, samples, coupled, named(found, rest), matvecs, "; ".join(filter(None, (words, note))))
     return row, _behind(found, kappa)
 
 

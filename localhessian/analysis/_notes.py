@@ -20,9 +20,10 @@ LISTED = 8
 MAX_OUTPUTS = 256
 """Outputs of a sample above which its loss Hessian is not looked at."""
 SURVEYED = (
-    "lower bounds only: lambda_max is certified, the rest by quadrature; `method=lh.GolubKahan(max_matvecs=...)` seeks "
-    "the smallest eigenvalue"
+    "lower bounds only: lambda_max is certified, the rest by quadrature; `method=lh.{}(max_matvecs=...)` seeks the "
+    "smallest eigenvalue"
 )
+"""With the name of the method: without a factor it is `Lanczos`."""
 _WORDS = {
     Status.NON_FINITE: (
         "products are not finite: overflow (has it diverged? look at the parameters' norms), or a derivative that does "

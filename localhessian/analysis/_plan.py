@@ -9,7 +9,7 @@ from localhessian._brief import brief
 from localhessian._grid import grid
 from localhessian._optional import optional
 from localhessian._types import Activations, Array, Context, Loss, Params
-from localhessian.analysis._asked import chosen, jobs_of, missing
+from localhessian.analysis._asked import chosen, expect_numbers, jobs_of, missing
 from localhessian.analysis._route import Route, in_time, in_units, limits_of, route, within
 from localhessian.analysis.rows import SYMBOLS
 from localhessian.curvature import Part
@@ -115,6 +115,7 @@ def plan(
 
     Raises:
         ValueError: Bad input, as from `lh.analyze`.
+        TypeError: Called under a transformation.
 
     Cost: one `lh.back_match`, a search for structure in each block; nothing is decomposed. Where an iteration or a
     dense matrix is planned, one product is compiled and timed.
@@ -129,6 +130,7 @@ def plan(
         >>> [(row.block, row.wrt, row.route) for row in planned.rows if row.wrt == "params"]
         [('a', 'params', 'Structured'), ('b', 'params', 'Dense')]
     """
+    expect_numbers("plan", params, x, y, context)
     check_chain(chain, params)
     check_method(method)
     limits, jobs = limits_of(max_seconds, max_bytes), jobs_of(chain, blocks, wrt, part)

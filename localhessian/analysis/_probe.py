@@ -195,7 +195,7 @@ class Probe:
     def _first(
         self, step: int, begun: float, params: Any, x: Activations, y: Any, context: Context
     ) -> dict[str, float]:
-        """Everything once, to compile it; what is quicker later a second time, for what it takes at most."""
+        """Everything once, to compile it, and from new starts a second time, for what it takes at most."""
         matching = self._matched(params, x, y, context)
         jobs, ones = self._there(matching), chosen(None, self._per_block, matching.samples)
         for job in jobs:
@@ -206,9 +206,9 @@ class Probe:
         self._pace.forget(_SETUP)
         matching = self._matched(params, x, y, context)
         for job in jobs:
-            if self._starts.pop(job) is not None:
-                self._pace.forget(job)
-                found[job] = self._measure(matching, job, step)
+            self._starts[job] = None
+            self._pace.forget(job)
+            found[job] = self._measure(matching, job, step)
         self._places = {job: place for place, job in enumerate(jobs)}
         self._queue, self._shapes = jobs, shapes((x, y, context))
         self.first_seconds = clock() - begun

@@ -15,7 +15,7 @@ import jax
 
 from localhessian._arguments import number, short
 from localhessian._types import Key as PRNGKey
-from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, TOP, Examined, Survey
+from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, Examined, Survey, top_of
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
@@ -42,7 +42,7 @@ TOP_PAIRS = 30.0
 QUICK = 0.1
 """Seconds below which rows keep their order."""
 KEPT_BYTES = 2**28
-"""Of structures that are kept from planning to decomposing; others are found again."""
+"""Of all structures that are kept from planning to decomposing; others are found again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Route:
     @property
     def has_rest(self) -> bool:
         """Whether a quadrature tells what the method leaves."""
-        return self.method is TOP
+        return self.method is top_of(self.operator)
 
     @property
     def words(self) -> str:
@@ -118,6 +118,7 @@ def route(
     most: float,
     *,
     timed: bool = True,
+    keep: float = 0.0,
 ) -> Route:
     """The way to a local Hessian within `most` bytes.
 
@@ -128,6 +129,7 @@ def route(
         method: Asked for; None leaves it to the order and the structure.
         most: Bytes.
         timed: Whether a product of what is not known otherwise is made, to see what it takes.
+        keep: Bytes that a structure may take to be kept until it is decomposed.
 
     Cost: the search for structure; where an iteration is to run, two of its products and their compilation.
     """
@@ -138,10 +140,10 @@ def route(
     structure, why = _structure(operator, most)
     if structure is not None:
         cost = of_structure(structure)
-        kept = structure if cost.bytes <= KEPT_BYTES else None
+        kept = structure if cost.bytes <= keep else None
         return Route(job, operator, Survey(MAX_OPERATIONS), str(structure), cost, kept)
     dense = Dense(max_operations=MAX_OPERATIONS, max_bytes=int(min(2**31, most)))
-    if dense.fits(operator):
+    if dense.fits(operator) and of_dense(operator, timed=False).bytes <= most:
         return Route(job, operator, dense, f"the matrix fits; {why}", of_dense(operator, timed=timed))
     return cheaper(Route(job, operator, dense, why, Cost(math.inf, math.inf)), Limits(bytes=most))
 
@@ -152,11 +154,11 @@ def cheaper(route: Route, limits: Limits) -> Route:
     numbers = (route.operator.batch or 1) * (route.operator.size + (0 if factor is None else factor.out_size))
     needed = 2.0 * 16 * numbers * route.operator.dtype.itemsize
     if needed > limits.bytes:
-        return dataclasses.replace(route, method=None, cost=Cost(0.0, needed), structure=None)
+        return dataclasses.replace(route, method=None, cost=Cost(math.nan, needed), structure=None)
     cost = of_iteration(route.operator, TOP_PAIRS + STARTS * STEPS, "largest")
     if cost.seconds > limits.seconds or route.has_rest:
         return dataclasses.replace(route, method=None, structure=None)
-    return dataclasses.replace(route, method=TOP, cost=cost, structure=None)
+    return dataclasses.replace(route, method=top_of(route.operator), cost=cost, structure=None)
 
 
 def within(routes: Sequence[Route], limits: Limits) -> list[Route]:

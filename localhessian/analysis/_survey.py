@@ -23,6 +23,7 @@ from localhessian.linalg import (
     Dense,
     Density,
     GolubKahan,
+    Lanczos,
     Method,
     Operator,
     Spectrum,
@@ -37,10 +38,17 @@ STARTS, STEPS = 2, 12
 """Of the quadrature; two starts are the fewest that tell an error."""
 TOP = GolubKahan(which="largest", k=1, rtol=3e-3)
 """Its singular value to 0.3 %, by the residual; the error itself goes with the square of that."""
+ENDS = Lanczos(which="both", k=1, rtol=3e-3, basis_size=32)
+"""The same without a factor, by the eigenvalue's residual; and the smallest, which tells whether it is negative."""
 MAX_OPERATIONS = 8e10
 """Multiplications, over all samples of a row, that a dense decomposition may take by itself: seconds."""
 TRACED_OPERATIONS = 1e10
 """The same inside a compiled program, whose SVDs in float32 take several times as long, and stand there many times."""
+
+
+def top_of(operator: Operator) -> Method:
+    """The method for the largest eigenvalue where the whole spectrum is too dear."""
+    return ENDS if operator.factor is None else TOP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +79,12 @@ class Survey:
         with contextlib.suppress(Declined):
             if self.is_sought:
                 return structured.attempt(operator, key, show)
-        method = dense if dense.fits(operator) else TOP
+        method = dense if dense.fits(operator) else top_of(operator)
         return method.run(operator, key, vectors, start, show)
 
     def rest(self, operator: Operator, found: Spectrum, key: Key) -> Density | None:
         """How the other eigenvalues are distributed, where only the largest was found."""
-        if found.method != str(TOP) or (is_concrete(found) and np.all(found.complete)):
+        if found.method not in (str(TOP), str(ENDS)) or (is_concrete(found) and np.all(found.complete)):
             return None
         operator = operator if is_concrete(found) else after(found.eigenvalues, operator)
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)

@@ -43,8 +43,13 @@ def case_of(place: str) -> tuple[Any, ...]:
 
     Raises:
         ValueError: There is no such function, or it returns something else.
+        RuntimeError: From whatever it raises, so that its own error keeps its traceback.
     """
-    found = function_of(place)()
+    function = function_of(place)
+    try:
+        found = function()
+    except Exception as error:
+        raise RuntimeError(f"`{place}` failed: {error}") from error
     if isinstance(found, Mapping):
         wrong = [name for name in found if name not in NAMES] or [name for name in NAMES[:-1] if name not in found]
         if not wrong:

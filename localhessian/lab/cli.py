@@ -24,6 +24,7 @@ from localhessian.lab._train import train
 from localhessian.lab._written import write_comparison, write_reports
 from localhessian.lab.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare
 from localhessian.lab.zoo import MODELS, digits_network, network
+from localhessian.network import UnknownBlock
 
 typer = optional("typer")
 Own = Annotated[str, typer.Argument(help="`module:function`, which returns (chain, params, x, y, loss[, context]).")]
@@ -300,7 +301,7 @@ def _in_words() -> Iterator[None]:
     """A sentence instead of a traceback, for what a user or a disk refuses."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, UnknownBlock) as error:
         raise typer.BadParameter(str(error)) from error
 
 

@@ -6,6 +6,7 @@ from localhessian.network._backmatching import back_match_partly as back_match_p
 from localhessian.network._backmatching import back_matching_loss as back_matching_loss
 from localhessian.network._chain import Block as Block
 from localhessian.network._chain import Chain as Chain
+from localhessian.network._chain import UnknownBlock as UnknownBlock
 from localhessian.network._chain import check_chain as check_chain
 from localhessian.network._chain import check_params as check_params
 from localhessian.network._coupling import loss_couples_samples as loss_couples_samples

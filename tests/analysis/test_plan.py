@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import networks
 import numpy as np
 import pytest
@@ -79,7 +80,33 @@ def test_little_memory_takes_the_way_that_fits(case):
     assert report.rows[0].status != "SKIPPED"
     (row,) = lh.analyze(*case, blocks="head", wrt="params", max_bytes=64).rows
     assert row.status == "SKIPPED"
-    assert "looking for structure would take" in row.note
+    assert re.match(r"skipped: it would take about [\d.e-]+ MiB; looking for structure would take", row.note)
+
+
+def test_no_row_takes_more_memory_than_it_may(case):
+    for most in (2e3, 5e3, 2e4):
+        rows = lh.plan(*case, part="full", max_bytes=most).rows
+        assert all(row.bytes <= most for row in rows if row.route != "skipped")
+
+
+def test_a_full_hessian_that_is_too_large_has_its_largest_eigenvalue_and_a_quadrature(case):
+    """It has no factor."""
+    which = {"blocks": "layer1", "wrt": "params", "part": "full"}
+    (whole,) = lh.analyze(*case, **which).rows
+    least = {"max_bytes": 200 * whole.size}
+    assert [row.route for row in lh.plan(*case, **which, **least).rows] == ["top + quadrature"]
+    (row,) = lh.analyze(*case, **which, **least).rows
+    assert row.status == whole.status == "INDEFINITE"
+    assert row.note == whole.note
+    # The method's tolerance; the trace by two random starts, within four of their standard errors.
+    np.testing.assert_allclose(row.lambda_max, whole.lambda_max, rtol=3e-3)
+    assert abs(row.trace - whole.trace) <= 4 * row.trace_error
+
+
+def test_traced_parameters_are_refused(case):
+    chain, params, *rest = case
+    with pytest.raises(TypeError, match="`plan` runs on the host"):
+        jax.jit(lambda params: lh.plan(chain, params, *rest).seconds)(params)
 
 
 @pytest.mark.parametrize("name", ["max_seconds", "max_bytes"])

@@ -18,6 +18,8 @@ import pytest
 import xarray
 
 import localhessian as lh
+from localhessian.analysis._history import Head, History, Record
+from localhessian.analysis._measurement import Entry
 from localhessian.analysis._pace import Pace
 
 pytestmark = pytest.mark.once
@@ -162,6 +164,15 @@ def test_what_was_told_before_a_kill_is_there(tmp_path):
     assert bool(history.lambda_max.sel(wrt="params").notnull().all())
 
 
+def test_a_first_call_that_is_interrupted_and_made_again_keeps_the_head(tmp_path):
+    path, head = tmp_path / "probe.jsonl", Head(("trace",), (Entry("a", "params", "gauss_newton", 4, 8, False, ""),))
+    history = History(path)
+    for _ in range(2):
+        history.begin(head)
+    history.add(Record(3, 0.5, 1.0, 0.0, values={0: {"trace": 2.0}}))
+    assert float(lh.Probe.read(path).trace.squeeze()) == 2.0
+
+
 def test_numbers_that_are_not_finite_are_told_and_end_no_training(probed):
     probe = probed[0]
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, CASE.params)
@@ -189,9 +200,13 @@ def test_a_model_in_its_own_layout_gives_the_same(key):
         lh.Probe(chain, CASE.loss)(0, {"else": 1.0}, CASE.x, CASE.y)
 
 
-def test_full_figures_are_those_of_measure(count_compilations):
+def test_full_figures_are_those_of_measure(count_compilations, monkeypatch):
     probe = lh.Probe(CASE.chain, CASE.loss, every=1, figures="full", blocks=("layer1", "head"), budget=None)
+    timed = []
+    monkeypatch.setattr(Pace, "forget", lambda pace, job: timed.append(job))
     probe(0, CASE.params, CASE.x, CASE.y)
+    # What a first time takes, with its compilation, is expected of no later one.
+    assert len(timed) == 4
     moved = step(CASE.params)
     with count_compilations() as seen:
         assert probe(1, moved, CASE.x, CASE.y)["kappa_plus/params/layer1"] > 1

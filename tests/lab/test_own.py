@@ -30,6 +30,10 @@ def nothing():
     return None
 
 
+def failing():
+    return jnp.ones(2) @ jnp.ones(3)
+
+
 HERE = __name__
 
 
@@ -69,7 +73,16 @@ def test_what_is_no_case_is_told():
     told = run("analyze", "own_models:mine", "--method", "qr")
     assert told.exit_code == 2
     assert "`--method` takes Structured" in " ".join(told.output.split())
+    told = run("plan", "own_models:mine", "--blocks", "haed")
+    assert told.exit_code == 2
+    assert "Did you mean `head`?" in " ".join(told.output.split())
     assert jnp.shape(case_of("own_models:named")[2]) == jnp.shape(mine()[2])
+
+
+def test_what_fails_in_a_case_keeps_its_traceback():
+    told = run("plan", "own_models:failing")
+    assert isinstance(told.exception, RuntimeError)
+    assert isinstance(told.exception.__cause__, TypeError)
 
 
 def test_a_plain_install_is_told_what_the_command_lacks():

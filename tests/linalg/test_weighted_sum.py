@@ -95,3 +95,9 @@ def test_what_cannot_be_summed_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             lh.weighted_sum(operators, weights)
+
+
+def test_parts_on_trust_are_tried_before_they_are_believed():
+    """As each of them alone: a sum of products that are not linear has no spectrum."""
+    total = lh.weighted_sum([lh.symmetric_operator(jnp.sin, 4)], [0.5])
+    assert int(lh.spectrum(total, lh.Lanczos(), throw=False).status) == lh.Status.NOT_LINEAR

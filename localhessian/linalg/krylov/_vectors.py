@@ -66,8 +66,3 @@ def largest_vectors(ritz: Any, values: Any, real: Any, vectors: int, on: Arithme
     last = xp.argsort(xp.where(real, values, -xp.inf), axis=1)[:, -vectors:, None]
     taken = xp.take_along_axis(ritz, last, 1)
     return xp.swapaxes(xp.where(xp.take_along_axis(real[:, :, None], last, 1), taken, xp.nan), 1, 2)
-
-
-def unbatched(value: Any, batch: int | None) -> Any:
-    """Without the leading axis s where there is a single problem."""
-    return value if batch is not None or value is None else value[0]

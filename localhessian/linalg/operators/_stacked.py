@@ -19,6 +19,11 @@ class Stacked(LinearMap):
     scales: tuple[Any, ...]
     """Numbers, or arrays without axes."""
 
+    @property
+    def on_trust(self) -> bool:
+        """Where one of the parts is."""
+        return any(part.on_trust for part in self.parts)
+
     def product(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
         """R v, part after part."""
         return self._join([part.product(v) for part in self.parts])
@@ -70,6 +75,11 @@ class Sum(SymmetricOperator):
     parts: tuple[SymmetricOperator, ...]
     weights: tuple[Any, ...]
     """Numbers, or arrays without axes."""
+
+    @property
+    def on_trust(self) -> bool:
+        """Where one of the parts is."""
+        return any(part.on_trust for part in self.parts)
 
     @property
     def factor(self) -> LinearMap | None:
