@@ -21,6 +21,9 @@ from localhessian.linalg.krylov import BASIS_BYTES, ROWS
 from localhessian.linalg.operators import Operator
 from localhessian.linalg.structure import Structure, eigenvalues
 
+TOGETHER = 0.4
+"""Of the time of a product by itself, where many are made at once (heuristic, from convolutions)."""
+
 
 class Cost(NamedTuple):
     """Predicted, compilation apart."""
@@ -43,7 +46,10 @@ def of_dense(operator: Operator, *, timed: bool = True) -> Cost:
     gram_rate, eigen_rate = rates()
     copies = operator.batch or 1
     decompose = order * numbers / gram_rate + copies * 4 / 3 * float(order) ** 3 / eigen_rate
-    return Cost((order * of_product(operator) if timed else 0.0) + decompose, 4.0 * numbers + 16.0 * copies * order**2)
+    return Cost(
+        (order * TOGETHER * of_product(operator) if timed else 0.0) + decompose,
+        4.0 * numbers + 16.0 * copies * order**2,
+    )
 
 
 def of_iteration(operator: Operator, pairs: float, which: str = "both") -> Cost:
@@ -74,20 +80,22 @@ def of_product(operator: Operator) -> float:
 def rates() -> tuple[float, float]:
     """Multiplications per second of Gram matrices and of symmetric eigenvalues of order 256.
 
-    Measured once on a machine and kept in the user's folder for caches, so that what else runs now makes no difference;
-    with the environment variable LOCALHESSIAN_CACHE=0 once in a process.
+    Measured once in a process; the best that any process found is kept in the user's folder for caches, so that what
+    else runs now makes no difference. With the environment variable LOCALHESSIAN_CACHE=0 nothing is kept.
     """
+    gram, eigen = _measured()
     if os.environ.get("LOCALHESSIAN_CACHE") == "0":
-        return _measured()
+        return gram, eigen
     machine = f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores, numpy {np.__version__}"
     path = Path(user_cache_dir("localhessian")) / "rates.json"
-    try:
-        known = json.loads(path.read_text())
-        gram, eigen = (float(rate) for rate in known[machine])
-    except (OSError, ValueError, KeyError, TypeError):  # not measured yet, or by another hand
-        gram, eigen = _measured()
+    known: dict[str, list[float]] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not measured yet, or by another hand
+        known = dict(json.loads(path.read_text()))
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        gram, eigen = (max(now, float(before)) for now, before in zip((gram, eigen), known[machine], strict=True))
+    if known.get(machine) != [gram, eigen]:
         with contextlib.suppress(OSError):  # nothing is lost but time
-            write_text(path, json.dumps({machine: (gram, eigen)}))
+            write_text(path, json.dumps(known | {machine: [gram, eigen]}))
     return gram, eigen
 
 

@@ -120,21 +120,27 @@ def test_limits_that_mean_nothing(case, name):
                 function(*case, **{name: value})
 
 
-def test_rates_are_measured_once_on_a_machine(monkeypatch, tmp_path):
+def test_the_best_rates_of_a_machine_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCALHESSIAN_CACHE", "1")
     monkeypatch.setattr(cost, "user_cache_dir", lambda name: str(tmp_path / name))
-    monkeypatch.setattr(cost, "_measured", lambda: (2.0, 3.0))
-    cost.rates.cache_clear()
+    path = tmp_path / "localhessian" / "rates.json"
+
+    def rates(*measured):
+        monkeypatch.setattr(cost, "_measured", lambda: measured)
+        cost.rates.cache_clear()
+        return cost.rates()
+
     try:
-        assert cost.rates() == (2.0, 3.0)
-        (kept,) = json.loads((tmp_path / "localhessian" / "rates.json").read_text()).values()
-        assert kept == [2.0, 3.0]
-        monkeypatch.setattr(cost, "_measured", lambda: (5.0, 5.0))
-        cost.rates.cache_clear()
-        assert cost.rates() == (2.0, 3.0)
-        (tmp_path / "localhessian" / "rates.json").write_text("[")
-        cost.rates.cache_clear()
-        assert cost.rates() == (5.0, 5.0)
+        assert rates(2.0, 3.0) == (2.0, 3.0)
+        assert rates(1.0, 4.0) == (2.0, 4.0)  # beside other work
+        (kept,) = json.loads(path.read_text()).values()
+        assert kept == [2.0, 4.0]
+        path.write_text(path.read_text().replace("{", '{"another": [9.0, 9.0], ', 1))
+        assert rates(3.0, 3.0) == (3.0, 4.0)
+        assert json.loads(path.read_text())["another"] == [9.0, 9.0]
+        for damaged in ("[", "[1]", "7"):
+            path.write_text(damaged)
+            assert rates(1.0, 1.0) == (1.0, 1.0)
     finally:
         cost.rates.cache_clear()
 
