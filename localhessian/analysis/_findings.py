@@ -197,7 +197,8 @@ def _shares(rows: Rows) -> Finding | None:
     """kappa_plus leaves zero directions out, so it must be read with the share that is left, on either side."""
     parts, where = [], []
     for wrt, symbol in SYMBOLS.items():
-        low = [(label, row) for label, row in _of(rows, wrt) if row.is_whole and row.rank / row.size < SMALL_SHARE]
+        whole = [(label, row) for label, row in _of(rows, wrt) if row.is_whole and row.rank > 0]  # H = 0 has no kappa
+        low = [(label, row) for label, row in whole if row.rank / row.size < SMALL_SHARE]
         if low:
             least = min(low, key=lambda pair: pair[1].rank / pair[1].size)
             share = _percent(least[1].rank / least[1].size)

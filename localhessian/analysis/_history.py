@@ -5,6 +5,7 @@ none is ever changed, so that a process that is killed loses at most the line at
 earlier step writes on: a line replaces those before it that are of its step or a later one.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -121,11 +122,16 @@ class History:
     def _write(self, line: Mapping[str, Any]) -> None:
         if self.path is None:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            self._whole = file.tell()
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                self._whole = file.tell()
+        except OSError:  # as of a full disk: half a line would make the next one unreadable
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self._whole)
+            raise
 
 
 def _place(records: list[Record], record: Record) -> None:

@@ -173,6 +173,21 @@ def test_a_first_call_that_is_interrupted_and_made_again_keeps_the_head(tmp_path
     assert float(lh.Probe.read(path).trace.squeeze()) == 2.0
 
 
+def test_a_disk_that_is_full_leaves_whole_lines(tmp_path, monkeypatch):
+    history = History(tmp_path / "probe.jsonl")
+    history.begin(Head(("trace",), (Entry("a", "params", "gauss_newton", 4, 8, False, ""),)))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            history.add(Record(1, 0.5, 1.0, 0.0, values={0: {"trace": 9.0}}))
+    history.add(Record(2, 0.5, 1.0, 0.0, values={0: {"trace": 2.0}}))
+    assert lh.Probe.read(history.path).step.values.tolist() == [2]
+
+
 def test_numbers_that_are_not_finite_are_told_and_end_no_training(probed):
     probe = probed[0]
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, CASE.params)

@@ -259,6 +259,12 @@ def test_a_small_figure_on_a_small_share_is_never_called_the_best():
         assert "best conditioned" not in str(told)
 
 
+def test_no_kappa_is_spoken_of_where_there_is_none():
+    told = str(findings({"a": made_up(np.nan, rank=0, status="ZERO"), "b": made_up(2.0, rank=3)}))
+    assert "kappa_plus(H_W) of `conv` of b speaks of less than half" in told
+    assert "(of 0 %" not in told
+
+
 def test_findings_of_one_network_name_the_block_and_the_effect():
     def row(block, **more):
         return dataclasses.replace(made_up(50.0, rank=9).rows[0], block=block, kappa_q05=20.0, **more)
