@@ -1,12 +1,15 @@
 """The page of a report in a real browser: clicks, hovers, widths, dark mode."""
 
+import contextlib
 import dataclasses
+import functools
 import html
 import json
 import math
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.once
 HOSTILE = "</script><img src=x onerror='window.hacked=1'>"
 BLOCKS = ("model.stem", f"model.{HOSTILE}", "model.conv", "model.lost")
 WIDTHS = (360, 600, 1280)
+ALWAYS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=10000")
 
 
 def report(scale):
@@ -56,17 +60,26 @@ REPORTS = {"a": report(1.0), ("b", "after"): report(10.0)}
 SCRIPT = Path(__file__).with_name("page.js").read_text("utf-8")
 
 
+@functools.cache
+def browser():
+    """One that starts here; None where there is none, or it may not (a container without what it needs)."""
+    for found in filter(None, map(shutil.which, ("chromium", "google-chrome"))):
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = [found, *ALWAYS, f"--user-data-dir={folder}", "--dump-dom", "about:blank"]
+            subprocess.run(command, capture_output=True, check=True, timeout=60)
+            return found
+    return None
+
+
 def in_browser(page, folder, script, *flags):
     """What the script makes the text of a document that holds the page at all widths."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no browser: install chromium")
+    if browser() is None:
+        pytest.skip("no browser that starts: install chromium")
     frames = "".join(f'<iframe width="{w}" height="900" srcdoc="{html.escape(page)}"></iframe>' for w in WIDTHS)
     around = folder / "around.html"
     script = f"addEventListener('load', () => {{ const WIDTHS = {list(WIDTHS)};\n{script}\n}})"
     around.write_text(f"<!doctype html><body>{frames}<script>{script}</script></body>", "utf-8")
-    always = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=10000")
-    command = [browser, *always, f"--user-data-dir={folder / 'profile'}", *flags, "--dump-dom", around.as_uri()]
+    command = [browser(), *ALWAYS, f"--user-data-dir={folder / 'profile'}", *flags, "--dump-dom", around.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     found = re.search(r"<body>(\{.*\})\s*</body>", dom, re.DOTALL)
     assert found, f"the script did not come to its end: {dom[-300:]}"
