@@ -35,7 +35,7 @@ def rows(chain, params, x, y, loss, context):
         taken(found, matching, key)
         started = time.perf_counter()
         jax.block_until_ready(taken(found, matching, key).spectrum.eigenvalues)
-        yield job[0], job[1], found.words, found.cost.seconds, time.perf_counter() - started
+        yield job[0], job[1], found.words, found.cost.seconds + found.searched, time.perf_counter() - started
 
 
 def networks(names):
