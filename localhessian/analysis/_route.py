@@ -67,7 +67,7 @@ class Route:
     structure: Structure | None = None
     """As it was found, where it is not too large to be kept."""
     searched: float = 0.0
-    """Seconds that finding it took: blocks cost as much beside arithmetic. For predictions, not for the order of rows."""
+    """Seconds that finding it took: blocks cost as much beside arithmetic. Of the prediction, not of the order."""
 
     @property
     def has_rest(self) -> bool:
