@@ -225,8 +225,8 @@ def _analyze_one(
         else:
             row, behind = measured(job, found, **how)
         if part == GAUSS_NEWTON and not kind.per_sample and row.lambda_max > 0:
-            told = insight(matching, block, seen.operator, found, seen.structure)
-            row = dataclasses.replace(row, **dataclasses.asdict(told))
+            told = insight(matching, block, found_route.operator, found, seen.structure)
+            row = dataclasses.replace(row, **told)
         return row, behind, False
     except SpectrumInterrupt as interrupt:
         row, found_so_far = measured(job, interrupt.spectrum, **how)

@@ -5,9 +5,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from localhessian._arguments import short
 from localhessian._programs import at_once
 from localhessian._tree import floating_leaves, is_concrete, size
-from localhessian.analysis.rows import Key
+from localhessian.analysis.rows import Key, several
 from localhessian.curvature import Part
 from localhessian.network import SIDES, BackMatching, Chain, Side, sample_indices
 
@@ -44,14 +45,14 @@ def jobs_of(chain: Chain, blocks: Any, wrt: Any, part: Any) -> list[Key]:
 
 
 def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tuple[Any, ...]:
-    """One name or several, walked once."""
-    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
-    if not words or not all(isinstance(word, str) for word in words):
-        raise TypeError(f"`{name}` must be a name or several, got {given!r}.")
+    """At least one name, of those that are known."""
+    words = several(name, given)
+    if not words:
+        raise TypeError(f"`{name}` must be a name or several, got {short(given)}.")
     wrong = [word for word in words if known is not None and word not in known]
     if wrong:
         raise ValueError(f"`{name}` takes {', '.join(map(repr, known or ()))}, got {wrong[0]!r}.")
-    return tuple(dict.fromkeys(words))
+    return words
 
 
 def missing(matching: BackMatching, block: str, kind: type[Side], *, asked: bool) -> str:

@@ -4,7 +4,6 @@ The numbers come from some products and from the second moments C = (1/N) sum a 
 a convolution; a bias appends a 1), which are those that enter H_W: without an activation behind the layer H_W = I x C.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from localhessian._status import quietly
-from localhessian._tree import floating
+from localhessian._tree import floating_leaves
 from localhessian.linalg import Grid, Operator, Spectrum, Structure, cutoff
 from localhessian.network import BackMatching
 
@@ -34,33 +33,11 @@ MAX_ORDER, MAX_OPERATIONS = 1024, 3e9
 """Of C, or of the Gram matrix of the inputs where that is smaller: its order, and multiplications."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Insight:
-    """Of an H_W; NaN (of the channel -1) where nothing sure is known."""
-
-    top_on_mean: float = np.nan
-    """How much of the top eigenvector lies along the mean of the layer's input: a squared cosine."""
-    top_channel: int = -1
-    """The output channel (of the last block the class) that has most of the top eigenvector."""
-    top_channel_share: float = np.nan
-    """How much it has, 0 to 1; NaN where another eigenvalue is more than half as large."""
-    kappa_inputs: float = np.nan
-    """Condition number of C on its non-zero directions, as many as remain in both of the following."""
-    kappa_centered: float = np.nan
-    """The same if the mean were taken from every input."""
-    kappa_scaled: float = np.nan
-    """The same if every input were divided by its root mean square."""
-    gradient_top: float = np.nan
-    """Share of the squared gradient in the eigenspaces of more than a tenth of lambda_max."""
-    gradient_bottom: float = np.nan
-    """Share of the squared gradient in the eigenspaces of less than a thousandth of lambda_max."""
-
-
 @quietly()
 def insight(
     matching: BackMatching, block: str, operator: Operator, found: Spectrum, structure: Structure | None
-) -> Insight:
-    """What can be said of the H_W of a block (Gauss-Newton part).
+) -> dict[str, Any]:
+    """What can be said of the H_W of a block (Gauss-Newton part), by columns of a `Row`; nothing of what is not sure.
 
     Args:
         matching: The network at its point.
@@ -69,7 +46,9 @@ def insight(
         found: Its spectrum.
         structure: As `lh.Structured` found it; without one nothing is said of inputs and channels.
     """
-    gradient = np.concatenate([np.ravel(leaf) for leaf in floating(matching.gradients[block])[0]]).astype(np.float64)
+    gradient = np.concatenate([np.ravel(leaf) for leaf in floating_leaves(matching.gradients[block])]).astype(
+        np.float64
+    )
     largest = float(np.max(np.asarray(found.lambda_max)))
     grid = None if structure is None or len(structure.grids) != 1 else structure.grids[0]
     # Threads of BLAS that wait for each other take ten times as long over matrices of these orders as one.
@@ -87,7 +66,7 @@ def insight(
         vector = process.top(largest)
         if grid is not None and vector is not None:
             known |= _direction(grid, vector, found, largest)
-    return Insight(**known)
+    return known
 
 
 class _Process:

@@ -112,7 +112,7 @@ def measured_one(
     coupled = matching.coupled[block]
     is_coupled = bool(coupled) if is_concrete(coupled) else True
     samples = ones if SIDES[wrt].per_sample and not is_coupled else None
-    found, rest, *_ = examined(matching, job, samples, method, key)
+    found, rest = examined(matching, job, samples, method, key)
     kappa = condition_number(found)
     told = figures(found, kappa) if rest is None else surveyed_figures(found, kappa, rest)
     count = matching.samples if samples is None else len(samples)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._status import Status
-from localhessian._tree import floating, ravel_samples
+from localhessian._tree import floating_leaves, ravel_samples
 from localhessian.analysis._figures import SEVERITY
 from localhessian.curvature import Part, loss_hessian
-from localhessian.linalg import ConditionNumber
+from localhessian.linalg import ConditionNumber, noise
 from localhessian.network import BackMatching
 
 LIKELY = 0.01
@@ -107,7 +107,7 @@ def not_convex(matching: BackMatching) -> tuple[int, ...]:
     Cost: a product with the loss Hessian for each output of a sample.
     """
     z = matching.activations[-1]
-    rows, unravel = ravel_samples(floating(z)[0])
+    rows, unravel = ravel_samples(floating_leaves(z))
     if rows.shape[1] > MAX_OUTPUTS:
         return ()
     product = loss_hessian(matching.loss, z, matching.y)
@@ -117,5 +117,5 @@ def not_convex(matching: BackMatching) -> tuple[int, ...]:
     if not np.isfinite(matrices).all():
         return ()
     values = np.linalg.eigvalsh((matrices + matrices.swapaxes(1, 2)) / 2)
-    rounding = 100 * float(jnp.finfo(rows.dtype).eps) * np.abs(values).max(axis=1)
+    rounding = noise(rows.dtype) * np.abs(values).max(axis=1)
     return tuple(int(i) for i in np.flatnonzero(values[:, 0] < -rounding))

@@ -1,5 +1,6 @@
 """Local curvature inside a training loop of one's own: measured from time to time, at a bounded share of its time."""
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -273,4 +274,4 @@ class Probe:
             if name in values
         }
         of_probe = {f"probe/{name}": getattr(record, name) for name in ("objective", "seconds", "share")}
-        return {name: value for name, value in {**figures, **of_probe}.items() if value == value}  # noqa: PLR0124  no NaN
+        return {name: value for name, value in {**figures, **of_probe}.items() if not math.isnan(value)}

@@ -11,23 +11,27 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 
 from localhessian._arguments import number, short
 from localhessian._types import Key as PRNGKey
-from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, Examined, Survey, top_of
+from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, Survey, top_of
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
     Cost,
     Declined,
     Dense,
+    Density,
     Krylov,
     Method,
     Operator,
+    Spectrum,
     Structure,
     Structured,
+    basis_bytes,
     extent,
     of_dense,
     of_iteration,
@@ -38,8 +42,8 @@ from localhessian.network import BackMatching
 
 WALKED = 64.0
 """Bytes for each number of the vectors of an operator that the search for structure takes (heuristic)."""
-TOP_PAIRS = 30.0
-"""Pairs of products that the largest eigenvalue takes to 0.3 % (heuristic: of blocks of a VGG and a GPT)."""
+TOP_STEPS = 30.0
+"""Steps that the largest eigenvalue takes to 0.3 % (heuristic: of blocks of a VGG and a GPT)."""
 QUICK = 0.1
 """Seconds below which rows keep their order."""
 KEPT_BYTES = 2**28
@@ -64,6 +68,8 @@ class Route:
     """None: none that fits."""
     reason: str
     cost: Cost
+    is_structured: bool = False
+    """Whether the operator splits, and the method finds how."""
     structure: Structure | None = None
     """As it was found, where it is not too large to be kept."""
     searched: float = 0.0
@@ -79,8 +85,6 @@ class Route:
         """The method, by its name."""
         if self.method is None:
             return "skipped"
-        if isinstance(self.method, Survey):
-            return "Structured"
         return "top + quadrature" if self.has_rest else type(self.method).__name__
 
 
@@ -141,12 +145,13 @@ def route(
     if method is not None:
         return Route(job, operator, method, "asked for", _cost(operator, method) if timed else Cost(math.nan, math.nan))
     started = time.perf_counter()
-    structure, why = _structure(operator, most)
+    structured = Structured(max_bytes=min(2.0**31, most))
+    structure, why = _structure(operator, structured, most)
     if structure is not None:
         cost = of_structure(structure)
         searched = time.perf_counter() - started
         kept = structure if cost.bytes <= keep else None
-        return Route(job, operator, Survey(MAX_OPERATIONS), str(structure), cost, kept, searched)
+        return Route(job, operator, structured, str(structure), cost, True, kept, searched)
     dense = Dense(max_operations=MAX_OPERATIONS, max_bytes=int(min(2**31, most)))
     if dense.fits(operator) and of_dense(operator, timed=False).bytes <= most:
         return Route(job, operator, dense, f"the matrix fits; {why}", of_dense(operator, timed=timed))
@@ -155,15 +160,14 @@ def route(
 
 def cheaper(route: Route, limits: Limits) -> Route:
     """The largest eigenvalue and a quadrature in place of a whole spectrum, where that fits; else nothing."""
-    factor = route.operator.factor
-    numbers = (route.operator.batch or 1) * (route.operator.size + (0 if factor is None else factor.out_size))
-    needed = 2.0 * 16 * numbers * route.operator.dtype.itemsize
+    top, other = top_of(route.operator), dataclasses.replace(route, is_structured=False, structure=None)
+    needed = basis_bytes(route.operator, top)
     if needed > limits.bytes:
-        return dataclasses.replace(route, method=None, cost=Cost(math.nan, needed), structure=None)
-    cost = of_iteration(route.operator, TOP_PAIRS + STARTS * STEPS, "largest")
+        return dataclasses.replace(other, method=None, cost=Cost(math.nan, needed))
+    cost = of_iteration(route.operator, top, TOP_STEPS + STARTS * STEPS)
     if cost.seconds > limits.seconds or route.has_rest:
-        return dataclasses.replace(route, method=None, structure=None)
-    return dataclasses.replace(route, method=top_of(route.operator), cost=cost, structure=None)
+        return dataclasses.replace(other, method=None)
+    return dataclasses.replace(other, method=top, cost=cost)
 
 
 def within(routes: Sequence[Route], limits: Limits) -> list[Route]:
@@ -183,20 +187,30 @@ def _dear(found: Route) -> float:
     return math.inf if math.isnan(seconds) else seconds if seconds > QUICK else 0.0
 
 
-def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Examined:
+class Taken(NamedTuple):
+    """What was found by a route."""
+
+    spectrum: Spectrum
+    rest: Density | None
+    """What a quadrature tells where the spectrum is not whole."""
+    structure: Structure | None
+    """That the spectrum comes from; None where there is none, or where a method was asked for."""
+
+
+def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Taken:
     """The spectrum of a local Hessian by its route, and what a quadrature tells beside it."""
     operator, method, structure = found.operator, found.method, found.structure
     key = jax.random.fold_in(key, matching.chain.index(found.job[0]))
-    if isinstance(method, Survey):
-        structure = structure or Structured().find(operator)
-        method = dataclasses.replace(method, structure=structure)
+    survey = Survey(MAX_OPERATIONS)
+    if found.is_structured and isinstance(method, Structured):
+        structure = structure or method.find(operator)
+        method = dataclasses.replace(survey, structure=structure)
     spectrum_found = spectrum(operator, method, key=key, throw=False)
-    rest = Survey(MAX_OPERATIONS).rest(operator, spectrum_found, key) if found.has_rest else None
-    return Examined(spectrum_found, rest, operator, structure)
+    return Taken(spectrum_found, survey.rest(operator, spectrum_found, key) if found.has_rest else None, structure)
 
 
-def _structure(operator: Operator, most: float) -> tuple[Structure | None, str]:
-    """What splits, within `most` bytes, or why nothing does."""
+def _structure(operator: Operator, structured: Structured, most: float) -> tuple[Structure | None, str]:
+    """What splits, found within `most` bytes, or why nothing does."""
     factor = operator.factor
     if factor is None:
         return None, "no structure: it has no factor R with H = R^T R"
@@ -204,7 +218,7 @@ def _structure(operator: Operator, most: float) -> tuple[Structure | None, str]:
     if searched > most:
         return None, f"looking for structure would take {in_units(searched)}"
     try:
-        return Structured(max_bytes=min(2.0**31, most)).find(operator), ""
+        return structured.find(operator), ""
     except Declined as declined:
         return None, f"no structure: {declined}"
 
@@ -212,7 +226,7 @@ def _structure(operator: Operator, most: float) -> tuple[Structure | None, str]:
 def _cost(operator: Operator, method: Method) -> Cost:
     """Of a method that was asked for, its whole budget; NaN where it is a user's own."""
     if isinstance(method, Krylov):
-        return of_iteration(operator, method.max_matvecs, method.which)
+        return of_iteration(operator, method, method.max_matvecs)
     if isinstance(method, Dense):
         order, numbers = extent(operator)
         return of_dense(operator) if method.fits(operator) else Cost(math.nan, 4.0 * numbers + 16.0 * order**2)

@@ -7,7 +7,6 @@ its tolerance, and the rest of the products go into what they tell about all eig
 
 import contextlib
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +22,7 @@ from localhessian.linalg import (
     Dense,
     Density,
     GolubKahan,
+    Krylov,
     Lanczos,
     Method,
     Operator,
@@ -46,7 +46,7 @@ TRACED_OPERATIONS = 1e10
 """The same inside a compiled program, whose SVDs in float32 take several times as long, and stand there many times."""
 
 
-def top_of(operator: Operator) -> Method:
+def top_of(operator: Operator) -> Krylov:
     """The method for the largest eigenvalue where the whole spectrum is too dear."""
     return ENDS if operator.factor is None else TOP
 
@@ -61,8 +61,6 @@ class Survey:
     max_operations: float
     structure: Structure | None = dataclasses.field(default=None, compare=False, repr=False)
     """As it was found in the operator already."""
-    is_sought: bool = True
-    """Whether to look for one; False where it is known."""
 
     def run(
         self,
@@ -77,8 +75,7 @@ class Survey:
         if self.structure is not None:
             return structured.decompose(self.structure, operator, show)
         with contextlib.suppress(Declined):
-            if self.is_sought:
-                return structured.attempt(operator, key, show)
+            return structured.attempt(operator, key, show)
         method = dense if dense.fits(operator) else top_of(operator)
         return method.run(operator, key, vectors, start, show)
 
@@ -90,20 +87,9 @@ class Survey:
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)
 
 
-class Examined(NamedTuple):
-    """What was found of one local Hessian."""
-
-    spectrum: Spectrum
-    rest: Density | None
-    """What a quadrature tells where the spectrum is not whole."""
-    operator: Operator
-    structure: Structure | None
-    """That the spectrum comes from; None where there is none, or where a method was given."""
-
-
 def examined(
     matching: BackMatching, job: RowKey, samples: tuple[int, ...] | None, method: Method | None, key: Key
-) -> Examined:
+) -> tuple[Spectrum, Density | None]:
     """The spectrum of one local Hessian, and what a quadrature tells beside it where it is not whole.
 
     Args:
@@ -117,18 +103,10 @@ def examined(
     key = jax.random.fold_in(key, matching.chain.index(block))
     operator = local_hessian(matching, block, wrt, part, samples=samples)
     if method is not None:
-        return Examined(spectrum(operator, method, key=key, throw=False), None, operator, None)
-    is_here = is_concrete(matching)
-    structure = _structure(operator) if is_here else None
-    survey = Survey(MAX_OPERATIONS if is_here else TRACED_OPERATIONS, structure, is_sought=not is_here)
+        return spectrum(operator, method, key=key, throw=False), None
+    survey = Survey(MAX_OPERATIONS if is_concrete(matching) else TRACED_OPERATIONS)
     found = spectrum(operator, survey, key=key, throw=False)
-    return Examined(found, survey.rest(operator, found, key), operator, structure)
-
-
-def _structure(operator: Operator) -> Structure | None:
-    with contextlib.suppress(Declined):
-        return Structured().find(operator)
-    return None
+    return found, survey.rest(operator, found, key)
 
 
 def named(found: Spectrum, rest: Density | None) -> str:

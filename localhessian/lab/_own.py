@@ -68,6 +68,11 @@ METHODS = ("Structured", "Dense", "GolubKahan", "Lanczos")
 """By name, with their default settings."""
 
 
+def listed(text: str) -> list[str]:
+    """Words with commas between."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def asked_for(
     place: str,
     blocks: str,
@@ -85,7 +90,6 @@ def asked_for(
     """
     if method and method not in METHODS:
         raise ValueError(f"`--method` takes {', '.join(METHODS)}, got {method!r}.")
-    listed = lambda text: tuple(word.strip() for word in text.split(",") if word.strip())
     told = {"blocks": listed(blocks), "wrt": listed(wrt), "part": listed(part)}
     settings: dict[str, Any] = {name: words for name, words in told.items() if words}
     settings |= {"samples_per_block": samples, "max_seconds": max_seconds, "max_bytes": max_bytes}
@@ -94,7 +98,7 @@ def asked_for(
 
 def run_plan(asked: tuple[tuple[Any, ...], dict[str, Any]]) -> Plan:
     """As `lh.plan`."""
-    return plan(*asked[0], **{name: value for name, value in asked[1].items() if name != "method"})
+    return plan(*asked[0], **asked[1])
 
 
 def run_analysis(asked: tuple[tuple[Any, ...], dict[str, Any]], seed: int, path: Path, *, quiet: bool) -> Report:

@@ -17,7 +17,7 @@ from localhessian.analysis import Label, Report, analyze, stored_label
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._cifar import load_images
 from localhessian.lab._data import Images, digits
-from localhessian.lab._own import METHODS, asked_for, run_analysis, run_plan
+from localhessian.lab._own import METHODS, asked_for, listed, run_analysis, run_plan
 from localhessian.lab._programs_kept import keep_programs
 from localhessian.lab._sweeps import Asked, asked_of, axis_of, closing, forecast, run_asked
 from localhessian.lab._train import train
@@ -193,12 +193,12 @@ def train_command(
                 validation=validation,
                 evaluations=evaluations,
             )
-            contestants = [algorithm(name) for name in _listed(algorithms)]
-            for one in _listed(data):
+            contestants = [algorithm(name) for name in listed(algorithms)]
+            for one in listed(data):
                 loaded = load_images(one, folder).take(images, test_images)
-                chosen = [network(name, loaded, depth=depth, width=width) for name in _listed(networks)]
+                chosen = [network(name, loaded, depth=depth, width=width) for name in listed(networks)]
                 how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
-                place = out / Path(one).stem if len(_listed(data)) > 1 else out
+                place = out / Path(one).stem if len(listed(data)) > 1 else out
                 with tqdm(unit="run") as bar:
                     result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
                 typer.echo(write_comparison(result, place, one))
@@ -230,7 +230,7 @@ def sweep_command(
             asked = asked_of(Path(case))
         else:
             axes = dict(map(axis_of, axis))
-            asked = Asked(case, axes, tuple(_listed(static)), None if out is None else str(out), compiled, seed)
+            asked = Asked(case, axes, tuple(listed(static)), None if out is None else str(out), compiled, seed)
         if dry_run:
             return typer.echo(forecast(asked))
         found = run_asked(asked, workers)
@@ -286,10 +286,6 @@ def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
     return show
 
 
-def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _check(out: Path) -> None:
     """Before the work, not after it."""
     with _in_words():
@@ -306,7 +302,7 @@ def _in_words() -> Iterator[None]:
 
 
 def _names(models: str) -> list[str]:
-    names = _listed(models)
+    names = listed(models)
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
         raise typer.BadParameter(f"`--models` takes names of {', '.join(MODELS)}, got {models!r}.")

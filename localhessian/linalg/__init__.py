@@ -3,6 +3,7 @@
 from localhessian.linalg._audit import Audit as Audit
 from localhessian.linalg._audit import audit as audit
 from localhessian.linalg._cost import Cost as Cost
+from localhessian.linalg._cost import basis_bytes as basis_bytes
 from localhessian.linalg._cost import extent as extent
 from localhessian.linalg._cost import of_dense as of_dense
 from localhessian.linalg._cost import of_iteration as of_iteration
@@ -38,6 +39,7 @@ from localhessian.linalg.spectra import Summary as Summary
 from localhessian.linalg.spectra import certify as certify
 from localhessian.linalg.spectra import condition_number as condition_number
 from localhessian.linalg.spectra import cutoff as cutoff
+from localhessian.linalg.spectra import noise as noise
 from localhessian.linalg.spectra import quantile_condition_number as quantile_condition_number
 from localhessian.linalg.spectra import summarize as summarize
 from localhessian.linalg.stochastic import Density as Density

@@ -17,12 +17,12 @@ from platformdirs import user_cache_dir
 from scipy.linalg import blas
 
 from localhessian._files import write_text
-from localhessian.linalg.krylov import BASIS_BYTES, ROWS
+from localhessian.linalg.krylov import Krylov
 from localhessian.linalg.operators import Operator
 from localhessian.linalg.structure import Structure, eigenvalues
 
-TOGETHER = 0.4
-"""Of the time of a product by itself, where many are made at once (heuristic, from convolutions)."""
+STEP = 2.0
+"""Of the time of its products, what a step of an iteration takes (heuristic: orthogonalization, of a VGG's blocks)."""
 
 
 class Cost(NamedTuple):
@@ -46,19 +46,22 @@ def of_dense(operator: Operator, *, timed: bool = True) -> Cost:
     gram_rate, eigen_rate = rates()
     copies = operator.batch or 1
     decompose = order * numbers / gram_rate + copies * 4 / 3 * float(order) ** 3 / eigen_rate
-    return Cost(
-        (order * TOGETHER * of_product(operator) if timed else 0.0) + decompose,
-        4.0 * numbers + 16.0 * copies * order**2,
-    )
+    multiplied = operator if operator.factor is None else operator.factor
+    products = order * of_product(multiplied) if timed else 0.0
+    return Cost(products + decompose, 4.0 * numbers + 16.0 * copies * order**2)
 
 
-def of_iteration(operator: Operator, pairs: float, which: str = "both") -> Cost:
-    """Of `pairs` of products, and the basis."""
+def of_iteration(operator: Operator, method: Krylov, steps: float) -> Cost:
+    """Of so many steps: a product with H, or one with R and one back, in each."""
+    return Cost(STEP * steps * of_product(operator.symmetric), basis_bytes(operator, method))
+
+
+def basis_bytes(operator: Operator, method: Krylov) -> float:
+    """Of memory: the basis of an iteration, twice where it restarts."""
     factor = operator.factor
-    ends = operator.size + (0 if factor is None else factor.out_size)
-    one = float(ends * (operator.batch or 1) * operator.dtype.itemsize)
-    basis = ROWS // 2 * one if which == "largest" else max(BASIS_BYTES, ROWS * one)
-    return Cost(pairs * 2 * of_product(operator), 2 * basis)
+    numbers = (operator.batch or 1) * (operator.size + (0 if factor is None else factor.out_size))
+    rows = method.plan(extent(operator)[0], numbers, operator.dtype, 0).size
+    return 2.0 * rows * numbers * operator.dtype.itemsize
 
 
 def extent(operator: Operator) -> tuple[int, float]:

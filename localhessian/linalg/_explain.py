@@ -73,14 +73,14 @@ def explain(operator: Operator, structured: Structured | None = None, /) -> Expl
         structure = structured.find(operator)
     except Declined as declined:
         method = unstructured(operator)
-        cost = of_iteration(operator, method.max_matvecs) if isinstance(method, Krylov) else of_dense(operator)
+        cost = of_iteration(operator, method, method.max_matvecs) if isinstance(method, Krylov) else of_dense(operator)
         held = "the matrix would take too long" if Dense().fits(operator) else "the matrix is too large to hold"
         small = "the matrix fits" if isinstance(method, Dense) else held
         reason = f"no structure: {declined}; {small}"
         return Explanation(operator.label, size, operator.batch, method, reason, None, *cost)
     reason = str(structure)
     if structured.blocks is not None:
-        cost = of_iteration(operator, structured.blocks.max_matvecs)
+        cost = of_iteration(operator, structured.blocks, structured.blocks.max_matvecs)
     else:
         cost = of_structure(structure)
     return Explanation(operator.label, size, operator.batch, structured, reason, structure, *cost)

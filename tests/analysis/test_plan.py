@@ -93,7 +93,7 @@ def test_a_full_hessian_that_is_too_large_has_its_largest_eigenvalue_and_a_quadr
     """It has no factor."""
     which = {"blocks": "layer1", "wrt": "params", "part": "full"}
     (whole,) = lh.analyze(*case, **which).rows
-    least = {"max_bytes": 50 * case.x.dtype.itemsize * whole.size}
+    least = {"max_bytes": 70 * case.x.dtype.itemsize * whole.size}
     assert [row.route for row in lh.plan(*case, **which, **least).rows] == ["top + quadrature"]
     (row,) = lh.analyze(*case, **which, **least).rows
     assert row.status == whole.status == "INDEFINITE"

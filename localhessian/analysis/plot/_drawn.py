@@ -20,6 +20,7 @@ from localhessian.analysis.rows import (
     distinct,
     fitted,
     labeled,
+    several,
 )
 from localhessian.network import Wrt
 
@@ -87,7 +88,7 @@ def series_of(reports: Any, wrt: Wrt, blocks: Any, part: str | None = None) -> l
     """
     expect_choice("wrt", wrt, tuple(SYMBOLS))
     given = labeled(_several(reports))
-    names = _names(blocks)
+    names = None if blocks is None else several("blocks", blocks)
     known = list(dict.fromkeys(row.block for report in given.values() for row in report.rows))
     for name in names or ():
         if name not in known:
@@ -124,13 +125,6 @@ def _several(reports: Any) -> Labeled[Analyzed]:
     if wrong:
         raise TypeError(f"`reports` must be a report, or reports by the name of their network, got {short(wrong[0])}.")
     return reports
-
-
-def _names(blocks: Any) -> tuple[str, ...] | None:
-    names = (blocks,) if isinstance(blocks, str) else tuple(blocks) if isinstance(blocks, Iterable) else blocks
-    if names is not None and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
-        raise TypeError(f"`blocks` must be a name or several, got {short(blocks)}.")
-    return names
 
 
 def _looks(labels: Sequence[Label]) -> dict[Label, dict[str, Any]]:

@@ -8,6 +8,7 @@ from localhessian.analysis.rows._label import labeled as labeled
 from localhessian.analysis.rows._label import stored_label as stored_label
 from localhessian.analysis.rows._names import distinct as distinct
 from localhessian.analysis.rows._names import fitted as fitted
+from localhessian.analysis.rows._names import several as several
 from localhessian.analysis.rows._names import shortened as shortened
 from localhessian.analysis.rows._row import COLUMNS as COLUMNS
 from localhessian.analysis.rows._row import INTERVALS as INTERVALS

@@ -1,6 +1,9 @@
 """Names of blocks as they are found in models, made to fit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from localhessian._arguments import short
 
 MARK = "…"
 """Of what is left out."""
@@ -29,3 +32,15 @@ def distinct(names: Sequence[str], width: int) -> list[str]:
     plain = [name[offset:] for name in names]
     short = [fitted(name, width) for name in plain]
     return short if len(set(short)) == len(set(names)) else plain
+
+
+def several(name: str, given: Any) -> tuple[str, ...]:
+    """One name or several, walked once, each once.
+
+    Raises:
+        TypeError: It is none; the message has the name of the argument.
+    """
+    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError(f"`{name}` must be a name or several, got {short(given)}.")
+    return tuple(dict.fromkeys(words))

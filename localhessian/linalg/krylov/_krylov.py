@@ -100,7 +100,7 @@ class Verdict(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Krylov:
+class Krylov(abc.ABC):
     """The settings that the Krylov methods have in common."""
 
     max_matvecs: int = 200
@@ -140,9 +140,9 @@ class Krylov:
             # The operator closes over traced values, which shows when it multiplies.
             return self.compute(operator, key, vectors, start, show, TRACED)
 
+    @abc.abstractmethod
     def recurrence(self, operator: Operator, on: Arithmetic) -> Recurrence:
         """That of the method."""
-        raise NotImplementedError
 
     def compute(
         self, operator: Operator, key: Key, vectors: int, start: Array | None, show: Progress, on: Arithmetic

@@ -196,10 +196,10 @@ class Structured:
                 return self._in_program(operator, key, maps_split=True)
             except Declined as reason:
                 raise _refusal(operator, reason) from None
-        structure = self.require(operator)
-        if self.blocks is None or not structure.blocks:
+        structure, factor = self.require(operator), operator.factor
+        if self.blocks is None or factor is None or not structure.blocks:
             return self.decompose(structure, operator, show)
-        maps = structure.maps(operator.factor.prepare())  # type: ignore[union-attr]  # without one it was declined
+        maps = structure.maps(factor.prepare())
         together = lambda found: ends(found, structure.blocks, structure.size, operator.batch, self.blocks, str(self))
         try:
             return together(self.blocks.run(maps, key, 0, show=show))
