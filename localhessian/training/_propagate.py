@@ -24,6 +24,7 @@ from localhessian._programs import full_precision
 from localhessian._status import Status
 from localhessian._tree import floating, floating_leaves, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
+from localhessian.linalg import eps_of
 from localhessian.network import (
     ByInput,
     ByParams,
@@ -259,7 +260,7 @@ class _Argmin(NamedTuple):
         step, next_state, status = self.solver.solve(problem, state, key)
         after = problem.objective(step)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
-        rounding = 100 * float(jnp.finfo(zero[0].dtype).eps) * jnp.abs(before)
+        rounding = 100 * eps_of(zero[0].dtype) * jnp.abs(before)
         kept = finite if self.solver.trusted else finite & (after <= before + rounding)
         instead = _unit_gradient(problem, self.solver.trusted) if problem.side.per_sample else zero
         step = where(kept, step, instead)

@@ -14,6 +14,7 @@ from localhessian._arguments import expect_count, expect_number, short
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.curvature import check_scalar
+from localhessian.linalg import eps_of
 from localhessian.training._linear import damped_newton, least_squares
 from localhessian.training._problem import Problem, Step, inner, norm, plus, times, where
 
@@ -283,7 +284,7 @@ class LeastSquares:
         center, image = jax.jvp(problem.of_variables, (problem.start,), (step,))
         moved = problem.of_variables(plus(problem.start, step))
         gap = [m - c - i for m, c, i in zip(moved, center, image, strict=True)]
-        eps = float(jnp.finfo(step[0].dtype).eps)
+        eps = eps_of(step[0].dtype)
         affine = norm(gap) <= 1e3 * eps * (norm(center) + norm(moved))
         status = jnp.where(affine, int(Status.CONVERGED), int(Status.NOT_AFFINE)).astype(jnp.int32)
         return step, state, status
