@@ -20,6 +20,7 @@ from localhessian._programs._inside import floating_types as floating_types
 from localhessian._programs._inside import has_custom_rule as has_custom_rule
 from localhessian._programs._inside import inside as inside
 from localhessian._programs._inside import is_variable as is_variable
+from localhessian._programs._inside import named_scopes as named_scopes
 from localhessian._programs._inside import traced as traced
 from localhessian._programs._inside import variables as variables
 from localhessian._programs._inside import where as where

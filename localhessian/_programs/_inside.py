@@ -17,6 +17,7 @@ Equation: TypeAlias = core.JaxprEqn
 
 _CALLS = (primitives.jit_p, primitives.remat_p, primitives.call_p, primitives.closed_call_p)
 _CUSTOM = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
+_MAPPED = re.compile(r"^(\w+\()+")
 _LIBRARIES = re.compile(r"[/\\](jax|jaxlib|flax|equinox|localhessian)[/\\]")
 
 
@@ -103,6 +104,12 @@ def floating_types(program: Any) -> Iterator[Any]:
             dtype = getattr(atom.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
                 yield dtype
+
+
+def named_scopes(eqn: Equation) -> tuple[str, ...]:
+    """The `jax.named_scope`s that an equation was traced in, the outermost first, also where they were mapped."""
+    words = str(eqn.source_info.name_stack).split("/")
+    return tuple(_MAPPED.sub("", word).rstrip(")") for word in words if word)
 
 
 def where(eqn: Equation, of_the_user: bool = False) -> str:

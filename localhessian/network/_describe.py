@@ -1,6 +1,7 @@
 """The blocks of a chain as a table of text."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,30 +10,81 @@ from localhessian import _tree
 from localhessian._types import Activations, Context, Params
 from localhessian.network._leaves import check_arrays
 
-_HEADS = ("block", "input", "output", "parameters", "context")
+_HEADS = ("block", "input", "output", "parameters", "share", "modules", "context")
+_NUMBERS = (3, 4)
+_MODULES = 5
+"""So many modules of a block are named."""
 
 
-def table(chain: Any, params: Mapping[str, Params], x: Activations, context: Context, uses: Mapping[str, str]) -> str:
-    """One row for each block: name, shapes of z_{b-1} and z_b, number of parameters, what it takes as context."""
+def table(
+    chain: Any,
+    params: Mapping[str, Params],
+    x: Activations,
+    context: Context,
+    uses: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> str:
+    """A row for each block: shapes of z_{b-1} and z_b, parameters, which modules hold them, what it takes as context.
+
+    Below stand what z carries besides the activations of one layer, and the notes.
+    """
     check_arrays("`x`", x)
     check_arrays("`context`", context)
     activations = jax.eval_shape(chain.forward, dict(params), x, context)
     sizes = [_tree.size(params.get(name, ())) for name in chain.names]
+    total = sum(sizes)
     rows = [
-        (name, _short(before), _short(after), f"{size:,}", uses.get(name, ""))
+        (
+            name,
+            _short(before),
+            _short(after),
+            f"{size:,}",
+            _share(size, total),
+            _modules(params.get(name)),
+            uses.get(name, ""),
+        )
         for name, before, after, size in zip(chain.names, activations[:-1], activations[1:], sizes, strict=True)
     ]
-    rows.append(("total", "", "", f"{sum(sizes):,}", ""))
-    widths = [max(len(row[i]) for row in (_HEADS, *rows)) for i in range(len(_HEADS))]
-    lines = [_line(_HEADS, widths), _line(["-" * width for width in widths], widths)]
-    return "\n".join(line.rstrip() for line in [*lines, *(_line(row, widths) for row in rows)])
+    rows.append(("total", "", "", f"{total:,}", "", "", ""))
+    shown = [i for i, head in enumerate(_HEADS) if i != _HEADS.index("modules") or any(row[i] for row in rows)]
+    cells = [[row[i] for i in shown] for row in (_HEADS, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = [_line(row, widths, [i in _NUMBERS for i in shown]) for row in cells]
+    return "\n".join([*lines, *_carried(chain.names, activations), *notes])
 
 
-def _line(cells: Any, widths: list[int]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
     aligned = [
-        cell.rjust(w) if i == 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        cell.rjust(width) if number else cell.ljust(width)
+        for cell, width, number in zip(cells, widths, right, strict=True)
     ]
-    return "  ".join(aligned)
+    return "  ".join(aligned).rstrip()
+
+
+def _share(size: int, total: int) -> str:
+    return f"{size / total:.1%}" if total else ""
+
+
+def _modules(params: Params) -> str:
+    """The parts of a block's parameters that are trees themselves: modules of those frameworks that nest them."""
+    names = (
+        [str(name) for name, inner in params.items() if isinstance(inner, Mapping)]
+        if isinstance(params, Mapping)
+        else []
+    )
+    more = f" and {len(names) - _MODULES} more" if len(names) > _MODULES else ""
+    return ", ".join(names[:_MODULES]) + more
+
+
+def _carried(names: Sequence[str], activations: Sequence[Activations]) -> Iterator[str]:
+    """A sentence for each run of blocks between which z is of several arrays."""
+    counts = [len(jax.tree.leaves(z)) for z in activations[1:-1]]
+    at = 0
+    for count, run in itertools.groupby(counts):
+        begin, at = at, at + len(list(run))
+        if count > 1:
+            yield f"From `{names[begin]}` to `{names[at]}` z carries {count} arrays; H_z is by all of them."
 
 
 def _short(tree: Any) -> str:

@@ -86,5 +86,6 @@ def test_bad_arguments():
         cut.chain.blocks[0]({"weight": X}, X, None)
     with pytest.raises(ValueError, match="`tied` must be 'owner' or 'sum'"):
         cut.chain.merge(cut.params, tied="mean")
-    with pytest.raises(ValueError, match="`model_params` must have the structure"):
+    message = "`model_params` must be a pytree like that of the model: what was given lacks `head.kernel`, `"
+    with pytest.raises(ValueError, match=message):
         cut.chain.split({"layers": []})

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.core import freeze
 
 import localhessian as lh
 
@@ -67,3 +68,23 @@ def test_linen_scanned_layers(check_cut):
     cut = lh.chain_from_linen(model, variables, ROWS)
     assert cut.chain.names == ("layers[0]", "layers[1]", "layers[2]", "Dense_0")
     check_cut(cut, lambda p, x: model.apply({"params": p}, x), variables["params"], ROWS)
+
+
+def test_recurrent_layers_are_blocks_by_their_own_names(check_cut):
+    """Their cells' parameters lie beside them in the model, not inside."""
+
+    class Tagger(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.RNN(nn.SimpleCell(4), name="encoder")(nn.Dense(3)(x))
+            return nn.Dense(2)(nn.Bidirectional(nn.RNN(nn.SimpleCell(2)), nn.RNN(nn.SimpleCell(2)))(x))
+
+    model, x = Tagger(), jnp.stack([ROWS, ROWS + 1])
+    variables = in_precision_of_run(model.init(jax.random.key(0), x))
+    cut = lh.chain_from_linen(model, variables, x)
+    assert cut.chain.names == ("Dense_0", "encoder", "Bidirectional_0", "Dense_1")
+    assert set(cut.params["encoder"]) == {"h", "i"}
+    assert set(cut.params["Bidirectional_0"]) == {"SimpleCell_1", "SimpleCell_2"}
+    check_cut(cut, lambda p, x: model.apply({"params": p}, x), variables["params"], x)
+    for form in (freeze(variables), freeze(variables["params"]), variables["params"]):
+        assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), cut.chain.split(form), cut.params))

@@ -10,8 +10,9 @@ from localhessian._types import Activations, Context, Params
 from localhessian.network._chain import Block, Chain, _takes_context
 from localhessian.network._describe import table
 from localhessian.network.cutting import _layout
+from localhessian.network.cutting._scopes import marked_at_scopes, scopes_of
 from localhessian.network.cutting._source import Source
-from localhessian.network.cutting._submodules import Path, Wish, check_called
+from localhessian.network.cutting._submodules import At, Path, Wish, check_called
 
 
 @by_value
@@ -70,7 +71,7 @@ class TracedChain(Chain):
             shown if asked is None else asked for asked, shown in zip((params, x, context), given, strict=True)
         )
         self._check_names("params", params)
-        return table(self, params, x, context, self.source.uses())
+        return table(self, params, x, context, self.source.uses(), self.source.notes())
 
     def split(self, model_params: Params) -> dict[str, Params]:
         """The parameters of each block, out of those of the model; a tied array goes to every block that uses it."""
@@ -128,10 +129,11 @@ def chain_from_function(
     x: Activations,
     context: Context = None,
     *,
+    at: At = None,
     carry: bool = False,
     has_aux: bool = False,
 ) -> Cut:
-    """Cut a function into a chain at its marks.
+    """Cut a function into a chain at its marks, or at its `jax.named_scope`s.
 
     The function is traced once for the shapes given, and again by itself when the chain meets new ones. Each block
     takes the parameters that its own equations use, keyed by their paths without the common prefix; an array used by
@@ -144,6 +146,9 @@ def chain_from_function(
         params: Any pytree of floating-point arrays.
         x: Inputs with the samples on the leading axis. Only the shapes count, besides what goes into `context`.
         context: Everything else, a pytree of arrays: masks, random keys, running statistics.
+        at: After which `jax.named_scope`s a block ends, beside its marks: a path like `"encoder.layer_0"`, with `*` for
+            any one word or part of it and `**` for any words, a list of these, or `f(path, words) -> bool`. Haiku's and
+            many other libraries' layers are scopes. Default: at the marks only.
         carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
         has_aux: Whether `fn` returns `(z_B, next context)`; see `chain.next_context`.
 
@@ -153,7 +158,7 @@ def chain_from_function(
     Raises:
         CutError: A mark does not cut; the message names the value that jumps over it and where it is made and used.
         TypeError: `fn` is no function.
-        ValueError: No marks, or parameters that are not floating-point.
+        ValueError: No marks, no scope as asked for, or parameters that are not floating-point.
 
     Example:
         >>> import jax.numpy as jnp
@@ -172,12 +177,15 @@ def chain_from_function(
     check_cut(carry=carry, has_aux=has_aux)
     if context is not None and not three:
         raise ValueError("`context` is given, but `fn` takes only (params, x): let it take (params, x, context).")
-    source = Source(
-        fn=fn if three else lambda p, x, _: fn(p, x), params=params, x=x, context=context, carry=carry, has_aux=has_aux
-    )
+    whole: Callable[..., Any] = fn if three else lambda p, x, _: fn(p, x)
+    cut = whole if at is None else marked_at_scopes(whole, at, params, x, context)
+    source = Source(fn=cut, params=params, x=x, context=context, carry=carry, has_aux=has_aux)
     if not source.has_boundaries():
+        scopes = sorted({path[0] for path in scopes_of(whole, params, x, context)})
+        more = f", or `at=` one or more of its scopes {', '.join(map(repr, scopes))}" if scopes else ""
         raise ValueError(
-            '`fn` holds no marks, so there is nothing to cut at: write `h = lh.mark(h, "name")` where a block ends.'
+            '`fn` holds no marks, so there is nothing to cut at: write `h = lh.mark(h, "name")` where a block ends'
+            f"{more}."
         )
     return cut_of(source, params, x, context)
 
@@ -205,6 +213,7 @@ def cut_model(
     *,
     carry: bool,
     to_params: Callable[..., Any],
+    takes: str,
     has_aux: bool = True,
 ) -> Cut:
     """The chain of a model whose submodules `asked` mark what goes through them."""
@@ -216,6 +225,7 @@ def cut_model(
         carry=carry,
         has_aux=has_aux,
         to_params=to_params,
+        takes=takes,
         first=next(iter(asked.values())).name if len(asked) == 1 else "model",
     )
     check_called(asked, source.program.marks)

@@ -81,7 +81,8 @@ def chain_from_equinox(
     def to_params(params: Any) -> Params:
         return eqx.filter(params, eqx.is_inexact_array)
 
-    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, has_aux=has_aux)
+    more: dict[str, Any] = {"takes": "the model, or its inexact arrays", "has_aux": has_aux}
+    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, **more)
 
 
 def _submodule(eqx: Any, path: Path, module: Any) -> Submodule:

@@ -6,9 +6,10 @@ later block gets it as context. Everything else (from parameters, context or con
 that uses it.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from localhessian._programs import Equation, Program, assemble, is_variable, variables, where
 from localhessian.network.cutting import _mark
@@ -157,43 +158,74 @@ class Slice:
 
 def boundaries_of(graph: Graph, first: str | None) -> list[Boundary]:
     """The boundaries to cut at, each named after the block that ends there; the last one is the output."""
-    marks = graph.boundaries
-    ends = [mark for mark in marks if mark.kind == _mark.END]
+    ends = [mark for mark in graph.boundaries if mark.kind == _mark.END]
     if ends:
         kept = [*ends, Boundary("output", _mark.END, tuple(graph.outputs))]
     else:
-        starts = _proposed(graph)
-        names = [_first_name(graph, starts) or first or "output", *(start.name for start in starts)]
-        places = [*(start.variables for start in starts), tuple(graph.outputs)]
+        entries = _proposed(graph)
+        names = [_first_name(graph, entries) or first or "output", *_names(graph, entries)]
+        places = [*(entry.place for entry in entries), tuple(graph.outputs)]
         kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
     return _numbered(_without_empty(graph, kept))
 
 
-def _first_name(graph: Graph, starts: list[Boundary]) -> str | None:
-    """Of the block before the first proposed boundary: the layer it begins with, which may lie inside a scan."""
-    name = next((name for eqn in graph.closed.jaxpr.eqns for name in mark_names(eqn)), None)
-    is_second = bool(starts) and starts[0] is graph.boundaries[0] and starts[0].name == name
-    # Parameters of the model itself stand before its first layer.
-    return "stem" if is_second else name
+class _Entry(NamedTuple):
+    """Where a block begins: at the marks `begin` to `end` of the program, modules inside each other entered at once."""
+
+    begin: int
+    end: int
+    place: tuple[Any, ...]
 
 
-def _proposed(graph: Graph) -> list[Boundary]:
+def _proposed(graph: Graph) -> list[_Entry]:
     """Where blocks begin, after the first one: where the layer before has returned, else where a layer is entered."""
-    starts: list[Boundary] = []
+    marks, entries = graph.boundaries, list[_Entry]()
     returned: tuple[Any, ...] | None = None
-    for mark in graph.boundaries:
+    end = 0
+    while (begin := end) < len(marks):
+        mark, end = marks[begin], _entered(marks, begin)
         if mark.kind == _mark.STOP:
             returned = mark.variables if graph.cuts(mark) else None
             continue
-        start = mark if returned is None else Boundary(mark.name, mark.kind, returned)
+        place = mark.variables if returned is None else returned
         # A layer on a branch that leads nowhere may be entered after one further down the chain.
-        after_last = not starts or graph.back(start.variables, starts[-1].variables).reached
+        after_last = not entries or graph.back(place, entries[-1].place).reached
         if after_last and (returned is not None or graph.cuts(mark)):
-            starts.append(start)
+            entries.append(_Entry(begin, end, place))
         returned = None
     if returned is not None and graph.back(graph.outputs, returned).leaves & set(graph.params):
-        starts.append(Boundary("output", _mark.START, returned))
-    return starts
+        entries.append(_Entry(end, end, returned))
+    return entries
+
+
+def _entered(marks: Sequence[Boundary], begin: int) -> int:
+    """The end of the marks from `begin` on at which modules are entered with the same value."""
+    end = begin + 1
+    while end < len(marks) and marks[begin].kind == marks[end].kind == _mark.START:
+        if marks[end].variables != marks[begin].variables:
+            break
+        end += 1
+    return end
+
+
+def _names(graph: Graph, entries: Sequence[_Entry]) -> list[str]:
+    """Of each block the outermost module entered there that returns before the next block begins."""
+    marks, names = graph.boundaries, []
+    for entry, following in itertools.zip_longest(entries, entries[1:]):
+        own, after = marks[entry.begin : entry.end], following.begin if following else len(marks)
+        stopped = {mark.name for mark in marks[entry.end : after] if mark.kind == _mark.STOP}
+        names.append(next((mark.name for mark in own if mark.name in stopped), own[-1].name if own else "output"))
+    return names
+
+
+def _first_name(graph: Graph, entries: Sequence[_Entry]) -> str | None:
+    """Of the block before the first proposed boundary: the layer it begins with, which may lie inside a scan."""
+    name = next((name for eqn in graph.closed.jaxpr.eqns for name in mark_names(eqn)), None)
+    if not graph.boundaries or graph.boundaries[0].name != name:
+        return name
+    if entries and entries[0].begin == 0:
+        return "stem"  # parameters of the model itself stand before its first layer
+    return _names(graph, [_Entry(0, _entered(graph.boundaries, 0), ()), *entries])[0]
 
 
 def _without_empty(graph: Graph, boundaries: list[Boundary]) -> list[Boundary]:

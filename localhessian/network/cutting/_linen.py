@@ -96,20 +96,30 @@ def chain_from_linen(
     def to_params(given: Any) -> Params:
         return given["params"] if isinstance(given, Mapping) and "params" in given else given
 
-    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params)
+    takes = "the variables of the model or their `params`, as dicts or FrozenDicts"
+    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, takes=takes)
 
 
 def _modules(nn: Any, apply: Callable[..., Any], params: Params, x: Activations, context: Context) -> list[Submodule]:
     """The modules that a run of the model calls: linen modules exist only while it runs."""
     found: dict[tuple[str, ...], Submodule] = {}
+    recurrent = 0
 
     def note(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
+        nonlocal recurrent
         module = info.module
-        if info.method_name == "__call__" and module.path not in found:
-            found[module.path] = Submodule(
-                module.path, module, bool(module.variables.get("params")), isinstance(module, nn.Sequential)
-            )
-        return call(*args, **kwargs)
+        if info.method_name != "__call__":
+            return call(*args, **kwargs)
+        # The parameters of a recurrent layer are its cell's, which often belongs to the module around both.
+        repeats = isinstance(module, nn.RNN | nn.Bidirectional)
+        has_params = repeats or bool(module.variables.get("params"))
+        is_container = isinstance(module, nn.Sequential)
+        found.setdefault(module.path, Submodule(module.path, module, has_params, is_container, recurrent > 0))
+        recurrent += repeats
+        try:
+            return call(*args, **kwargs)
+        finally:
+            recurrent -= repeats
 
     jax.eval_shape(lambda *arguments: apply(note, *arguments)[0], params, x, context)
     return list(found.values())

@@ -31,8 +31,8 @@ def chain_from_nnx(
         carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
 
     Returns:
-        `Cut(chain, params, context)`; `chain.split` takes the model or its `nnx.State`, `chain.merge` returns an
-        `nnx.State` for `nnx.update`.
+        `Cut(chain, params, context)`; `chain.split` takes the model, its `nnx.State`, or a dict of its parameters;
+        `chain.merge` returns an `nnx.State` for `nnx.update`.
 
     Raises:
         CutError: A boundary asked for does not cut.
@@ -68,10 +68,13 @@ def chain_from_nnx(
         return out, None if state is None else _like(nnx, state, nnx.state(copy))
 
     def to_params(params: Any) -> Params:
+        if isinstance(params, nnx.State):
+            return nnx.filter_state(params, nnx.Param)
         return nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
 
     context = _fresh(state) if len(nnx.to_flat_state(state)) else None
-    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params)
+    takes = "the model, its `nnx.State`, or a dict of its `nnx.Param`s"
+    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, takes=takes)
 
 
 def _fresh(state: Any) -> Any:

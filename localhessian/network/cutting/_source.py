@@ -1,5 +1,6 @@
 """What stands behind a traced chain: the function, cut once for every set of shapes it meets."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from localhessian._types import Activations, Context, Params
 from localhessian.network._context import CutContext, given_of
 from localhessian.network._leaves import check_arrays, check_real, check_samples
 from localhessian.network.cutting import _graph, _layout
+from localhessian.network.cutting._hints import tied_arrays, unopened_block
 from localhessian.network.cutting._open import CutError, Stack, Whole, opened
 from localhessian.network.cutting._program import (
     Key,
@@ -26,6 +28,8 @@ from localhessian.network.cutting._program import (
     text,
 )
 
+_NAMED = 3
+"""So many parameters are named in a message."""
 MAX_PROGRAMS = 32
 """Sets of shapes for which a chain keeps its function cut; beyond that the longest unused is forgotten."""
 
@@ -41,6 +45,7 @@ class Source:
     carry: bool = False
     has_aux: bool = False
     to_params: Callable[[Any], Params] = lambda params: params
+    takes: str = "a pytree like that of the model"
     first: str | None = None
 
     def __post_init__(self) -> None:
@@ -203,11 +208,23 @@ class Source:
             words[piece.name] = ", ".join(f"{n} {kind}" for n, kind in kinds if n)
         return words
 
+    def notes(self) -> list[str]:
+        """In words: which arrays are tied, and how to look into a block that holds most of the parameters."""
+        trees = self.trees()
+        sizes = {name: sum(map(self._size, jax.tree.leaves(tree))) for name, tree in trees.items()}
+        return [*tied_arrays(trees), *unopened_block(trees, sizes)]
+
+    def _size(self, slot: _layout.Slot) -> int:
+        shape = self.template[0][slot.leaf].shape
+        return math.prod(shape if slot.part is None else shape[1:])
+
     # ---- parameters
 
     def split(self, model_params: Params) -> dict[str, Params]:
         """Parameters of the model to parameters of the blocks."""
-        leaves = self._leaves(0, self.to_params(model_params), "model_params")
+        given = self.to_params(model_params)
+        self._check_params(given)
+        leaves = self._leaves(0, given, "model_params")
         pieces = zip(self.program.pieces, self.program.trees, strict=True)
         return {piece.name: _layout.gather(tree, leaves) for piece, tree in pieces}
 
@@ -233,6 +250,18 @@ class Source:
     def has_names(self, i: int, tree: Any) -> bool:
         """Whether leaves are named as the model's parameters (0), x (1), context (2), whatever containers hold them."""
         return _layout.names_of(tree) == _layout.names_of(jax.tree.unflatten(self.structures[i], self.template[i]))
+
+    def _check_params(self, params: Params) -> None:
+        """Refuse parameters of other names than the model's."""
+        model = jax.tree.unflatten(self.structures[0], self.template[0])
+        got, wanted = set(_layout.names_of(params)), set(_layout.names_of(model))
+        words = [
+            f"{verb} {', '.join(f'`{word}`' for word in sorted('.'.join(path) for path in names)[:_NAMED])}"
+            for verb, names in (("lacks", wanted - got), ("also holds", got - wanted))
+            if names
+        ]
+        if words:
+            raise ValueError(f"`model_params` must be {self.takes}: what was given {' and '.join(words)}.")
 
     def _leaves(self, i: int, tree: Any, name: str) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)

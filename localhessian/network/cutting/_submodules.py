@@ -2,7 +2,9 @@
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -15,6 +17,8 @@ from localhessian.network.cutting._mark import END, START, STOP, tagged
 Path: TypeAlias = tuple[str, ...]
 Kinds: TypeAlias = tuple[str, ...]
 AT = "the path of a submodule, several, or a function of (path, module)"
+LIBRARIES = ("flax", "equinox")
+_DIGITS = re.compile(r"\d+")
 At: TypeAlias = str | Iterable[str] | Callable[[str, Any], bool] | None
 
 
@@ -26,6 +30,8 @@ class Submodule:
     module: Any
     has_params: bool
     is_container: bool
+    is_inner: bool = False
+    """Whether it runs inside another module than its path says, and belongs to the block of that one."""
 
     @property
     def name(self) -> str:
@@ -41,12 +47,14 @@ class Wish:
     kinds: Kinds
 
 
-def choose(modules: Sequence[Submodule], at: At) -> dict[Path, Wish]:
+def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dict[Path, Wish]:
     """The submodules to mark.
 
     Args:
         modules: Every module of the model, the root (with the empty path) included.
-        at: One or more patterns, a function of (path, module), or None for the outermost layers.
+        at: One or more patterns, a function of (path, module), or None for the outermost layers, and for what lies in
+            those of them that hold repeated blocks.
+        noun: What a module is called in messages.
 
     Raises:
         TypeError: It is none of these.
@@ -55,15 +63,15 @@ def choose(modules: Sequence[Submodule], at: At) -> dict[Path, Wish]:
     if at is None:
         # What follows a layer (its activation function) belongs to its block; a block of layers is complete in itself.
         kinds = {True: (START, STOP), False: (START,)}
-        return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _units(modules)}
+        return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _opened(modules)}
     inner = [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
     if callable(at):
         expect_function("at", at, AT, takes=2)
         chosen = [module for module in inner if at(module.name, module.module)]
         if not chosen:
-            raise ValueError(f"`at` chooses none of the submodules {_some(inner)}.")
+            raise ValueError(f"`at` chooses none of the {noun}s {_some(inner)}.")
     else:
-        chosen = [module for pattern in _patterns(at) for module in _matching(inner, pattern)]
+        chosen = [module for pattern in _patterns(at) for module in _matching(inner, pattern, noun)]
     return {module.path: Wish(module.name, (END,)) for module in chosen}
 
 
@@ -76,12 +84,12 @@ def _patterns(at: Any) -> list[str]:
     return patterns
 
 
-def _matching(modules: Sequence[Submodule], pattern: str) -> list[Submodule]:
+def _matching(modules: Sequence[Submodule], pattern: str, noun: str) -> list[Submodule]:
     found = [module for module in modules if _fits(module.path, tuple(pattern.split(".")))]
     if not found:
         near = difflib.get_close_matches(pattern, [module.name for module in modules], n=1, cutoff=0.3)
         hint = f" Did you mean `{near[0]}`?" if near else ""
-        raise ValueError(f"`at`: no submodule matches `{pattern}`.{hint} The model has {_some(modules)}.")
+        raise ValueError(f"`at`: no {noun} matches `{pattern}`.{hint} The model has {_some(modules)}.")
     return found
 
 
@@ -99,22 +107,53 @@ def _some(modules: Sequence[Submodule], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def _opened(modules: Sequence[Submodule]) -> list[Submodule]:
+    """The units of the model, each that holds repeated blocks (an encoder, a stage) followed by its own units."""
+
+    def opened(units: list[Submodule]) -> Iterator[Submodule]:
+        for unit in units:
+            yield unit
+            if _repeats(modules, unit.path):
+                yield from opened(_outermost(modules, unit.path))
+
+    return list(opened(_units(modules)))
+
+
 def _units(modules: Sequence[Submodule]) -> list[Submodule]:
     """The outermost modules with parameters; lists and Sequentials count as their items, a sole wrapper as its own."""
     root: Path = ()
     while True:
-        closed = {module.path for module in modules if not module.is_container and len(module.path) > len(root)}
-        units = [
-            module
-            for module in modules
-            if module.path[: len(root)] == root
-            and module.path in closed
-            and module.has_params
-            and not any(module.path[:i] in closed for i in range(len(root) + 1, len(module.path)))
-        ]
+        units = _outermost(modules, root)
         if len(units) != 1 or not _has_inside(modules, units[0].path):
             return units
         root = units[0].path
+
+
+def _outermost(modules: Sequence[Submodule], root: Path) -> list[Submodule]:
+    """The modules with parameters inside one of them that lie in none but lists and Sequentials there."""
+    closed = {module.path for module in modules if not module.is_container and len(module.path) > len(root)}
+    return [
+        module
+        for module in modules
+        if module.path[: len(root)] == root
+        and module.path in closed
+        and module.has_params
+        and not module.is_inner
+        and not any(module.path[:i] in closed for i in range(len(root) + 1, len(module.path)))
+    ]
+
+
+def _repeats(modules: Sequence[Submodule], path: Path) -> bool:
+    """Whether a module holds several blocks of layers of one class, numbered as in a list."""
+    inner = [module for module in _outermost(modules, path) if _has_inside(modules, module.path)]
+    kinds = Counter((type(m.module), _DIGITS.sub("", m.name)) for m in inner if not _of_a_library(m.module))
+    return any(count > 1 for count in kinds.values())
+
+
+def _of_a_library(module: Any) -> bool:
+    """Whether it is a layer of flax or equinox (attention holds layers, and is one), also where `nn.remat` wraps it."""
+    own = next(cls for cls in type(module).__mro__ if not cls.__module__.endswith(".transforms"))
+    return own.__module__.split(".")[0] in LIBRARIES
 
 
 def _has_inside(modules: Sequence[Submodule], path: Path) -> bool:

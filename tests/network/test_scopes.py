@@ -1,0 +1,76 @@
+"""Functions without marks, cut where they leave their `jax.named_scope`s."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import localhessian as lh
+
+X = jax.random.normal(jax.random.key(0), (4, 3))
+
+
+def weights():
+    keys = jax.random.split(jax.random.key(1), 4)
+    return {
+        name: jax.random.normal(key, (3, 3)) for name, key in zip(("w0", "w1", "middle", "head"), keys, strict=True)
+    }
+
+
+def network(params, x):
+    with jax.named_scope("encoder"):
+        mask, h = (x > 0).astype(x.dtype), x
+        for i in range(2):
+            with jax.named_scope(f"layer_{i}"):
+                h = jnp.tanh(h @ params[f"w{i}"] * mask)
+
+    @jax.jit
+    def middle(h):
+        with jax.named_scope("middle"):
+            h = jnp.sin(h @ params["middle"])
+        return h + 1
+
+    with jax.named_scope("top"):
+        return jax.vmap(jax.named_scope("head")(lambda row: jnp.cos(row @ params["head"])))(middle(h))
+
+
+@pytest.mark.parametrize(
+    ("at", "names"),
+    [
+        ("encoder.layer_*", ("encoder.layer_0", "encoder.layer_1", "output")),
+        (["encoder", "**.middle"], ("encoder", "top.middle", "output")),
+        (["encoder.layer_0", "encoder", "top"], ("encoder.layer_0", "encoder", "top")),
+        (lambda path, words: words[-1] in ("layer_1", "head"), ("encoder.layer_1", "top.head")),
+    ],
+)
+def test_blocks_end_where_scopes_do(at, names, check_cut):
+    cut = lh.chain_from_function(network, weights(), X, at=at)
+    assert cut.chain.names == names
+    check_cut(cut, network, weights(), X, cut.context)
+
+
+def test_a_scope_entered_again_is_numbered_and_marks_stay(check_cut):
+    def repeated(params, x):
+        for _ in range(2):
+            with jax.named_scope("layer"):
+                x = jnp.tanh(x @ params["w0"])
+            x = x + 1
+        return lh.mark(x @ params["w1"], "marked") @ params["head"]
+
+    params = {name: weights()[name] for name in ("w0", "w1", "head")}
+    cut = lh.chain_from_function(repeated, params, X, at="layer")
+    assert cut.chain.names == ("layer[0]", "layer[1]", "marked", "output")
+    check_cut(cut, repeated, params, X)
+    assert "`w0` is one array that `layer[0]`, `layer[1]` use; the first of them owns it" in cut.chain.describe()
+    assert cut.chain.forward(cut.params, X[:2])[-1].shape == (2, 3)
+
+
+def test_what_cannot_be_cut_at_scopes_is_told():
+    message = "`at`: no scope matches `encodr`. Did you mean `encoder`? The model has `encoder`, `encoder.layer_0`"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lh.chain_from_function(network, weights(), X, at="encodr")
+    with pytest.raises(ValueError, match="or `at=` one or more of its scopes 'encoder', 'top'"):
+        lh.chain_from_function(network, weights(), X)
+    with pytest.raises(ValueError, match=r"the function holds no `jax\.named_scope`, so write"):
+        lh.chain_from_function(lambda params, x: x @ params, jnp.ones((3, 2)), X, at="encoder")
