@@ -32,7 +32,8 @@ def chain_from_equinox(
         x: Inputs with the samples on the leading axis.
         at: After which submodules a block ends: a path like `"layers.0"`, with `*` for any one word or part of it and
             `**` for any words, a list of these, or `f(path, module) -> bool`. Default: each of the outermost layers
-            is a block where that cuts the model (lists and `eqx.nn.Sequential` count as their items).
+            is a block where that cuts the model (lists, `eqx.nn.Sequential` and modules that hold repeated blocks count
+            as their items).
         call: `call(model, x)`, or `call(model, x, context)` if a context is given, says how to run it on a batch.
             Default: `jax.vmap(model)(x)`.
         context: Keys for dropout, an `eqx.nn.State`: what `call` takes besides.

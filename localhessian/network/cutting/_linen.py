@@ -33,7 +33,8 @@ def chain_from_linen(
         x: Inputs with the samples on the leading axis.
         at: After which submodules a block ends: a path like `"Dense_0"` or `"encoder.layers_1"`, with `*` for any one
             word or part of it and `**` for any words, a list of these, or `f(path, module) -> bool`. Default: each of
-            the outermost layers is a block where that cuts the model (`nn.Sequential` counts as its items).
+            the outermost layers is a block where that cuts the model (`nn.Sequential` and modules that hold repeated
+            blocks count as their items).
         call: `call(module, x)` says how to run the bound module. Default: `module(x)`.
         rngs: Random keys by name, `{"dropout": key}`.
         carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.

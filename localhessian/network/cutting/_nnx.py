@@ -26,7 +26,8 @@ def chain_from_nnx(
         x: Inputs with the samples on the leading axis.
         at: After which submodules a block ends: a path like `"layers.0"`, with `*` for any one word or part of it and
             `**` for any words, a list of these, or `f(path, module) -> bool`. Default: each of the outermost layers
-            is a block where that cuts the model (lists and `nnx.Sequential` count as their items).
+            is a block where that cuts the model (lists, `nnx.Sequential` and modules that hold repeated blocks count as
+            their items).
         call: `call(model, x)` says how to run it. Default: `model(x)`.
         carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
 
