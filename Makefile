@@ -63,7 +63,7 @@ docs: .venv-test/.installed
 	$(PYTEST) -q -m examples
 
 site: .venv-site/.installed
-	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build
 	.venv-site/bin/python docs/checked.py build/site
 
 full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed

@@ -1,12 +1,21 @@
-"""Docstrings as the reference prints them: an `Example` is code."""
+"""Docstrings as the reference prints them."""
 
 import griffe
 
+SAID = {
+    "Example:\n": "Examples:\n",  # Google's style knows no other; doctests would be text
+    "docs/theory.md": "[What is computed][what-is-computed]",
+    "docs/training.md": "[Training by local Hessians][training-by-local-hessians]",
+}
 
-class Examples(griffe.Extension):
-    """Google's style knows `Examples` only; without it doctests would be text."""
+
+class Docstrings(griffe.Extension):
+    """Examples as code, pages as links, and of a constructor no more than its signature."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: object) -> None:
-        """Rename the section of each docstring as it is read."""
+        """Rewrite each docstring as it is read."""
+        if obj.name in {"__init__", "__post_init__"}:
+            obj.docstring = None
         if obj.docstring:
-            obj.docstring.value = obj.docstring.value.replace("Example:\n", "Examples:\n")
+            for written, shown in SAID.items():
+                obj.docstring.value = obj.docstring.value.replace(written, shown)
