@@ -1,7 +1,8 @@
 """Pages of the site that lie elsewhere in the repository: the README, the changelog, notebooks that were built."""
 
+import posixpath
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,17 +17,16 @@ PAGES = {
     "CITATION.cff": "CITATION.cff",
 }
 NOTEBOOKS = ROOT / "notebooks"
-LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([\w./-]+\.\w+)(?=[)#])")
 
 
-def relinked(text: str, source: str) -> str:
-    """Links between files of the repository as links between pages of the site."""
-    places = {origin: page for page, origin in PAGES.items()}
+def relinked(text: str, source: str, page: str) -> str:
+    """The text of a file with its links to other files of the repository as links between pages of the site."""
+    pages = {origin: page for page, origin in PAGES.items()}
 
     def place(link: re.Match) -> str:
-        joined = PurePosixPath(source).parent / link[1]
-        path = PurePosixPath(re.sub(r"[^/.]+/\.\./", "", str(joined))).as_posix()
-        return places.get(path, path.removeprefix("docs/"))
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[1]))
+        return posixpath.relpath(pages.get(path, path.removeprefix("docs/")), posixpath.dirname(page) or ".")
 
     return LINK.sub(place, text)
 
@@ -49,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what does not lie in docs/."""
     for page, source in PAGES.items():
         text = (ROOT / source).read_text("utf-8")
-        files.append(File.generated(config, page, content=relinked(text, source)))
+        files.append(File.generated(config, page, content=relinked(text, source, page)))
     for page, path in notebooks().items():
         for uri, content in rendered(page, path).items():
             files.append(File.generated(config, uri, content=content))
@@ -63,4 +63,4 @@ def rendered(page: str, path: Path) -> dict[str, Any]:
     folder = f"{path.stem}_files"
     text, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": folder, "unique_key": path.stem})
     images = {f"notebooks/{name}": data for name, data in resources["outputs"].items()}
-    return {page: text, **images}
+    return {page: relinked(text, f"notebooks/{path.name}", page), **images}
