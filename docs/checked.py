@@ -1,4 +1,4 @@
-"""Is the built site in order? `python docs/checked.py build/site`: links, no network, the search, the console."""
+"""Is the built site in order? `python docs/checked.py build/site`: links, network, search, width, console."""
 
 import contextlib
 import functools
@@ -15,6 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 SOUGHT = "condition_number"
 FOUND = re.compile(rf'md-search-result__link[^>]*>.*?reference/spectra\.html[^"]*#localhessian\.{SOUGHT}"', re.DOTALL)
+PHONE = 390
+WIDER = f"""
+addEventListener("load", () => {{
+  const wide = Array.from(frames).filter((frame) => frame.document.documentElement.scrollWidth > {PHONE});
+  document.title = "wider: " + wide.map((frame) => frame.location.pathname).join(" ");
+}});"""
 CONSOLE = re.compile(r":CONSOLE:\d+\] (.*)")
 ALWAYS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=10000")
 
@@ -63,23 +69,27 @@ def browser() -> str | None:
     return None
 
 
-def run(program: str, address: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, address: str, *more: str) -> subprocess.CompletedProcess[str]:
     """A page as it is after its scripts ran, and what the browser says."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = (*ALWAYS, f"--user-data-dir={folder}", "--enable-logging=stderr", "--dump-dom", address)
+        flags = (*ALWAYS, *more, f"--user-data-dir={folder}", "--enable-logging=stderr", "--dump-dom", address)
         return subprocess.run([program, *flags], capture_output=True, text=True, check=True, timeout=120)
 
 
 def complaints(root: Path, pages: dict[Path, Page], program: str) -> Iterator[str]:
-    """What is wrong in a browser: the search, and what any page prints to the console."""
+    """What is wrong in a browser: the search, a page too wide for a phone, and what any page prints to the console."""
     searched = run(program, f"{(root / 'index.html').as_uri()}?q={SOUGHT}")
     if not FOUND.search(searched.stdout):
         yield f"the search does not find `{SOUGHT}` in the reference"
     with tempfile.TemporaryDirectory() as folder:
-        frames = "".join(f'<iframe src="{html.escape(path.as_uri())}"></iframe>' for path in pages)
+        frames = "".join(f'<iframe width="{PHONE}" src="{html.escape(path.as_uri())}"></iframe>' for path in pages)
         around = Path(folder) / "around.html"
-        around.write_text(f"<!doctype html><title>all pages</title>{frames}", "utf-8")
-        every = run(program, around.as_uri())
+        around.write_text(f"<!doctype html><title>all pages</title>{frames}<script>{WIDER}</script>", "utf-8")
+        every = run(program, around.as_uri(), "--allow-file-access-from-files")
+    if (told := re.search(r"<title>wider: (.*?)</title>", every.stdout)) is None:
+        yield "the pages did not load in time"
+    else:
+        yield from (f"{Path(name).name} scrolls sideways on a phone" for name in told[1].split())
     yield from dict.fromkeys(CONSOLE.findall(searched.stderr + every.stderr))
 
 
@@ -90,7 +100,7 @@ def main(root: Path) -> int:
     wrong = [*dead(root, pages), *(complaints(root, pages, program) if program else ())]
     print(*wrong, sep="\n", end="\n" if wrong else "")
     links = sum(len(page.links) for page in pages.values())
-    checked = "links, search and console" if program else "links (no browser for search and console)"
+    checked = "links, search, width, console" if program else "links (no browser for search, width, console)"
     print(f"{len(pages)} pages, {links} links; checked: {checked}; complaints: {len(wrong)}")
     return int(bool(wrong) or not pages)
 

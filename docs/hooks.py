@@ -1,10 +1,12 @@
-"""Pages of the site that lie elsewhere in the repository: the README, the changelog, notebooks that were built."""
+"""Pages of the site that lie elsewhere in the repository (README, changelog, built notebooks), and formulas."""
 
+import html
 import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -18,6 +20,8 @@ PAGES = {
 }
 NOTEBOOKS = ROOT / "notebooks"
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([\w./-]+\.\w+)(?=[)#])")
+
+FORMULA = re.compile(r'class="arithmatex">\\([(\[])(.*?)\\[)\]]<', re.DOTALL)
 
 
 def relinked(text: str, source: str, page: str) -> str:
@@ -54,6 +58,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for uri, content in rendered(page, path).items():
             files.append(File.generated(config, uri, content=content))
     return files
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Turn formulas into MathML, which browsers draw by themselves."""
+
+    def drawn(formula: re.Match) -> str:
+        kind = "block" if formula[1] == "[" else "inline"
+        return f'class="arithmatex">{convert(html.unescape(formula[2]), display=kind)}<'
+
+    return FORMULA.sub(drawn, content)
 
 
 def rendered(page: str, path: Path) -> dict[str, Any]:
