@@ -11,6 +11,7 @@ EXTRAS_test = test
 EXTRAS_lint = lint
 EXTRAS_lowest = test
 EXTRAS_newest = test
+EXTRAS_site = docs
 CONSTRAINTS_lowest = --constraint tests/lowest.txt
 QUICK = not full and not examples
 SHAPED = $(addprefix tests/linalg/test_,operators.py weighted_sum.py krylov.py summaries.py traces.py) \
@@ -25,7 +26,7 @@ test shapes docs full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 docs full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test shapes lint format docs full clean
+.PHONY: help demo test shapes lint format docs site full clean
 .PRECIOUS: .venv-%/.installed
 
 help:
@@ -35,6 +36,7 @@ help:
 	@echo 'make lint    style and types'
 	@echo 'make format  rewrite the files as `make lint` wants them'
 	@echo 'make docs    run the examples of README.md, docs/ and the docstrings'
+	@echo 'make site    the documentation as pages with a search, in build/site/; its links, search and console checked'
 	@echo 'make full    every test, the slow ones and the examples included; the core with the lowest and the newest versions'
 	@echo 'make clean   remove the virtual environments, caches and results'
 
@@ -60,6 +62,10 @@ format: .venv-lint/.installed
 docs: .venv-test/.installed
 	$(PYTEST) -q -m examples
 
+site: .venv-site/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build
+	.venv-site/bin/python docs/checked.py build/site
+
 full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
 	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m ''
 	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'not examples'
@@ -78,5 +84,5 @@ full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-lint .venv-lowest .venv-newest runs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-demo .venv-test .venv-lint .venv-lowest .venv-newest .venv-site runs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

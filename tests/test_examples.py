@@ -27,7 +27,9 @@ def docstrings() -> Iterator[doctest.DocTest]:
 
 
 def markdown_files() -> list[Path]:
-    return sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if path.exists())
+    """Those with code, docs/how-to and other folders included."""
+    pages = (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    return sorted(path for path in pages if path.exists() and FENCE.search(path.read_text(encoding="utf-8")))
 
 
 def run_doctest(test: doctest.DocTest) -> str:
@@ -64,7 +66,7 @@ def test_docstring(test, tmp_path, monkeypatch):
 
 @pytest.mark.examples
 @pytest.mark.relaxed
-@pytest.mark.parametrize("path", markdown_files(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", markdown_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_page(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if report := run_markdown(path.read_text(encoding="utf-8"), str(path)):
@@ -109,6 +111,11 @@ def test_a_broken_block_raises_at_its_line():
 def test_warnings_in_examples_are_errors():
     with pytest.raises(UserWarning, match="old"):
         run_markdown("```python\nimport warnings\nwarnings.warn('old')\n```\n", "page")
+
+
+def test_pages_with_code_are_found_in_every_folder():
+    found = {path.relative_to(ROOT).as_posix() for path in markdown_files()}
+    assert {"README.md", "docs/theory.md", "docs/how-to/modes.md"} & found == {"README.md", "docs/how-to/modes.md"}
 
 
 def test_docstrings_are_found():

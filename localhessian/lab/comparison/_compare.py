@@ -64,7 +64,7 @@ def compare(
         ValueError: Names that occur twice, a folder of another study, or data too few for a batch.
 
     Cost: networks x algorithms x (trials x tuning_seeds + seeds) runs of `steps` steps; one compilation for each
-        network and algorithm.
+    network and algorithm.
     """
     _check_names("networks", networks)
     _check_names("algorithms", algorithms)

@@ -23,7 +23,7 @@ class Mean(NamedTuple):
 
 
 def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Mean:
-    r"""Mean and interval of independent runs: $\bar v \pm t_{(1+p)/2,\,n-1}\, s / \sqrt n$.
+    """Mean and interval of independent runs: mean +- t s / sqrt(n), t the quantile (1 + p)/2 of Student with n - 1.
 
     Args:
         values: One for each run, at least two.

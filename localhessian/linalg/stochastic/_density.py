@@ -46,9 +46,9 @@ def spectral_density(
     key: Key | None = None,
     throw: bool = True,
 ) -> Density:
-    r"""How eigenvalues are distributed, by stochastic quadrature, without computing them.
+    """How eigenvalues are distributed, by stochastic quadrature, without computing them.
 
-    $F(x) = \frac1d \#\{\lambda_i \le x\} = E\, v^T 1[H \le x]\, v$ for random unit vectors v
+    F(x) = (number of eigenvalues at or below x) / d = E v^T 1[H <= x] v for random unit vectors v
 
     Of each of `probes` random v, `steps` steps of Lanczos (where there is a factor R: of Golub-Kahan on its smaller
     side, so that nothing is squared and the small end stands on its own) know the first moments of v's spectral

@@ -20,10 +20,9 @@ from localhessian.linalg.stochastic._probes import (
 
 @dataclasses.dataclass(frozen=True)
 class Hutchinson:
-    r"""Means over random signs v: the error falls as 1/sqrt(probes), whatever the spectrum.
+    """Means over random signs v: the error falls as 1/sqrt(probes), whatever the spectrum.
 
-    $\mathrm{tr} H = E\, v^T H v = E\, \|R v\|^2$, $\mathrm{tr} H^2 = E\, \|H v\|^2$,
-    $\mathrm{diag} H = E\, v \odot H v$
+    tr H = E v^T H v = E ||R v||^2,   tr H^2 = E ||H v||^2,   diag H = E v * (H v), elementwise
 
     Cost: `probes` products with H; for a trace with the factor alone where there is one, which saves half of each.
     Of each vector a number is kept (two for tr H^2, and for a diagonal d).

@@ -33,9 +33,9 @@ def frobenius_norm(
     *,
     key: Key | None = None,
 ) -> TraceEstimate:
-    r"""The Frobenius norm of a symmetric operator, or of A^T A of a linear map A: the root of tr(H^2).
+    """The Frobenius norm of a symmetric operator, or of A^T A of a linear map A: the root of tr(H^2).
 
-    $\mathrm{tr} H^2 = E\, \|H v\|^2$ for random signs v; of a factor R, by R^T R or R R^T, whichever is smaller
+    tr H^2 = E ||H v||^2 for random signs v; of a factor R, by R^T R or R R^T, whichever is smaller
 
     Args:
         operator: Any operator; batched operators give one estimate each.

@@ -78,9 +78,9 @@ def trace(
 
 
 def diagonal(operator: Operator, /, method: Hutchinson | None = None, *, key: Key | None = None) -> TraceEstimate:
-    r"""The diagonal of a symmetric operator, or of A^T A of a linear map A, by products alone.
+    """The diagonal of a symmetric operator, or of A^T A of a linear map A, by products alone.
 
-    $\mathrm{diag} H = E\, v \odot H v$ for random signs v; the variance of entry i is the sum of the squares of the
+    diag H = E v * (H v), elementwise, for random signs v; the variance of entry i is the sum of the squares of the
     other entries of its row, over the number of probes.
 
     Args:
