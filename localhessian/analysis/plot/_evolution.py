@@ -100,7 +100,11 @@ def _of_dataset(history: Any) -> dict[float, Any]:
     if lacking:
         raise TypeError(f"`history` must have the dimensions step, block and wrt; it lacks {', '.join(lacking)}.")
     found = {}
-    numeric = [name for name in history.data_vars if name in Row.__dataclass_fields__ and name != "status"]
+    numeric = [
+        name
+        for name, values in history.data_vars.items()
+        if name in Row.__dataclass_fields__ and name != "status" and values.dtype.kind in "fiub"
+    ]
     for step in history["step"].values:
         at = history.sel(step=step)
         rows = []
