@@ -34,9 +34,8 @@ def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     told = dict(notebook.metadata)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        nbclient.NotebookClient(
-            notebook, timeout=SECONDS, kernel_name="python3", resources=resources, record_timing=False
-        ).execute()
+        settings = {"timeout": SECONDS, "kernel_name": "python3", "coalesce_streams": True, "record_timing": False}
+        nbclient.NotebookClient(notebook, resources=resources, **settings).execute()
     notebook.metadata = nbformat.from_dict(told)  # the kernel adds the version of its Python
     return notebook
 
