@@ -7,6 +7,7 @@
 
 # %%
 import importlib.util
+import itertools
 
 import equinox as eqx
 import flax.linen as nn
@@ -59,7 +60,7 @@ found["plain JAX"] = look(lh.chain_from_function(plain, {"kernels": kernels, "bi
 # %%
 class Network(nnx.Module):
     def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(SIZES, SIZES[1:], strict=False)])
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(SIZES)])
 
     def __call__(self, x):
         for layer in self.layers[:-1]:
@@ -217,9 +218,8 @@ regression = lh.analyze(ordinary, params, points, solution, lambda u, y: 0.5 * (
 pinn = lh.analyze(chain, params, points, source, residual_loss, wrt="params")
 for name in chain.names:
     plainly, asked = (report[name, "params"].lambda_max for report in (regression, pinn))
-    print(
-        f"{name:7} lambda_max of H_W: {plainly:8.3g} for u alone, {asked:8.3g} with u' and u'': {asked / plainly:5.0f} times"
-    )
+    times = f"{asked / plainly:.0f} times"
+    print(f"{name:7} lambda_max of H_W: {plainly:5.3g} for u alone, {asked:5.3g} with u' and u'', {times}")
     assert asked > 5 * plainly
 
 # %% [markdown]

@@ -1,13 +1,17 @@
 """The notebooks, built from the scripts beside them: `python notebooks/paired.py` executes all, or those named."""
 
 import argparse
+import base64
+import io
 import os
 import tempfile
 from pathlib import Path
 
 import jupytext
+import matplotlib.font_manager  # noqa: F401  finds the fonts of a new machine here, and not with words in a cell
 import nbclient
 import nbformat
+from PIL import Image
 
 FOLDER = Path(__file__).parent
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
@@ -37,7 +41,18 @@ def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         settings = {"timeout": SECONDS, "kernel_name": "python3", "coalesce_streams": True, "record_timing": False}
         nbclient.NotebookClient(notebook, resources=resources, **settings).execute()
     notebook.metadata = nbformat.from_dict(told)  # the kernel adds the version of its Python
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = _smaller(output.data["image/png"])
     return notebook
+
+
+def _smaller(png: str) -> str:
+    """The picture with a palette: curves and words need no more than 256 colors."""
+    picture, out = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(out, format="png", optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 def main() -> None:
