@@ -36,7 +36,7 @@ def evolution(
 
     Args:
         history: Reports by the step that they were made at; or an xarray Dataset with the dimensions step, block and
-            wrt, as measurements stacked over steps make one.
+            wrt, as the `history` of an `lh.Probe` is one.
         metric: A numeric column of `Report.to_dataframe()`, or `"share"`, rank / size.
         wrt: `"params"` for H_W, `"input"` for H_z.
         blocks: A name or names; None for all.
