@@ -113,15 +113,15 @@ assert (all_kappa[weak] <= bound * 1.001).all()
 # %% [markdown]
 # **But a branch of full strength has ε above 1, and no bound at all.** There the skip gives a *worse* condition
 # number than the plain layer has, and still it does something that a plain ReLU layer cannot: all directions
-# arrive. The plain layer loses half of them, and its `kappa_plus` speaks of the rest only. **What a skip always
-# buys is rank. Conditioning it buys only when the branch is weak.**
+# arrive. The plain layer loses half of them, and its `kappa_plus` speaks of the rest only. **What the skip bought
+# every time is rank. Conditioning it buys only when the branch is weak.**
 
 # %%
 epsilon, kappa, rank, signal = skips[1.0]
 _, bare, bare_rank, bare_signal = plains[1.0]
 assert epsilon.min() > 1
 assert np.median(kappa) > np.median(bare)
-assert (rank == WIDTH).all()
+assert all((ranks == WIDTH).all() for _, _, ranks, _ in skips.values())
 assert np.median(bare_rank) < 0.7 * WIDTH
 assert np.median(skips[0.1][1]) < np.median(bare)
 
@@ -186,8 +186,8 @@ for stage, params in (("before", initial), ("after", trained)):
 # %% [markdown]
 # At He's initialization, which is what people use, **the assumption of the theorem fails in every block**, and
 # training takes ε up further. Yet all directions are there, and the condition numbers are finite. The theorem
-# explains networks with weak branches (scaled down with depth, or started at zero); for the others the skip helps
-# by another way than the bound says.
+# explains networks with weak branches (scaled down with depth, or started at zero). Whatever helps the others, it
+# is not this bound.
 
 # %%
 assert all(epsilon > 1 for epsilon, _, _ in found.values())
