@@ -112,8 +112,8 @@ assert accuracy[half] < 0.8
 # The right panel is the surprise. While the accuracy goes from chance to nearly all, the condition number of
 # every H_z (at the 5 % quantile) goes *up*, by more than a factor of ten in every block: the strongest directions
 # grow, and the weakest fade. (Hollow points: where zero begins is uncertain in float32.) Worse conditioned, and
-# it learns: **a condition number by itself does not say how well a network trains.** Here the size of the signal
-# was what mattered first.
+# it learns: **a condition number by itself does not say how well a network trains.** What changed first here was
+# the size of the signal.
 
 # %%
 kappa = history.kappa_q05.sel(wrt="input")
