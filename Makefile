@@ -13,20 +13,20 @@ EXTRAS_lowest = test
 EXTRAS_newest = test
 EXTRAS_site = docs
 CONSTRAINTS_lowest = --constraint tests/lowest.txt
-QUICK = not full and not examples
+QUICK = not full and not examples and not notebooks
 SHAPED = $(addprefix tests/linalg/test_,operators.py weighted_sum.py krylov.py summaries.py traces.py) \
   $(addprefix tests/network/test_,chain.py side.py coupling.py) tests/curvature/test_transformations.py tests/training/test_propagate.py
 CORE = tests/linalg/test_spectrum.py tests/linalg/test_rank.py tests/network tests/curvature/test_identities.py
 
 # Compiling is what tests spend their time on: workers, precisions, examples and the next run share their programs.
-test shapes docs full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-test shapes docs full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
-test shapes docs full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+test shapes docs notebooks test-notebooks full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # As users compile; tests/conftest.py chooses quicker ways where nothing is said.
-docs full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
+docs notebooks full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test shapes lint format docs site full clean
+.PHONY: help demo test shapes lint format docs notebooks test-notebooks site full clean
 .PRECIOUS: .venv-%/.installed
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo 'make format  rewrite the files as `make lint` wants them'
 	@echo 'make docs    run the examples of README.md, docs/ and the docstrings'
 	@echo 'make site    the documentation as pages with a search, in build/site/; its links, search and console checked'
+	@echo 'make notebooks       build the notebooks from the scripts beside them'
+	@echo 'make test-notebooks  execute the notebooks, and check that each is what its script makes'
 	@echo 'make full    every test, the slow ones and the examples included; the core with the lowest and the newest versions'
 	@echo 'make clean   remove the virtual environments, caches and results'
 
@@ -62,13 +64,19 @@ format: .venv-lint/.installed
 docs: .venv-test/.installed
 	$(PYTEST) -q -m examples
 
+notebooks: .venv-test/.installed
+	.venv-test/bin/python notebooks/paired.py
+
+test-notebooks: .venv-test/.installed
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m notebooks tests/test_notebooks.py
+
 site: .venv-site/.installed
 	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build
 	.venv-site/bin/python docs/checked.py build/site
 
 full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
 	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m ''
-	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'not examples'
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'not examples and not notebooks'
 	.venv-lowest/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(CORE)
 	.venv-newest/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(CORE)
 

@@ -139,7 +139,8 @@ def test_evolution_over_steps_from_reports_and_from_a_dataset():
     dims = ("step", "block", "wrt")
     kappa = np.array([[[1.0], [10.0]], [[3.0], [np.nan]]])
     status = np.array([[[0], [0]], [[0], [-1]]])  # the last one does not exist
-    data = {"kappa_plus": (dims, kappa), "status": (dims, status)}
+    notes = ("step", np.array(["the first call", ""], object))  # words, as the history of a probe has them
+    data = {"kappa_plus": (dims, kappa), "status": (dims, status), "note": notes}
     dataset = xarray.Dataset(data, {"step": [0, 100], "block": ["a", "b"], "wrt": ["params"]})
     again = lh.plot.evolution(dataset)
     points = [line.get_xydata().tolist() for line in again.lines if line.get_marker() == "o" and len(line.get_xdata())]

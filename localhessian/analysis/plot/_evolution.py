@@ -36,7 +36,7 @@ def evolution(
 
     Args:
         history: Reports by the step that they were made at; or an xarray Dataset with the dimensions step, block and
-            wrt, as measurements stacked over steps make one.
+            wrt, as the `history` of an `lh.Probe` is one.
         metric: A numeric column of `Report.to_dataframe()`, or `"share"`, rank / size.
         wrt: `"params"` for H_W, `"input"` for H_z.
         blocks: A name or names; None for all.
@@ -100,7 +100,11 @@ def _of_dataset(history: Any) -> dict[float, Any]:
     if lacking:
         raise TypeError(f"`history` must have the dimensions step, block and wrt; it lacks {', '.join(lacking)}.")
     found = {}
-    numeric = [name for name in history.data_vars if name in Row.__dataclass_fields__ and name != "status"]
+    numeric = [
+        name
+        for name, values in history.data_vars.items()
+        if name in Row.__dataclass_fields__ and name != "status" and values.dtype.kind in "fiub"
+    ]
     for step in history["step"].values:
         at = history.sel(step=step)
         rows = []
