@@ -61,6 +61,8 @@ from localhessian.network import Block as Block
 from localhessian.network import Chain as Chain
 from localhessian.network import Cut as Cut
 from localhessian.network import CutError as CutError
+from localhessian.network import Stream as Stream
+from localhessian.network import StreamMatching as StreamMatching
 from localhessian.network import back_match as back_match
 from localhessian.network import back_matching_loss as back_matching_loss
 from localhessian.network import chain_from_equinox as chain_from_equinox

@@ -184,7 +184,7 @@ def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) ->
     if not is_concrete(operator, key):
         with full_precision():
             return _compute(operator, key, probes, steps, scale, TRACED)
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" and operator.in_programs:
         return told_apart(_compiled(operator.prepare(), key, probes, steps, scale), operator)
     try:
         with quietly():
