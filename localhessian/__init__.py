@@ -9,10 +9,12 @@ from localhessian.analysis import PlannedRow as PlannedRow
 from localhessian.analysis import Probe as Probe
 from localhessian.analysis import Report as Report
 from localhessian.analysis import Row as Row
+from localhessian.analysis import Spread as Spread
 from localhessian.analysis import analyze as analyze
 from localhessian.analysis import measure as measure
 from localhessian.analysis import plan as plan
 from localhessian.analysis import plot as plot
+from localhessian.analysis import spread as spread
 from localhessian.analysis import sweep as sweep
 from localhessian.curvature import IdentityCheck as IdentityCheck
 from localhessian.curvature import IdentityError as IdentityError

@@ -17,6 +17,7 @@ import jax
 
 from localhessian._arguments import number, short
 from localhessian._types import Key as PRNGKey
+from localhessian.analysis._sources import Matching
 from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, Survey, top_of
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
@@ -118,7 +119,7 @@ def free_bytes() -> float:
 
 
 def route(
-    matching: BackMatching,
+    matching: Matching,
     job: Key,
     samples: Sequence[int] | None,
     method: Method | None,
@@ -130,7 +131,7 @@ def route(
     """The way to a local Hessian within `most` bytes.
 
     Args:
-        matching: The network at its point, in numbers.
+        matching: The network at its point, in numbers, or at a stream.
         job: (block, wrt, part).
         samples: Of an uncoupled H_z, which ones; None: the whole batch.
         method: Asked for; None leaves it to the order and the structure.
