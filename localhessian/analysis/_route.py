@@ -213,9 +213,9 @@ def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Taken:
 def _structure(operator: Operator, structured: Structured, most: float) -> tuple[Structure | None, str]:
     """What splits, found within `most` bytes, or why nothing does."""
     factor = operator.factor
-    if factor is None:
+    if factor is None and operator.in_programs:
         return None, "no structure: it has no factor R with H = R^T R"
-    searched = WALKED * (operator.batch or 1) * (operator.size + factor.out_size)
+    searched = WALKED * (operator.batch or 1) * (operator.size + (0 if factor is None else factor.out_size))
     if searched > most:
         return None, f"looking for structure would take {in_units(searched)}"
     try:

@@ -77,9 +77,9 @@ class Survey:
     ) -> Spectrum:
         """The whole spectrum, or its largest value."""
         structured, dense = Structured(), Dense(max_operations=self.max_operations)
-        if self.structure is not None:
-            return structured.decompose(self.structure, operator, show)
-        with contextlib.suppress(Declined):
+        with contextlib.suppress(Declined):  # a stream may break off what its first batch promised
+            if self.structure is not None:
+                return structured.decompose(self.structure, operator, show)
             return structured.attempt(operator, key, show)
         method = dense if dense.fits(operator) else top_of(operator)
         return method.run(operator, key, vectors, start, show)

@@ -34,7 +34,15 @@ class BlockDiagonal:
     Small units, of which a layer without parameters has hundreds of thousands, are no objects, but stacks.
     """
 
-    def __init__(self, found: Found, size: int, batch: int | None, max_bytes: float, every_unit: bool = False) -> None:
+    def __init__(
+        self,
+        found: Found,
+        size: int,
+        batch: int | None,
+        max_bytes: float,
+        every_unit: bool = False,
+        apart: bool = False,
+    ) -> None:
         """Sort what was found by unit; as many are decomposed side by side as `max_bytes` allows.
 
         Args:
@@ -43,6 +51,7 @@ class BlockDiagonal:
             batch: Of maps; None for one.
             max_bytes: Of memory.
             every_unit: Whether each unit must be an object, to be multiplied.
+            apart: Whether equal units are held one by one.
 
         Raises:
             Declined: a variable serves several units.
@@ -53,7 +62,7 @@ class BlockDiagonal:
         columns = np.zeros(batch or 1, np.int64)
         if found.grid is None and not every_unit:
             self.small, columns = self._small_units()
-        self.units = self._make_units()
+        self.units = self._make_units(apart)
         for unit in self.units:
             columns[unit.batch] += unit.copies * unit.shape[1]
         if np.any(columns > size):
@@ -86,7 +95,7 @@ class BlockDiagonal:
             matrix.sum_duplicates()
         return matrix
 
-    def _make_units(self) -> list[Unit]:
+    def _make_units(self, apart: bool) -> list[Unit]:
         found, output = self.found, self.found.output
         own, place = (found.flat(field) for field in (output.own, output.place))
         shared = [found.flat(coefficient) for coefficient in output.shared.values()]
@@ -110,7 +119,7 @@ class BlockDiagonal:
             group = 0 if found.grid is None else int(found.grid.group[u])
             parts = (own[elements], place[elements], beside.data, beside.indices, beside.indptr)
             key = (group, batch, len(columns), *(part.tobytes() for part in parts))
-            if key in seen and not shared:
+            if key in seen and not (shared or apart):
                 twin = made[seen[key]]
                 made[seen[key]] = dataclasses.replace(twin, copies=twin.copies + 1)
                 continue
