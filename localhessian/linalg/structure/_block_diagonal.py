@@ -376,8 +376,10 @@ def _components(count: int, single: list[Any], variables: int) -> tuple[np.ndarr
         rows.append(first[both])
         columns.append(entry[both])
         first = np.where(live & (first == UNKNOWN), entry, first)
-    links = np.concatenate(rows), np.concatenate(columns)
-    graph = sparse.coo_matrix((np.ones(len(links[0]), np.int8), links), shape=(variables, variables))
-    labels = csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
-    of_variable = np.where(used, labels, UNKNOWN)
+    # Of a table of embeddings few are used: the others are no part of the graph.
+    at = np.flatnonzero(used)
+    one, other = (np.searchsorted(at, np.concatenate(part)) for part in (rows, columns))
+    graph = sparse.coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(at), len(at)))
+    of_variable = np.full(variables, UNKNOWN, np.int64)
+    of_variable[at] = csgraph.connected_components(graph, directed=False)[1]
     return np.where(first == UNKNOWN, UNKNOWN, of_variable[first]), of_variable

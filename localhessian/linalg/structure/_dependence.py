@@ -102,7 +102,8 @@ class Dependent:
 def variables(size: tuple[int, ...]) -> Dependent:
     """The vector of variables itself."""
     entries = np.arange(np.prod(size), dtype=np.int32).reshape(size)
-    return Dependent(size, np.full(size, UNKNOWN, np.int32), single=[(np.ones(size, np.float32), entries)])
+    unit, ones = (np.broadcast_to(value, size) for value in (np.int32(UNKNOWN), np.float32(1)))
+    return Dependent(size, unit, single=[(ones, entries)])
 
 
 def add(x: Dependent, y: Dependent) -> Dependent:

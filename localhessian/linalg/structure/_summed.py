@@ -129,7 +129,7 @@ def _blocks(factor: LinearMap | None, walk: Walk, *, apart: bool) -> BlockDiagon
 
 @dataclasses.dataclass
 class _Sum:
-    """Of one block: w_1 R_1^T R_1 + .., or of numbers in float64 the triangle with that square."""
+    """Of one block: the upper triangle of w_1 R_1^T R_1 + .., or of numbers in float64 the R with that square."""
 
     is_double: bool
     variables: np.ndarray | None = None
@@ -143,8 +143,8 @@ class _Sum:
         at = self._places(unit.variables)
         held: np.ndarray = self.held  # type: ignore[assignment]
         if not self.is_double:
-            upper = gram_of_rows(unit.rows, m, p)
-            held[np.ix_(at, at)] += weight * (np.triu(upper) + np.triu(upper, 1).T)
+            upper = weight * gram_of_rows(unit.rows, m, p)
+            held += upper if np.array_equal(unit.variables, self.variables) else _moved(upper, at, len(held))
             return
         rows = np.zeros((m, held.shape[1]))
         rows[:, at] = weight**0.5 * unit.rows()
@@ -170,3 +170,10 @@ class _Sum:
             return roots(np.asfortranarray(self.held))
         found = np.linalg.svd(self.held, compute_uv=False)[::-1]
         return np.concatenate([np.zeros(self.held.shape[1] - len(found)), found])
+
+
+def _moved(upper: np.ndarray, at: np.ndarray, size: int) -> np.ndarray:
+    """A symmetric matrix at some places of a larger one; both by their upper triangles."""
+    whole = np.zeros((size, size))
+    whole[np.ix_(at, at)] = np.triu(upper) + np.triu(upper, 1).T
+    return np.triu(whole)
