@@ -183,7 +183,8 @@ def _routed(routes: list[Route], sources: Sources, job: RowKey, method: Method |
         matching, alone = sources.of(job)
         held = math.fsum(each.cost.bytes for each in routes if each.structure is not None)
         is_timed = math.isfinite(limits.seconds)
-        routes.append(route(matching, job, alone, method, limits.bytes, timed=is_timed, keep=KEPT_BYTES - held))
+        how: dict[str, Any] = {"timed": is_timed, "keep": KEPT_BYTES - held, "known": sources.routes}
+        routes.append(route(matching, job, alone, method, limits.bytes, **how))
     except Exception as error:  # one row's failure, whatever it is, must not cost the others
         return _failed(sources, job, error)
     return None

@@ -144,7 +144,7 @@ def plan(
     for job in jobs:
         if not (missing(matching, job[0], SIDES[job[1]], asked=blocks is not None) or sources.refused(job)):
             of, alone = sources.of(job)
-            routes.append(route(of, job, alone, method, limits.bytes))
+            routes.append(route(of, job, alone, method, limits.bytes, known=sources.routes))
     return Plan(tuple(_row(each) for each in within(routes, limits)))
 
 

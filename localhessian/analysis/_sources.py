@@ -34,6 +34,8 @@ class Sources:
     matching: Matching
     samples: tuple[int, ...]
     """Those looked at one by one where they are not coupled."""
+    routes: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    """Found already, by what blocks compute."""
 
     def one_by_one(self, job: Key) -> bool:
         """Whether the samples are looked at one by one."""

@@ -59,3 +59,4 @@ from localhessian.linalg.structure import Declined as Declined
 from localhessian.linalg.structure import Grid as Grid
 from localhessian.linalg.structure import Structure as Structure
 from localhessian.linalg.structure import Structured as Structured
+from localhessian.linalg.structure import Unconfirmed as Unconfirmed

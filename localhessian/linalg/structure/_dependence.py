@@ -31,6 +31,10 @@ class Declined(Exception):
     """The program has no structure that is known here; the message says where it was lost."""
 
 
+class Unconfirmed(Declined):
+    """These numbers tell otherwise; those of an equal program may not."""
+
+
 class TooLarge(Declined):
     """There is one, beyond the limits."""
 

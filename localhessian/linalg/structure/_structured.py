@@ -15,7 +15,7 @@ from localhessian.linalg.operators import LinearMap, Operator, Streamed, check_o
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt
 from localhessian.linalg.structure._assemble import ends, whole
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
-from localhessian.linalg.structure._dependence import Declined, TooLarge
+from localhessian.linalg.structure._dependence import Declined, TooLarge, Unconfirmed
 from localhessian.linalg.structure._discover import Found, walk
 from localhessian.linalg.structure._khatri_rao import KhatriRao, only_product
 from localhessian.linalg.structure._layout import Layout, of_maps, of_units
@@ -273,4 +273,4 @@ def _verify(found: Found, prepared: LinearMap) -> None:
     product = np.asarray(prepared.mv(jnp.asarray(v, prepared.dtype)), np.float64).ravel()
     error = np.linalg.norm(found.apply(v.ravel()) - product)
     if not error <= eps_of(prepared.dtype) ** 0.5 * np.linalg.norm(product):
-        raise Declined("a random vector did not confirm what was found (or the product is not finite)")
+        raise Unconfirmed("a random vector did not confirm what was found (or the product is not finite)")
