@@ -171,7 +171,7 @@ def _searched(job: Key, operator: Operator, method: Method | None, most: float, 
         cost = of_structure(structure)
         searched = time.perf_counter() - started
         kept = structure if cost.bytes <= keep else None
-        return Route(job, operator, structured, str(structure), cost, True, kept, searched)
+        return Route(job, operator, structured, str(structure), cost, True, kept, searched=searched)
     dense = Dense(max_operations=MAX_OPERATIONS, max_bytes=int(min(2**31, most)))
     if dense.fits(operator) and of_dense(operator, timed=False).bytes <= most:
         cost = of_dense(operator, timed=timed)

@@ -266,7 +266,7 @@ def _verify(found: Found, prepared: LinearMap) -> None:
     The walk either follows a program exactly or declines, so a difference above rounding means that it was mistaken.
 
     Raises:
-        Declined: they differ.
+        Unconfirmed: they differ.
     """
     shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
     v = np.random.default_rng(0).standard_normal(shape)
