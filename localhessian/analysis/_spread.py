@@ -30,8 +30,9 @@ SHOWN = ("lambda_max", "kappa_plus", "kappa_q05", "trace", "effective_rank")
 class Spread:
     """The mean of every figure over batches, with its 95 % interval; printed, a table.
 
-    `spread["conv1", "params"]["kappa_plus"]` is an `lh.lab.Mean`: mean, low, high, and `runs`, the number of batches in
-    which the figure is finite. Of condition numbers it is the geometric mean, with the interval of the logarithms.
+    `spread["conv1", "params"]["kappa_plus"]` is a `localhessian.lab.Mean`: mean, low, high, and `runs`, the number of
+    batches in which the figure is finite. Of condition numbers it is the geometric mean, with the interval of the
+    logarithms.
     """
 
     figures: Mapping[Key, Mapping[str, Mean]]
