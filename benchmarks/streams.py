@@ -1,6 +1,6 @@
 """Local Hessians over streams: the same figures as of one batch, and memory that does not grow with the data.
 
-    python benchmarks/streams.py [--samples 500 2000 8000] [--batch 128]
+    python benchmarks/streams.py [--samples 250 1000 4000] [--batch 125]
 
 Each line is a process of its own, so that its peak is its own: two convolutions, a dense layer and a last block, in one
 batch, and over a stream that makes each batch when it is asked for one.
@@ -65,8 +65,8 @@ def one(how, samples, size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, nargs="+", default=[500, 2000, 8000])
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--samples", type=int, nargs="+", default=[250, 1000, 4000])
+    parser.add_argument("--batch", type=int, default=125)
     parser.add_argument("--one", choices=["batch", "stream"])
     given = parser.parse_args()
     if given.one:

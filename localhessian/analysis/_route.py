@@ -168,8 +168,9 @@ def _searched(job: Key, operator: Operator, method: Method | None, most: float, 
     structured = Structured(max_bytes=min(2.0**31, most))
     structure, why, serves = _structure(operator, structured, most)
     if structure is not None:
-        cost = of_structure(structure)
         searched = time.perf_counter() - started
+        cost = of_structure(structure)
+        cost = cost._replace(seconds=cost.seconds + structure.visits * searched)  # every batch takes as long again
         kept = structure if cost.bytes <= keep else None
         return Route(job, operator, structured, str(structure), cost, True, kept, searched=searched)
     dense = Dense(max_operations=MAX_OPERATIONS, max_bytes=int(min(2**31, most)))

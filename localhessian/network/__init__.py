@@ -34,6 +34,7 @@ from localhessian.network._side import half_square as half_square
 from localhessian.network._side import meant as meant
 from localhessian.network._stream import Batch as Batch
 from localhessian.network._stream import Stream as Stream
+from localhessian.network._stream import expect_batch as expect_batch
 from localhessian.network._streamed import StreamMatching as StreamMatching
 from localhessian.network._streamed import cut_matching as cut_matching
 from localhessian.network._validate import admit as admit

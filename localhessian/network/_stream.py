@@ -99,6 +99,16 @@ class Stream:
         return wrapped(f"Stream({count}{cut}{', each with its own statistics' if self.per_batch else ''})")
 
 
+def expect_batch(function: str, x: Any) -> None:
+    """Refuse a stream.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if isinstance(x, Stream):
+        raise TypeError(f"`{function}` takes one batch as `x`, and no stream: `lh.back_match` and `lh.analyze` do.")
+
+
 def _checked(batch: Any) -> Batch:
     if not isinstance(batch, list | tuple) or len(batch) not in {2, 3} or not is_concrete(batch):
         raise TypeError(

@@ -224,6 +224,9 @@ def test_what_is_no_stream_is_named(both):
         lh.local_hessian(one, "relu", "input", batch_size=2)
     with pytest.raises(ValueError, match="say it to the stream"):
         lh.local_hessian(streamed, "relu", batch_size=2)
+    for name in ("measure", "check_identities"):
+        with pytest.raises(TypeError, match=f"`{name}` takes one batch as `x`, and no stream"):
+            getattr(lh, name)(case.chain, case.params, lh.Stream(batches), None, cross_entropy)
     once = iter(batches)
     with pytest.raises(ValueError, match="gave 0 samples, and 10 the first time"):
         lh.local_hessian(case.match(lh.Stream(lambda: once)), "relu").mv(jnp.ones(25))

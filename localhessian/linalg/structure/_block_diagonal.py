@@ -34,6 +34,9 @@ class BlockDiagonal:
     Small units, of which a layer without parameters has hundreds of thousands, are no objects, but stacks.
     """
 
+    visits: float = 0.0
+    """How often it is looked for again when it is decomposed."""
+
     def __init__(
         self,
         found: Found,

@@ -71,6 +71,11 @@ class Summed:
         return cores()
 
     @property
+    def visits(self) -> float:
+        """How many parts are looked at."""
+        return self.passes / self._share
+
+    @property
     def passes(self) -> int:
         """How often the data is gone through."""
         return len(self._groups)
