@@ -9,10 +9,12 @@ from localhessian.analysis import PlannedRow as PlannedRow
 from localhessian.analysis import Probe as Probe
 from localhessian.analysis import Report as Report
 from localhessian.analysis import Row as Row
+from localhessian.analysis import Spread as Spread
 from localhessian.analysis import analyze as analyze
 from localhessian.analysis import measure as measure
 from localhessian.analysis import plan as plan
 from localhessian.analysis import plot as plot
+from localhessian.analysis import spread as spread
 from localhessian.analysis import sweep as sweep
 from localhessian.curvature import IdentityCheck as IdentityCheck
 from localhessian.curvature import IdentityError as IdentityError
@@ -61,6 +63,8 @@ from localhessian.network import Block as Block
 from localhessian.network import Chain as Chain
 from localhessian.network import Cut as Cut
 from localhessian.network import CutError as CutError
+from localhessian.network import Stream as Stream
+from localhessian.network import StreamMatching as StreamMatching
 from localhessian.network import back_match as back_match
 from localhessian.network import back_matching_loss as back_matching_loss
 from localhessian.network import chain_from_equinox as chain_from_equinox

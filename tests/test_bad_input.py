@@ -58,7 +58,7 @@ LEFT_OUT = {
     ),
     "QuadratureEstimate",
     *("Row", "Spectrum"),
-    *("Summary", "SymmetricOperator", "TraceEstimate", "Status"),
+    *("Spread", "StreamMatching", "Summary", "SymmetricOperator", "TraceEstimate", "Status"),
     # Errors are raised, not called.
     *("CutError", "IdentityError", "SpectrumError", "SpectrumInterrupt"),
 }
@@ -76,6 +76,7 @@ MEANT = {
     "momentum": "None number fraction",
     "refresh": "None number",
     "samples_per_block": "number",
+    **{"batch_size": "None number", "batches": "None number", "Stream.batches": "", "per_batch": "bool"},
     "limits": "None list",
     "trace": "number",
     "frobenius": "number fraction",
@@ -178,6 +179,7 @@ def setting():
         **{"block": "a", "name": "a", "apply": lambda p, z: z @ p, "q": 0.5, "z": x},
         **{"case": lambda scale: scale + 1, "axes": {"scale": [1.0, 2.0]}},
         **{"operators": [operator, operator], "weights": [0.5, 0.5]},
+        **{"batches": [(x, y)], "found": [report, report], "analyze.batches": 2},
         **{"mv": lambda v: v, "rmv": None, "size": 3, "in_size": 3, "out_size": 3},
         **{
             "learning_rate": 0.1,

@@ -7,6 +7,9 @@ from localhessian.analysis._findings import Finding as Finding
 from localhessian.analysis._findings import Findings as Findings
 from localhessian.analysis._findings import findings as findings
 from localhessian.analysis._html import html as html
+from localhessian.analysis._interval import MINIMUM as MINIMUM
+from localhessian.analysis._interval import Mean as Mean
+from localhessian.analysis._interval import interval as interval
 from localhessian.analysis._measure import measure as measure
 from localhessian.analysis._measurement import Entry as Entry
 from localhessian.analysis._measurement import Measurement as Measurement
@@ -15,6 +18,8 @@ from localhessian.analysis._plan import PlannedRow as PlannedRow
 from localhessian.analysis._plan import plan as plan
 from localhessian.analysis._probe import Probe as Probe
 from localhessian.analysis._report import Report as Report
+from localhessian.analysis._spread import Spread as Spread
+from localhessian.analysis._spread import spread as spread
 from localhessian.analysis._table import number as number
 from localhessian.analysis._table import table as table
 from localhessian.analysis.plot import COLORS as COLORS

@@ -23,11 +23,13 @@ from localhessian.analysis._measured import measured, surveyed, without_figures
 from localhessian.analysis._notes import nobody, not_convex
 from localhessian.analysis._report import Report
 from localhessian.analysis._route import KEPT_BYTES, Limits, Route, in_time, in_units, limits_of, route, taken, within
+from localhessian.analysis._sources import Sources, expect_batches, in_batches, single_batches
+from localhessian.analysis._spread import spread, stored
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.curvature import Part
 from localhessian.linalg import Method, SpectrumInterrupt, check_method
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match_partly, check_chain
+from localhessian.network import SIDES, Chain, Wrt, back_match_partly, check_chain
 
 GAUSS_NEWTON: Part = "gauss_newton"
 SILENT = 2.0
@@ -51,6 +53,8 @@ def analyze(
     samples_per_block: int = 16,
     method: Method | None = None,
     key: Key | None = None,
+    batch_size: int | None = None,
+    batches: int | None = None,
     max_seconds: float | None = None,
     max_bytes: float | None = None,
     progress: Progress | bool = False,
@@ -61,8 +65,9 @@ def analyze(
     Args:
         chain: The network.
         params: The parameters of each block by its name.
-        x: Inputs, samples on the leading axis. With batch normalization in training mode their number matters.
-        y: What the loss compares with.
+        x: Inputs, samples on the leading axis. With batch normalization in training mode their number matters. Or an
+            `lh.Stream` of batches of x and y.
+        y: What the loss compares with; None beside a stream.
         loss: Per-sample losses, shape `(n,)`.
         context: Handed to every block that takes one.
         blocks: A name or names of the blocks to analyze; default all, but of blocks without parameters no H_z.
@@ -75,9 +80,12 @@ def analyze(
             to 8e10 multiplications), else the largest eigenvalue by Lanczos and the rest by quadrature, as in
             `lh.spectral_density` with 2 starts of 12 steps: bounds and estimates, with their errors in columns.
         key: Of random start vectors; default `jax.random.key(0)`.
+        batch_size: Hold the activations of so many samples at a time, as in `lh.Stream`; for `batches`, of each.
+        batches: Analyze the first so many batches alone too, and tell each figure's mean and 95 % interval over them in
+            `report.spread`. Without a stream or `batch_size`, `x` is cut into so many.
         max_seconds: What all rows may take, compilation apart. Rows that would take more by their prediction (`lh.plan`
             shows it) get the largest eigenvalue and a quadrature instead, or are skipped, with a note. Cheap rows come
-            first.
+            first. `batches` share it evenly with the whole.
         max_bytes: The same for the memory of each row; default what the machine has free.
         progress: True shows a bar; a function is called with (done, total, what); what is left is told in seconds.
         resume: An earlier, interrupted report of the same model and data: its rows are kept.
@@ -89,7 +97,8 @@ def analyze(
         its products have shown, with `meta["interrupted"]` True.
 
     Raises:
-        ValueError: Bad input, as from `lh.back_match`; an unknown side or part; `resume` belongs to something else.
+        ValueError: Bad input, as from `lh.back_match`; an unknown side or part; `resume` belongs to something else; a
+            block couples the samples of a stream's batches.
         KeyError: A block name that is not in the chain.
         TypeError: Called under a transformation.
 
@@ -113,9 +122,13 @@ def analyze(
     check_method(method)
     limits, jobs = limits_of(max_seconds, max_bytes), jobs_of(chain, blocks, wrt, part)
     key = jax.random.key(0) if key is None else key
-    matching = back_match_partly(chain, params, x, y, loss, context)
+    if batches is not None:
+        limits = dataclasses.replace(limits, seconds=limits.seconds / (expect_batches(batches) + 1))
+    matching = back_match_partly(chain, params, *in_batches(x, y, batch_size), loss, context)
     ones = chosen(samples, samples_per_block, matching.samples)
-    meta = _meta(matching, ones, method, key)
+    sources = Sources(matching, ones)
+    sources.check(jobs)
+    meta = _meta(sources, method, key)
     rows, spectra = _resumed(resume, meta)
     kept = {row.key for row in rows}
     interrupted = False
@@ -126,15 +139,15 @@ def analyze(
                 if job not in kept:
                     if time.perf_counter() - started > SILENT:
                         show(len(rows), len(jobs), f"{' / '.join(job)}, planned")
-                    row = _without(matching, job, asked)
+                    row = _without(sources, job, asked)
                     if row is None:
-                        row = _routed(routes, matching, job, ones, method, limits)
+                        row = _routed(routes, sources, job, method, limits)
                     rows.extend([] if row is None else [row])
             routes = within(routes, limits)
             while routes:
                 show(len(rows), len(jobs), f"{' / '.join(routes[0].job)}{_left(routes)}")
                 each = routes.pop(0)
-                row, found, interrupted = _analyze_one(matching, each, ones, key)
+                row, found, interrupted = _analyze_one(sources, each, key)
                 rows.append(row)
                 if found is not None:
                     spectra[each.job] = found
@@ -145,53 +158,50 @@ def analyze(
         show(len(rows), len(jobs), "interrupted" if interrupted else "done")
     order = {job: i for i, job in enumerate(jobs)}
     rows.sort(key=lambda row: order.get(row.key, len(order)))
+    if batches is not None and not interrupted:
+        again: dict[str, Any] = {"blocks": blocks, "wrt": wrt, "part": part, "samples_per_block": samples_per_block}
+        again |= {"method": method, "key": key, "max_seconds": limits.seconds, "max_bytes": limits.bytes}
+        alone = [
+            analyze(chain, params, one.x, one.y, loss, one.context, **again)
+            for one in single_batches(matching, batches, batch_size)
+        ]
+        meta["spread"] = stored(spread(alone))
     meta |= {"seconds": round(time.perf_counter() - started, 3), "interrupted": interrupted}
     return Report(tuple(rows), spectra, meta)
 
 
-def _without(matching: BackMatching, job: RowKey, asked: bool) -> Row | None:
+def _without(sources: Sources, job: RowKey, asked: bool) -> Row | None:
     """The row of what does not exist, or was not asked for."""
-    why = missing(matching, job[0], SIDES[job[1]], asked=asked)
+    matching = sources.matching
+    why = missing(matching, job[0], SIDES[job[1]], asked=asked) or sources.refused(job)
     return without_figures(job, coupled=bool(matching.coupled[job[0]]), note=why) if why else None
 
 
-def _routed(
-    routes: list[Route],
-    matching: BackMatching,
-    job: RowKey,
-    samples: tuple[int, ...],
-    method: Method | None,
-    limits: Limits,
-) -> Row | None:
+def _routed(routes: list[Route], sources: Sources, job: RowKey, method: Method | None, limits: Limits) -> Row | None:
     """One more route; the row where that fails."""
-    alone = samples if _one_by_one(matching, job) else None
     try:
+        matching, alone = sources.of(job)
         held = math.fsum(each.cost.bytes for each in routes if each.structure is not None)
         is_timed = math.isfinite(limits.seconds)
-        routes.append(route(matching, job, alone, method, limits.bytes, timed=is_timed, keep=KEPT_BYTES - held))
+        how: dict[str, Any] = {"timed": is_timed, "keep": KEPT_BYTES - held, "known": sources.routes}
+        routes.append(route(matching, job, alone, method, limits.bytes, **how))
     except Exception as error:  # one row's failure, whatever it is, must not cost the others
-        return _failed(matching, job, samples, error)
+        return _failed(sources, job, error)
     return None
 
 
-def _one_by_one(matching: BackMatching, job: RowKey) -> bool:
-    """Whether the samples are looked at one by one."""
-    return SIDES[job[1]].per_sample and not bool(matching.coupled[job[0]])
-
-
-def _failed(matching: BackMatching, job: RowKey, samples: tuple[int, ...], error: Exception) -> Row:
+def _failed(sources: Sources, job: RowKey, error: Exception) -> Row:
     note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    count = len(samples) if _one_by_one(matching, job) else matching.samples
-    coupled = bool(matching.coupled[job[0]])
-    return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=count)
+    coupled = bool(sources.matching.coupled[job[0]])
+    return without_figures(job, coupled=coupled, note=note, status=Status.FAILED, samples=sources.count(job))
 
 
-def _skipped(matching: BackMatching, found: Route, samples: int) -> Row:
+def _skipped(sources: Sources, found: Route) -> Row:
     known = f"{in_time(found.cost.seconds)} and " if math.isfinite(found.cost.seconds) else ""
     note = f"skipped: it would take about {known}{in_units(found.cost.bytes)}; " + (
         f"{found.reason}; raise `max_seconds` or `max_bytes`, or name a method"
     )
-    coupled = bool(matching.coupled[found.job[0]])
+    coupled, samples = bool(sources.matching.coupled[found.job[0]]), sources.count(found.job)
     size = found.operator.size
     return without_figures(found.job, coupled=coupled, note=note, status=Status.SKIPPED, size=size, samples=samples)
 
@@ -202,30 +212,28 @@ def _left(routes: Sequence[Route]) -> str:
     return f", about {in_time(seconds)} left" if seconds >= 1 else ""
 
 
-def _analyze_one(
-    matching: BackMatching, found_route: Route, samples: tuple[int, ...], key: Key
-) -> tuple[Row, RowSpectrum | None, bool]:
+def _analyze_one(sources: Sources, found_route: Route, key: Key) -> tuple[Row, RowSpectrum | None, bool]:
     """The row, the spectrum behind it, and whether it was interrupted."""
     job = block, wrt, part = found_route.job
+    matching, whole = sources.matching, sources.whole
     kind, coupled = SIDES[wrt], bool(matching.coupled[block])
-    entered = samples if _one_by_one(matching, job) else matching.samples
     if found_route.method is None:
-        return _skipped(matching, found_route, len(samples) if entered is samples else matching.samples), None, False
+        return _skipped(sources, found_route), None, False
     is_outer = part == GAUSS_NEWTON and block == matching.chain.names[-1]
     how: dict[str, Any] = {
-        "samples": entered,
+        "samples": sources.samples if sources.one_by_one(job) else matching.samples,
         "coupled": coupled,
-        "blame": functools.partial(not_convex, matching) if is_outer else nobody,
+        "blame": functools.partial(not_convex, whole) if is_outer and whole else nobody,
     }
     try:
-        seen = taken(found_route, matching, key)
+        seen = taken(found_route, sources.first, key)
         found, rest = seen.spectrum, seen.rest
         if rest is not None:
             row, behind = surveyed(job, found, rest, **how)
         else:
             row, behind = measured(job, found, **how)
-        if part == GAUSS_NEWTON and not kind.per_sample and row.lambda_max > 0:
-            told = insight(matching, block, found_route.operator, found, seen.structure)
+        if whole and part == GAUSS_NEWTON and not kind.per_sample and row.lambda_max > 0:
+            told = insight(whole, block, found_route.operator, found, seen.structure)
             row = dataclasses.replace(row, **told)
         return row, behind, False
     except SpectrumInterrupt as interrupt:
@@ -234,19 +242,20 @@ def _analyze_one(
         status = Status.INTERRUPTED.name
         return dataclasses.replace(row, status=status, converged=False, note=note), found_so_far, True
     except Exception as error:  # one row's failure, whatever it is, must not cost the others
-        return _failed(matching, job, samples, error), None, False
+        return _failed(sources, job, error), None, False
 
 
-def _meta(matching: BackMatching, samples: tuple[int, ...], method: Method | None, key: Key) -> dict[str, Any]:
+def _meta(sources: Sources, method: Method | None, key: Key) -> dict[str, Any]:
     """Provenance; its `fingerprint` tells whether two reports are of the same model, data and settings."""
-    settings = samples, method, np.asarray(jax.random.key_data(key)).tolist()
+    matching, first = sources.matching, sources.first
+    settings = sources.samples, method, np.asarray(jax.random.key_data(key)).tolist(), *sources.data
     return {
-        "fingerprint": fingerprint(matching, settings),
+        "fingerprint": fingerprint(first, settings),
         "blocks": list(matching.chain.names),
         "parameters": size(matching.params),
         "batch": matching.samples,
-        "loss": float(matching.losses[matching.chain.names[-1]]),
-        "dtype": str(floating_leaves(matching.activations[-1])[0].dtype),
+        "loss": float(matching.objective),
+        "dtype": str(floating_leaves(first.activations[-1])[0].dtype),
         "method": "chosen for each operator" if method is None else str(method),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

@@ -10,7 +10,7 @@ from localhessian._programs import at_once
 from localhessian._tree import floating_leaves, is_concrete, size
 from localhessian.analysis.rows import Key, several
 from localhessian.curvature import Part
-from localhessian.network import SIDES, BackMatching, Chain, Side, sample_indices
+from localhessian.network import SIDES, BackMatching, Chain, Side, StreamMatching, sample_indices
 
 PARTS: tuple[Part, ...] = get_args(Part)
 UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
@@ -55,7 +55,7 @@ def _several(name: str, given: Any, known: tuple[str, ...] | None = None) -> tup
     return words
 
 
-def missing(matching: BackMatching, block: str, kind: type[Side], *, asked: bool) -> str:
+def missing(matching: BackMatching | StreamMatching, block: str, kind: type[Side], *, asked: bool) -> str:
     """Why there is no such Hessian, or no wish for it; nothing where there is one. `asked`: the block was named."""
     variables = floating_leaves(kind.varied(matching.place(block)))
     if not kind.per_sample:

@@ -65,7 +65,7 @@ class Figures:
     trace_error: Float[Array | np.ndarray, "*v"]
     """Standard error of the trace; 0 of a whole spectrum."""
     stable_rank: Float[Array | np.ndarray, "*v"]
-    """||H||_F^2 / lambda_max^2; NaN where not all eigenvalues are there."""
+    """||H||_F^2 / lambda_max^2; NaN where neither all eigenvalues nor a quadrature is there."""
     effective_rank: Float[Array | np.ndarray, "*v"]
     """trace / lambda_max."""
     valued: Int[Array | np.ndarray, "*v"]
@@ -140,6 +140,7 @@ def surveyed_figures(found: Spectrum, kappa: ConditionNumber, rest: Density, /) 
         "kappa_upper": xp.where(indefinite, xp.nan, xp.full_like(plain.trace, xp.inf)),
         "trace": median(trace),
         "trace_error": median(rest.size * flat(rest.mean.probe_error)),
+        "stable_rank": median(rest.size * flat(rest.mean_square.value) / largest**2),
         "effective_rank": median(trace / largest),
         "status": xp.where(indefinite, xp.full_like(plain.status, int(Status.INDEFINITE)), plain.status),
     }

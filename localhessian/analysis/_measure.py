@@ -20,7 +20,7 @@ from localhessian.analysis._survey import examined, named
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method, condition_number
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain, expect_batch
 
 
 def measure(
@@ -86,6 +86,7 @@ def measure(
         [1. 4. 9.]
     """
     check_chain(chain, params)
+    expect_batch("measure", x)
     expect_key(key)
     check_method(method)
     jobs = jobs_of(chain, blocks, wrt, part)

@@ -44,7 +44,7 @@ def surveyed(
         return measured(key, found, samples=samples, coupled=coupled, blame=blame)
     note = note_of(kappa, key[2], samples, blame, rest.failure_probability())
     if int(told.status) != int(Status.INDEFINITE):
-        words = SURVEYED.format("GolubKahan" if key[2] == "gauss_newton" else "Lanczos")
+        words = SURVEYED.format(found.method.split("(")[0])
     else:  # told by the quadrature alone, or by the smallest value too
         words = "" if np.any(kappa.status == Status.INDEFINITE) else words_of(Status.INDEFINITE, key[2], blame())
     matvecs = int(found.matvecs) + int(rest.matvecs)

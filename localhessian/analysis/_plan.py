@@ -11,6 +11,7 @@ from localhessian._optional import optional
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.analysis._asked import chosen, expect_numbers, jobs_of, missing
 from localhessian.analysis._route import Route, in_time, in_units, limits_of, route, within
+from localhessian.analysis._sources import Sources, in_batches
 from localhessian.analysis.rows import SYMBOLS
 from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method
@@ -89,6 +90,7 @@ def plan(
     samples: int | Sequence[int] | Array | None = None,
     samples_per_block: int = 16,
     method: Method | None = None,
+    batch_size: int | None = None,
     max_seconds: float | None = None,
     max_bytes: float | None = None,
 ) -> Plan:
@@ -97,8 +99,8 @@ def plan(
     Args:
         chain: The network; the arguments that follow are those of `lh.analyze`.
         params: The parameters of each block by its name.
-        x: Inputs, samples on the leading axis.
-        y: What the loss compares with.
+        x: Inputs, samples on the leading axis, or an `lh.Stream`.
+        y: What the loss compares with; None beside a stream.
         loss: Per-sample losses, shape `(n,)`.
         context: Handed to every block that takes one.
         blocks: A name or names of blocks.
@@ -107,6 +109,7 @@ def plan(
         samples: For an uncoupled H_z, which samples.
         samples_per_block: Without `samples`, how many.
         method: As in `lh.analyze`.
+        batch_size: As in `lh.analyze`.
         max_seconds: Beyond it rows take the cheaper way, or are skipped.
         max_bytes: The same for each row; default what the machine has free.
 
@@ -134,14 +137,14 @@ def plan(
     check_chain(chain, params)
     check_method(method)
     limits, jobs = limits_of(max_seconds, max_bytes), jobs_of(chain, blocks, wrt, part)
-    matching = back_match_partly(chain, params, x, y, loss, context)
-    ones = chosen(samples, samples_per_block, matching.samples)
+    matching = back_match_partly(chain, params, *in_batches(x, y, batch_size), loss, context)
+    sources = Sources(matching, chosen(samples, samples_per_block, matching.samples))
+    sources.check(jobs)
     routes = []
     for job in jobs:
-        kind = SIDES[job[1]]
-        if not missing(matching, job[0], kind, asked=blocks is not None):
-            alone = ones if kind.per_sample and not bool(matching.coupled[job[0]]) else None
-            routes.append(route(matching, job, alone, method, limits.bytes))
+        if not (missing(matching, job[0], SIDES[job[1]], asked=blocks is not None) or sources.refused(job)):
+            of, alone = sources.of(job)
+            routes.append(route(of, job, alone, method, limits.bytes, known=sources.routes))
     return Plan(tuple(_row(each) for each in within(routes, limits)))
 
 

@@ -16,6 +16,7 @@ from localhessian.analysis._findings import Findings, findings
 from localhessian.analysis._html import html
 from localhessian.analysis._notebook import notebook_html
 from localhessian.analysis._report_file import read, write
+from localhessian.analysis._spread import Spread, restored
 from localhessian.analysis._table import NAME, number, table
 from localhessian.analysis.plot import figure
 from localhessian.analysis.rows import COLUMNS, Key, Row, RowSpectrum, fitted
@@ -96,6 +97,17 @@ class Report:
     def summary(self) -> Findings:
         """What the numbers show, in four to eight sentences, the verdict first; each knows the rows it speaks of."""
         return findings({"": self})
+
+    @property
+    def spread(self) -> Spread:
+        """Mean and 95 % interval of every figure over batches, of `lh.analyze(..., batches=...)`.
+
+        Raises:
+            AttributeError: It was made without.
+        """
+        if "spread" not in self.meta:
+            raise AttributeError("the report is of all data alone: `lh.analyze(..., batches=8)` tells the spread too.")
+        return restored(self.meta["spread"])
 
     def table(self, *, wide: bool = False) -> str:
         """The rows as text: the columns that matter within 100 characters, or all of them (`wide`)."""

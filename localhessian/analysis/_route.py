@@ -10,13 +10,14 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import jax
 
 from localhessian._arguments import number, short
 from localhessian._types import Key as PRNGKey
+from localhessian.analysis._sources import Matching
 from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, Survey, top_of
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
@@ -31,6 +32,7 @@ from localhessian.linalg import (
     Spectrum,
     Structure,
     Structured,
+    Unconfirmed,
     basis_bytes,
     extent,
     of_dense,
@@ -72,6 +74,8 @@ class Route:
     """Whether the operator splits, and the method finds how."""
     structure: Structure | None = None
     """As it was found, where it is not too large to be kept."""
+    serves_others: bool = False
+    """Whether a block that computes the same goes the same way: nothing splits, whatever the numbers are."""
     searched: float = 0.0
     """Seconds that finding it took: blocks cost as much beside arithmetic. Of the prediction, not of the order."""
 
@@ -118,7 +122,7 @@ def free_bytes() -> float:
 
 
 def route(
-    matching: BackMatching,
+    matching: Matching,
     job: Key,
     samples: Sequence[int] | None,
     method: Method | None,
@@ -126,36 +130,55 @@ def route(
     *,
     timed: bool = True,
     keep: float = 0.0,
+    known: dict[Hashable, Route] | None = None,
 ) -> Route:
     """The way to a local Hessian within `most` bytes.
 
     Args:
-        matching: The network at its point, in numbers.
+        matching: The network at its point, in numbers, or at a stream.
         job: (block, wrt, part).
         samples: Of an uncoupled H_z, which ones; None: the whole batch.
         method: Asked for; None leaves it to the order and the structure.
         most: Bytes.
         timed: Whether a product of what is not known otherwise is made, to see what it takes.
         keep: Bytes that a structure may take to be kept until it is decomposed.
+        known: Routes of other blocks by what they compute; that of an equal block without structure serves again.
 
-    Cost: the search for structure; where an iteration is to run, two of its products and their compilation.
+    Cost: the search for structure; where an iteration is to run, two of its products and their compilation. Of a block
+    that computes what another does, which has no structure: nothing.
     """
     block, wrt, part = job
     operator = local_hessian(matching, block, wrt, part, samples=samples)
+    at = matching if isinstance(matching, BackMatching) else matching.first
+    is_last = block == matching.chain.names[-1]
+    kind = at.kinds[matching.chain.index(block)], is_last, wrt, part, operator.size, operator.batch
+    known = {} if known is None else known
+    if kind in known:
+        return dataclasses.replace(known[kind], job=job, operator=operator, searched=0.0)
+    found = _searched(job, operator, method, most, timed=timed, keep=keep)
+    if found.serves_others:
+        known[kind] = found
+    return found
+
+
+def _searched(job: Key, operator: Operator, method: Method | None, most: float, *, timed: bool, keep: float) -> Route:
     if method is not None:
         return Route(job, operator, method, "asked for", _cost(operator, method) if timed else Cost(math.nan, math.nan))
     started = time.perf_counter()
     structured = Structured(max_bytes=min(2.0**31, most))
-    structure, why = _structure(operator, structured, most)
+    structure, why, serves = _structure(operator, structured, most)
     if structure is not None:
-        cost = of_structure(structure)
         searched = time.perf_counter() - started
+        cost = of_structure(structure)
+        cost = cost._replace(seconds=cost.seconds + structure.visits * searched)  # every batch takes as long again
         kept = structure if cost.bytes <= keep else None
-        return Route(job, operator, structured, str(structure), cost, True, kept, searched)
+        return Route(job, operator, structured, str(structure), cost, True, kept, searched=searched)
     dense = Dense(max_operations=MAX_OPERATIONS, max_bytes=int(min(2**31, most)))
     if dense.fits(operator) and of_dense(operator, timed=False).bytes <= most:
-        return Route(job, operator, dense, f"the matrix fits; {why}", of_dense(operator, timed=timed))
-    return cheaper(Route(job, operator, dense, why, Cost(math.inf, math.inf)), Limits(bytes=most))
+        cost = of_dense(operator, timed=timed)
+        return Route(job, operator, dense, f"the matrix fits; {why}", cost, serves_others=serves)
+    dear = Route(job, operator, dense, why, Cost(math.inf, math.inf), serves_others=serves)
+    return cheaper(dear, Limits(bytes=most))
 
 
 def cheaper(route: Route, limits: Limits) -> Route:
@@ -209,18 +232,18 @@ def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Taken:
     return Taken(spectrum_found, survey.rest(operator, spectrum_found, key) if found.has_rest else None, structure)
 
 
-def _structure(operator: Operator, structured: Structured, most: float) -> tuple[Structure | None, str]:
-    """What splits, found within `most` bytes, or why nothing does."""
+def _structure(operator: Operator, structured: Structured, most: float) -> tuple[Structure | None, str, bool]:
+    """What splits, found within `most` bytes; or why nothing does, and whether that is so for all numbers."""
     factor = operator.factor
-    if factor is None:
-        return None, "no structure: it has no factor R with H = R^T R"
-    searched = WALKED * (operator.batch or 1) * (operator.size + factor.out_size)
+    if factor is None and operator.in_programs:
+        return None, "no structure: it has no factor R with H = R^T R", False
+    searched = WALKED * (operator.batch or 1) * (operator.size + (0 if factor is None else factor.out_size))
     if searched > most:
-        return None, f"looking for structure would take {in_units(searched)}"
+        return None, f"looking for structure would take {in_units(searched)}", True
     try:
-        return structured.find(operator), ""
+        return structured.find(operator), "", False
     except Declined as declined:
-        return None, f"no structure: {declined}"
+        return None, f"no structure: {declined}", not isinstance(declined, Unconfirmed)
 
 
 def _cost(operator: Operator, method: Method) -> Cost:

@@ -27,6 +27,7 @@ from localhessian.linalg import (
     Method,
     Operator,
     Spectrum,
+    Streamed,
     Structure,
     Structured,
     spectral_density,
@@ -40,6 +41,8 @@ TOP = GolubKahan(which="largest", k=1, rtol=3e-3)
 """Its singular value to 0.3 %, by the residual; the error itself goes with the square of that."""
 ENDS = Lanczos(which="both", k=1, rtol=3e-3, basis_size=32)
 """The same without a factor, by the eigenvalue's residual; and the smallest, which tells whether it is negative."""
+STREAMED = Lanczos(which="largest", k=1, rtol=3e-3)
+"""The largest alone, over a stream: vectors of a factor would be as long as the data."""
 MAX_OPERATIONS = 8e10
 """Multiplications, over all samples of a row, that a dense decomposition may take by itself: seconds."""
 TRACED_OPERATIONS = 1e10
@@ -48,7 +51,9 @@ TRACED_OPERATIONS = 1e10
 
 def top_of(operator: Operator) -> Krylov:
     """The method for the largest eigenvalue where the whole spectrum is too dear."""
-    return ENDS if operator.factor is None else TOP
+    if operator.factor is not None:
+        return TOP
+    return STREAMED if isinstance(operator, Streamed) and operator.semidefinite else ENDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +77,16 @@ class Survey:
     ) -> Spectrum:
         """The whole spectrum, or its largest value."""
         structured, dense = Structured(), Dense(max_operations=self.max_operations)
-        if self.structure is not None:
-            return structured.decompose(self.structure, operator, show)
-        with contextlib.suppress(Declined):
+        with contextlib.suppress(Declined):  # a stream may break off what its first batch promised
+            if self.structure is not None:
+                return structured.decompose(self.structure, operator, show)
             return structured.attempt(operator, key, show)
         method = dense if dense.fits(operator) else top_of(operator)
         return method.run(operator, key, vectors, start, show)
 
     def rest(self, operator: Operator, found: Spectrum, key: Key) -> Density | None:
         """How the other eigenvalues are distributed, where only the largest was found."""
-        if found.method not in (str(TOP), str(ENDS)) or (is_concrete(found) and np.all(found.complete)):
+        if found.method not in (str(TOP), str(ENDS), str(STREAMED)) or (is_concrete(found) and np.all(found.complete)):
             return None
         operator = operator if is_concrete(found) else after(found.eigenvalues, operator)
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)

@@ -12,3 +12,4 @@ from localhessian.curvature._scalars import SCALARS as SCALARS
 from localhessian.curvature._scalars import check_scalar as check_scalar
 from localhessian.curvature._scalars import local_scalar as local_scalar
 from localhessian.curvature._scalars import random_words as random_words
+from localhessian.curvature._streamed import coupling as coupling

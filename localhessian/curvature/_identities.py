@@ -17,7 +17,7 @@ from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._recognize import loss_hessian
 from localhessian.linalg import SymmetricOperator
-from localhessian.network import SIDES, BackMatching, Chain, Side, back_match, back_matching_loss
+from localhessian.network import SIDES, BackMatching, Chain, Side, back_match, back_matching_loss, expect_batch
 
 TOLERANCES = {"float64": 1e-12, "float32": 2.5e-5, "bfloat16": 0.35, "float16": 0.04}
 """Relative, by dtype: the roundings that deep networks and means over a few samples accumulate.
@@ -131,6 +131,7 @@ def check_identities(
     expect_flag("throw", throw)
     if tolerance is not None:
         expect_number("tolerance", tolerance)
+    expect_batch("check_identities", x)
     matching = back_match(chain, params, x, y, loss, context)
     entropy = np.ravel(jax.random.key_data(jax.random.key(0) if key is None else key))
     reference = _back_propagation(chain, matching.loss, matching.params, x, y, matching.context)

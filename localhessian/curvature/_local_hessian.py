@@ -13,20 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect, expect_choice, expect_function
+from localhessian._arguments import expect, expect_choice, expect_count, expect_function
 from localhessian._programs import at_once
 from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
 from localhessian.curvature._recipe import Layout, LocalHessian, Part, Point, Recipe, with_root
+from localhessian.curvature._streamed import streamed_hessian
 from localhessian.linalg import SymmetricOperator, gram, repeated
 from localhessian.network import (
     SIDES,
     Arrangement,
     BackMatching,
+    StreamMatching,
     Wrt,
     contexts_of,
+    cut_matching,
     jacobian,
     meant,
     rows,
@@ -35,7 +38,7 @@ from localhessian.network import (
 
 
 def local_hessian(
-    matching: BackMatching,
+    matching: BackMatching | StreamMatching,
     block: str,
     /,
     wrt: Wrt = "params",
@@ -43,13 +46,15 @@ def local_hessian(
     *,
     samples: int | Sequence[int] | Array | None = None,
     select: Callable[[str], bool] | None = None,
+    batch_size: int | None = None,
 ) -> SymmetricOperator:
     """A local Hessian of one block, as a matrix-free symmetric operator.
 
     H_W = d^2 l_b / dW_b^2,   H_z = d^2 (n l_b) / dz_{b-1}^2,   at the parameters and activations of `matching`.
 
     Args:
-        matching: From `lh.back_match`.
+        matching: From `lh.back_match`. Of a stream H_W is that of all its samples, summed batch after batch in every
+            product, which runs on the host; H_z is that of the `samples`.
         block: The block's name.
         wrt: `"params"` for H_W, `"input"` for H_z.
         part: `"gauss_newton"`: positive semi-definite (last block: if the loss is convex in z_B), with its factor R,
@@ -61,15 +66,18 @@ def local_hessian(
             loss always on the whole batch. Under `jax.jit` that is the block too; indices that are traced themselves
             cost a product of the batch each.
         select: Of H_W only. Keeps the parameters for whose path (`"['kernel']"`) it returns True.
+        batch_size: Of H_W only. Linearize so many samples at a time, as those of a stream.
 
     Returns:
         An operator in the flat order of `jax.flatten_util.ravel_pytree` (floating-point leaves; samples: of one
-        sample's z). Products cost one jvp and one vjp of the block, the set-up (`prepare`) one linearization.
+        sample's z). Products cost one jvp and one vjp of the block, the set-up (`prepare`) one linearization; of a
+        stream each product costs both, and the forward pass up to the block, for every batch.
 
     Raises:
         KeyError: No block has that name.
         ValueError: The block has no (selected) parameters or no floating-point input; `samples` on a block that
-            couples its samples, or out of range; an unknown `wrt` or `part`.
+            couples its samples, or out of range; an unknown `wrt` or `part`; a stream whose batches couple their
+            samples.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,13 +92,14 @@ def local_hessian(
 
     Source: Zhang, Chen & Liu (2018), section 3; the parts and the scaling as in docs/theory.md, 3.
     """
-    expect("matching", matching, BackMatching, "what `lh.back_match` returns")
+    expect("matching", matching, (BackMatching, StreamMatching), "what `lh.back_match` returns")
     expect("block", block, str, "the name of a block")
     b = matching.chain.index(block) + 1
-    for name, value, choices in (("wrt", wrt, tuple(SIDES)), ("part", part, get_args(Part))):
-        expect_choice(name, value, choices, f"one of {', '.join(map(repr, choices))}")
-    if select is not None:
-        expect_function("select", select, "a function of the path of a parameter", takes=1)
+    _check_settings(wrt, part, select)
+    if batch_size is not None:
+        matching = _in_parts(matching, wrt, batch_size)
+    if isinstance(matching, StreamMatching):
+        return streamed_hessian(matching, block, wrt, part, samples, select, local_hessian)
     kind, keep, index, arrangement = SIDES[wrt], None, None, Arrangement.BATCH
     if kind.per_sample:
         if select is not None:
@@ -122,6 +131,22 @@ def local_hessian(
     with at_once():
         index, spread = jnp.asarray(once), jnp.asarray(places.ravel())
     return repeated(_of_samples(matching, b, recipe, index, label), spread)
+
+
+def _check_settings(wrt: Wrt, part: Part, select: Any) -> None:
+    for name, value, choices in (("wrt", wrt, tuple(SIDES)), ("part", part, get_args(Part))):
+        expect_choice(name, value, choices, f"one of {', '.join(map(repr, choices))}")
+    if select is not None:
+        expect_function("select", select, "a function of the path of a parameter", takes=1)
+
+
+def _in_parts(matching: BackMatching | StreamMatching, wrt: Wrt, batch_size: int) -> StreamMatching:
+    expect_count("batch_size", batch_size, 1)
+    if SIDES[wrt].per_sample:
+        raise ValueError('`batch_size` belongs to wrt="params": an H_z is that of its samples, so name fewer of them.')
+    if isinstance(matching, StreamMatching):
+        raise ValueError("`batch_size` cuts one batch: say it to the stream, `lh.Stream(..., batch_size=...)`.")
+    return cut_matching(matching, batch_size)
 
 
 def _operator(recipe: Recipe, point: Point, y: Any, label: str) -> SymmetricOperator:

@@ -41,7 +41,9 @@ def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array
     hessian, (outputs, rebuild) = loss_hessian(loss, z, y), floating(z)
     if kind is Kind.DIAGONAL:
         return _diagonal(hessian, outputs, probe, tolerance)
-    undecided = loss_hessian(loss, rebuild([jnp.zeros_like(leaf) for leaf in outputs]), y)
+    # Or the compiler would compute on its own what a loss makes of zeros, for many classes in a quarter of a minute.
+    zeros = jax.lax.optimization_barrier([jnp.zeros_like(leaf) for leaf in outputs])
+    undecided = loss_hessian(loss, rebuild(zeros), y)
     return _softmax(hessian, undecided, outputs, probe, tolerance)
 
 

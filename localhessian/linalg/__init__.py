@@ -19,6 +19,7 @@ from localhessian.linalg.krylov import Krylov as Krylov
 from localhessian.linalg.krylov import Lanczos as Lanczos
 from localhessian.linalg.operators import LinearMap as LinearMap
 from localhessian.linalg.operators import Operator as Operator
+from localhessian.linalg.operators import Streamed as Streamed
 from localhessian.linalg.operators import SymmetricOperator as SymmetricOperator
 from localhessian.linalg.operators import call as call
 from localhessian.linalg.operators import contains_convolution as contains_convolution
@@ -58,3 +59,4 @@ from localhessian.linalg.structure import Declined as Declined
 from localhessian.linalg.structure import Grid as Grid
 from localhessian.linalg.structure import Structure as Structure
 from localhessian.linalg.structure import Structured as Structured
+from localhessian.linalg.structure import Unconfirmed as Unconfirmed

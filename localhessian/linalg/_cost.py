@@ -18,7 +18,7 @@ from scipy.linalg import blas
 
 from localhessian._files import write_text
 from localhessian.linalg.krylov import Krylov
-from localhessian.linalg.operators import Operator
+from localhessian.linalg.operators import Operator, Streamed
 from localhessian.linalg.structure import Structure, eigenvalues
 
 STEP = 2.0
@@ -44,11 +44,21 @@ def of_dense(operator: Operator, *, timed: bool = True) -> Cost:
     """Of the matrix, formed and decomposed; `timed`: whether one of the products is made to see what they take."""
     order, numbers = extent(operator)
     gram_rate, eigen_rate = rates()
+    if isinstance(operator, Streamed):
+        decompose = 4.0 * operator.rows * order**2 / gram_rate + 4 / 3 * float(order) ** 3 / eigen_rate
+        return Cost(_of_pass(operator) + decompose if timed else decompose, 32.0 * numbers)
     copies = operator.batch or 1
     decompose = order * numbers / gram_rate + copies * 4 / 3 * float(order) ** 3 / eigen_rate
     multiplied = operator if operator.factor is None else operator.factor
     products = order * of_product(multiplied) if timed else 0.0
     return Cost(products + decompose, 4.0 * numbers + 16.0 * copies * order**2)
+
+
+def _of_pass(operator: Streamed) -> float:
+    """Seconds to make every row of every part, once: as many products with each as its smaller side."""
+    weight, part = next(operator.parts())
+    multiplied = part if part.factor is None else part.factor
+    return of_product(operator) + extent(part)[0] * of_product(multiplied) / weight
 
 
 def of_iteration(operator: Operator, method: Krylov, steps: float) -> Cost:

@@ -24,6 +24,7 @@ from localhessian.linalg.operators import (
     EXACT,
     LinearMap,
     Operator,
+    Streamed,
     SymmetricOperator,
     check_operator,
     eps_of,
@@ -69,6 +70,8 @@ class Dense:
     def operations(self, operator: Operator) -> float:
         """Multiplications of the decomposition: of a Gram matrix, and of its eigenvalues."""
         order, numbers = _order(operator)
+        if isinstance(operator, Streamed):  # by QR, of rows that are not held
+            numbers = 4 * operator.rows * operator.size
         return float(order) * numbers + 4 / 3 * float(order) ** 3 * (operator.batch or 1)
 
     def run(
@@ -83,8 +86,10 @@ class Dense:
         del key, start, show
         self._check(operator)
         factor = operator.factor
+        if isinstance(operator, Streamed):
+            return _from_stream(operator, vectors, str(self))
         if factor is None:
-            return _from_matrix(operator.symmetric, vectors, str(self))
+            return _from_matrix(operator.symmetric, _matrix(operator.symmetric), vectors, str(self))
         return _from_factor(factor, vectors, str(self))
 
     def _check(self, operator: Operator) -> None:
@@ -114,10 +119,33 @@ def _order(operator: Operator) -> tuple[int, int]:
     return min(sides), math.prod(sides) * (operator.batch or 1)
 
 
+def _from_stream(operator: Streamed, vectors: int, method: str) -> Spectrum:
+    """In one pass, from a factor in float64 that has no more rows than columns."""
+    rows = operator.triangle(_matrix)
+    if rows is None:
+        return _from_matrix(operator, operator.matrix(_matrix), vectors, method)
+    is_wide = len(rows) < operator.size
+    return _from_rows(operator, rows if is_wide else rows.T, None, vectors, method)
+
+
+def _matrix(operator: Operator) -> Any:
+    """The numbers of an operator: of a linear map R, of a symmetric operator H."""
+    prepared = operator.prepare()
+    if isinstance(prepared, LinearMap) and prepared.in_size > prepared.out_size:
+        return _rows(prepared.T, prepared.in_size)
+    rows = _rows(prepared, prepared.out_size if isinstance(prepared, LinearMap) else prepared.size)
+    return rows.swapaxes(-1, -2)
+
+
 def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
-    order, d = min(factor.in_size, factor.out_size), factor.in_size
     prepared = factor.prepare()
     rows = _rows(prepared if factor.in_size <= factor.out_size else prepared.T, max(factor.in_size, factor.out_size))
+    return _from_rows(factor, rows, prepared if factor.on_trust else None, vectors, method)
+
+
+def _from_rows(operator: Operator, rows: Any, doubted: LinearMap | None, vectors: int, method: str) -> Spectrum:
+    """Of R, or of R^T where that has more columns; `doubted`: the prepared map of a user's own."""
+    order, d = rows.shape[-2], operator.size
     on = _arithmetic(rows)
     xp = on.xp
     finite = xp.all(xp.isfinite(rows), axis=(-2, -1))
@@ -125,13 +153,13 @@ def _from_factor(factor: LinearMap, vectors: int, method: str) -> Spectrum:
         rows = xp.where(finite[..., None, None], rows, 0)
     # A tall R stands transposed: its right vectors are the left ones of the rows.
     sigma, right = (_decompose_on_host if on is HOST else _decompose_traced)(rows, d > order, vectors)
-    wrong = _contradiction(prepared, rows, on) if factor.on_trust else 0
+    wrong = 0 if doubted is None else _contradiction(doubted, rows, on)
     usable = finite & (xp.asarray(wrong) == 0)
     sigma = xp.where(usable[..., None], sigma, xp.nan)
     sigma = xp.concatenate([xp.zeros((*sigma.shape[:-1], d - order), sigma.dtype) * sigma[..., :1], sigma], axis=-1)
-    rho = EXACT * eps_of(factor.dtype) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
+    rho = EXACT * eps_of(operator.dtype) * xp.max(sigma, axis=-1, keepdims=True) * xp.ones_like(sigma)
     status = xp.where(finite, xp.where(usable, int(Status.CONVERGED), wrong), int(Status.NON_FINITE))
-    record: dict[str, Any] = {"size": d, "dtype": factor.dtype, "method": method, "matvecs": order, "vectors": right}
+    record: dict[str, Any] = {"size": d, "dtype": operator.dtype, "method": method, "matvecs": order, "vectors": right}
     copies = np.ones(sigma.shape, np.int32)
     return packed(sigma, copies, rho, of_factor=True, status=status, complete=usable, **record)
 
@@ -231,9 +259,7 @@ def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Arr
     return sigma[..., ::-1], chosen[..., :vectors][..., ::-1]
 
 
-def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spectrum:
-    prepared = operator.prepare()
-    matrix = _rows(prepared, operator.size)
+def _from_matrix(operator: SymmetricOperator, matrix: Any, vectors: int, method: str) -> Spectrum:
     on = _arithmetic(matrix)
     xp, matrix = on.xp, matrix.astype(on.small(matrix.dtype))
     eps = eps_of(operator.dtype)
@@ -245,7 +271,7 @@ def _from_matrix(operator: SymmetricOperator, vectors: int, method: str) -> Spec
     values, basis = xp.linalg.eigh((matrix + transposed) / 2)
     # On the host products of random vectors have told before.
     traced = on is TRACED and operator.on_trust
-    bent = _departs(prepared, transposed, norm, TRACED) if traced else False
+    bent = _departs(operator.prepare(), matrix, norm, TRACED) if traced else False
     values = xp.where((finite & ~(skew | bent))[..., None], values, xp.nan)
     # H is within half of its asymmetry of the matrix that is decomposed.
     error = EXACT * eps * xp.max(xp.abs(values), axis=-1) + asymmetry / 2

@@ -1,8 +1,8 @@
 """Networks as chains of blocks: forward values, displacements, back-matching losses. Knows no spectra."""
 
+from localhessian.network._back_match import back_match as back_match
+from localhessian.network._back_match import back_match_partly as back_match_partly
 from localhessian.network._backmatching import BackMatching as BackMatching
-from localhessian.network._backmatching import back_match as back_match
-from localhessian.network._backmatching import back_match_partly as back_match_partly
 from localhessian.network._backmatching import back_matching_loss as back_matching_loss
 from localhessian.network._chain import Block as Block
 from localhessian.network._chain import Chain as Chain
@@ -32,6 +32,11 @@ from localhessian.network._side import curved as curved
 from localhessian.network._side import displaced as displaced
 from localhessian.network._side import half_square as half_square
 from localhessian.network._side import meant as meant
+from localhessian.network._stream import Batch as Batch
+from localhessian.network._stream import Stream as Stream
+from localhessian.network._stream import expect_batch as expect_batch
+from localhessian.network._streamed import StreamMatching as StreamMatching
+from localhessian.network._streamed import cut_matching as cut_matching
 from localhessian.network._validate import admit as admit
 from localhessian.network._validate import run_chain as run_chain
 from localhessian.network._validate import validate_values as validate_values

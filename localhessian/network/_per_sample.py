@@ -67,8 +67,13 @@ def _as_array(samples: Any) -> np.ndarray | None:
 def take(tree: Any, index: Any, belongs: Flags) -> Any:
     """The samples of `index` out of the leaves that belong to samples; the others as they are."""
     leaves, treedef = jax.tree.flatten(tree)
-    taken = [jnp.asarray(leaf)[index] if own else leaf for leaf, own in zip(leaves, belongs, strict=True)]
+    taken = [_taken(leaf, index) if own else leaf for leaf, own in zip(leaves, belongs, strict=True)]
     return jax.tree.unflatten(treedef, taken)
+
+
+def _taken(leaf: Any, index: Any) -> Array:
+    """Of an array on the host, on the host: what is not meant is moved nowhere."""
+    return jnp.asarray(leaf[index]) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)[index]
 
 
 def have_leading(tree: Any, n: int) -> Flags:
@@ -127,19 +132,34 @@ def first_samples(
     n, given = jax.tree.leaves(x)[0].shape[0], given_of(context)
     if n <= count:
         return x, y, chain.context_for(x, context, params)
-    of_context: Flags | None
-    of_y: Flags | None
-    if per_sample is None:
-        forward = _Forward(chain)
-        of_context = belongs_to_samples(forward, params, x, given, n, count)
-        of_y = belongs_to_samples(_OfLoss(loss), (), jax.eval_shape(forward, params, x, given), y, n, count)
-    else:
-        of_context, of_y = _told(per_sample, "context", given, n), _told(per_sample, "y", y, n)
+    of_context, of_y = owned(chain, loss, params, x, y, given, count, per_sample)
     if of_context is None or of_y is None:
         return x, y, chain.context_for(x, context, params)
     first = slice(0, count)
     few = jax.tree.map(lambda leaf: leaf[first], x)
     return few, take(y, first, of_y), chain.context_for(few, take(given, first, of_context), params)
+
+
+def owned(
+    chain: Chain,
+    loss: Loss,
+    params: dict[str, Params],
+    x: Activations,
+    y: Any,
+    given: Context,
+    count: int,
+    per_sample: Selection | None = None,
+) -> tuple[Flags | None, Flags | None]:
+    """Which leaves of the context as it was given, and of y, belong to samples; None where it cannot be said.
+
+    The arguments are those of `first_samples`; `count` is less than the number of samples.
+    """
+    n = jax.tree.leaves(x)[0].shape[0]
+    if per_sample is not None:
+        return _told(per_sample, "context", given, n), _told(per_sample, "y", y, n)
+    forward = _Forward(chain)
+    of_context = belongs_to_samples(forward, params, x, given, n, count)
+    return of_context, belongs_to_samples(_OfLoss(loss), (), jax.eval_shape(forward, params, x, given), y, n, count)
 
 
 @dataclasses.dataclass(frozen=True)

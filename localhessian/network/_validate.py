@@ -62,10 +62,12 @@ def validate_shapes(
     trace_loss(loss, z, y, n)
 
 
-def run_chain(chain: Chain, params: dict[str, Params], x: Activations, context: Context) -> tuple[Activations, ...]:
-    """The forward pass, one compiled program for each kind of block."""
+def run_chain(
+    chain: Chain, params: dict[str, Params], x: Activations, context: Context, depth: int | None = None
+) -> tuple[Activations, ...]:
+    """The forward pass, of the first `depth` blocks, one compiled program for each kind of block."""
     activations = [x]
-    for name, kind in zip(chain.names, trace(chain, params, x, context).run_as(chain), strict=True):
+    for name, kind in list(zip(chain.names, trace(chain, params, x, context).run_as(chain), strict=True))[:depth]:
         activations.append(_run(kind, params[name], activations[-1], context))
     return tuple(activations)
 

@@ -371,6 +371,8 @@ def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monke
         np.testing.assert_allclose(exact.trace, trace, rtol=1e-5)
         assert abs(row.trace - trace) <= 5 * row.trace_error
         np.testing.assert_allclose(row.effective_rank, row.trace / row.lambda_max, rtol=0.1)
+        # Estimated by 2 starts on 100 to 240 dimensions, of values that spread: by 4 deviations of such, at most.
+        np.testing.assert_allclose(row.stable_rank, exact.stable_rank, rtol=0.8)
         for q in ("kappa_q05", "kappa_q95"):
             lower, value, upper = (getattr(row, f"{q}{end}") for end in ("_lower", "", "_upper"))
             assert lower <= getattr(exact, q) <= upper

@@ -145,6 +145,24 @@ def test_the_best_rates_of_a_machine_are_kept(monkeypatch, tmp_path):
         cost.rates.cache_clear()
 
 
+def test_equal_blocks_without_structure_are_searched_once(monkeypatch):
+    searched = []
+    find = lh.Structured.find
+    monkeypatch.setattr(lh.Structured, "find", lambda self, operator: searched.append(operator) or find(self, operator))
+    names, keys = ("query", "key", "value"), jax.random.split(jax.random.key(0), 4)
+    layer = {name: jax.random.normal(key, (3, 3)) for name, key in zip(names, keys, strict=False)}
+    blocks = [lh.Block(f"layer{i}", networks.attention) for i in range(3)]
+    blocks.append(lh.Block("head", lambda w, z: z.mean(1) @ w))
+    params = {f"layer{i}": layer for i in range(3)} | {"head": jax.numpy.ones((3, 2))}
+    x, y = jax.random.normal(keys[3], (2, 4, 3)), np.array([0, 1])
+    planned = lh.plan(lh.Chain(blocks), params, x, y, networks.cross_entropy, blocks=["layer0", "layer1", "layer2"])
+    assert len(searched) == 2  # by the parameters, and by the input
+    for wrt in ("params", "input"):
+        rows = [row for row in planned.rows if row.wrt == wrt]
+        assert len({(row.route, row.reason) for row in rows}) == 1
+        assert [row.block for row in rows] == ["layer0", "layer1", "layer2"]
+
+
 def test_dear_rows_come_last_and_give_way_first():
     cheap, dear, unknown = (
         Route((name, "params", "gauss_newton"), None, lh.Dense(), "", Cost(seconds, 1.0))

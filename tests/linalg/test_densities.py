@@ -264,8 +264,13 @@ def test_mean_and_a_bound_of_the_smallest_non_zero_eigenvalue(kind):
         assert found.nonzero <= 0.5
         assert abs(found.mean.value - values.mean()) <= 5 * found.mean.probe_error
         assert 0 < found.mean.probe_error < 0.5 * values.mean()
+        # The deviation of v^T H^2 v for a random direction v, over two of them.
+        deviation = np.sqrt(2 * (np.mean(values**4) - np.mean(values**2) ** 2) / (200 + 2) / 2)
+        assert abs(found.mean_square.value - np.mean(values**2)) <= 4 * deviation
+        assert found.mean_square.probe_error > 0
     whole = lh.spectral_density(lh.spectrum(operator), axis="log")
     np.testing.assert_allclose([whole.mean.value, whole.nonzero], [values.mean(), 1e-3], rtol=1e-4)
+    np.testing.assert_allclose(whole.mean_square.value, np.mean(values**2), rtol=1e-4)
 
 
 def test_rows_after_a_breakdown_are_no_eigenvalues():

@@ -12,6 +12,7 @@ from layers import ACTIVATIONS, KINDS, block_hessian, close, normed, parameters,
 import localhessian as lh
 from localhessian.lab import zoo
 from localhessian.linalg import matrix_map
+from localhessian.linalg.structure import _moves
 
 
 @st.composite
@@ -135,6 +136,14 @@ def test_embeddings(tol):
     both = block_hessian(tokens_and_places, params, tokens)
     assert lh.explain(both).structure.different == 1
     close(lh.spectrum(both, lh.Structured()), both.to_dense(), tol)
+
+
+def test_a_table_of_which_few_rows_are_used(tol, monkeypatch):
+    """As that of a language model, whose elements are more than float32 can number."""
+    monkeypatch.setattr(_moves, "EXACT_INTEGERS", 100)
+    params = {"table": random(0, 40, 4), "places": random(1, 3, 4)}
+    operator = block_hessian(tokens_and_places, params, jnp.asarray([[0, 1, 39], [2, 0, 5]]))
+    close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
 
 
 @pytest.mark.parametrize("loss", [networks.cross_entropy, networks.squared_error])

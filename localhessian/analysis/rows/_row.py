@@ -46,6 +46,7 @@ COLUMNS = (
     "kappa_scaled",
     "gradient_top",
     "gradient_bottom",
+    "stable_rank",
 )
 Key = tuple[str, Wrt, Part]
 """(block, wrt, part)."""
@@ -119,6 +120,8 @@ class Row:
     """Share of the squared gradient in the eigenspaces of more than a tenth of lambda_max."""
     gradient_bottom: float = math.nan
     """Share of the squared gradient in the eigenspaces of less than a thousandth of lambda_max."""
+    stable_rank: float = math.nan
+    """||H||_F^2 / lambda_max^2; like the trace by a quadrature where not all eigenvalues are there."""
 
     __repr__ = brief
 

@@ -1,5 +1,7 @@
 """Fair comparisons of training algorithms: equal budgets, several seeds, intervals."""
 
+from localhessian.analysis import Mean as Mean
+from localhessian.analysis import interval as interval
 from localhessian.lab.comparison._algorithm import Algorithm as Algorithm
 from localhessian.lab.comparison._algorithm import Batch as Batch
 from localhessian.lab.comparison._algorithm import Descent as Descent
@@ -14,8 +16,6 @@ from localhessian.lab.comparison._outcome import Tuned as Tuned
 from localhessian.lab.comparison._plan import Plan as Plan
 from localhessian.lab.comparison._propagation import Propagation as Propagation
 from localhessian.lab.comparison._run import Run as Run
-from localhessian.lab.comparison._statistics import Mean as Mean
-from localhessian.lab.comparison._statistics import interval as interval
 from localhessian.lab.comparison._trainer import Curve as Curve
 from localhessian.lab.comparison._trainer import State as State
 from localhessian.lab.comparison._trainer import Trainer as Trainer

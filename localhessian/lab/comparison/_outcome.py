@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from localhessian._brief import by_value
+from localhessian.analysis import Mean, interval
 from localhessian.lab.comparison._run import Run
-from localhessian.lab.comparison._statistics import Mean, interval
 
 
 @by_value

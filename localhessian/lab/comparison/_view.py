@@ -9,10 +9,9 @@ import numpy as np
 
 from localhessian._grid import grid
 from localhessian._optional import optional
-from localhessian.analysis import COLORS, number, plain, shown, style, write_figure
+from localhessian.analysis import COLORS, MINIMUM, Mean, interval, number, plain, shown, style, write_figure
 from localhessian.lab.comparison._outcome import Outcome, final_runs
 from localhessian.lab.comparison._run import Run
-from localhessian.lab.comparison._statistics import MINIMUM, Mean, interval
 
 COLUMNS = (
     "network",

@@ -132,7 +132,7 @@ class Krylov(abc.ABC):
         """Compute; `vectors` of the largest values are returned."""
         if not is_concrete(operator, key, start):
             return self.compute(operator, key, vectors, start, show, TRACED)
-        if jax.default_backend() != "cpu":
+        if jax.default_backend() != "cpu" and operator.in_programs:
             return told_apart(_compiled(self, operator.prepare(), key, vectors, start), operator)
         try:
             return told_apart(self.compute(operator, key, vectors, start, show, HOST), operator)

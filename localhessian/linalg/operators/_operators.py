@@ -39,6 +39,8 @@ class Operator(abc.ABC):
     label: str = static(kw_only=True, default="")
     """What this is, for messages."""
     _kind: ClassVar[str]
+    in_programs: ClassVar[bool] = True
+    """Whether it may stand in a compiled program; else it is multiplied on the host."""
 
     @abc.abstractmethod
     def product(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:

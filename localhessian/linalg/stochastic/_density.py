@@ -184,7 +184,7 @@ def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) ->
     if not is_concrete(operator, key):
         with full_precision():
             return _compute(operator, key, probes, steps, scale, TRACED)
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" and operator.in_programs:
         return told_apart(_compiled(operator.prepare(), key, probes, steps, scale), operator)
     try:
         with quietly():
@@ -280,6 +280,7 @@ def _density(
 
     mean, share = xp.mean(moments[0], axis=0), order / size
     doubt = _mean_error(moments, mean, order, xp)
+    square, square_doubt = xp.mean(moments[1], axis=0), _standard_error(moments[1], xp)
     low, high = lower[:, :, 2:], upper[:, :, 2:]
     return Density(
         edges=arrays(edges),
@@ -288,6 +289,9 @@ def _density(
         negative=estimate(lower[..., 0], upper[..., 0], 0, 1),
         zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0], 1 - order / size, 1),
         mean=QuadratureEstimate(*(arrays(part * share * known) for part in (mean, doubt, xp.zeros_like(mean)))),
+        mean_square=QuadratureEstimate(
+            *(arrays(part * share * known) for part in (square, square_doubt, xp.zeros_like(square)))
+        ),
         nonzero=arrays(nonzero * known),
         cutoff=arrays(cutoff),
         largest=arrays(largest * known),
@@ -327,6 +331,11 @@ def _mean_error(moments: Any, mean: Any, order: int, xp: ModuleType) -> Any:
     return xp.sqrt(xp.maximum(xp.var(forms, axis=0, ddof=1), floor) / len(forms))
 
 
+def _standard_error(values: Any, xp: ModuleType) -> Any:
+    """Of the mean over the starts `(p, s)`."""
+    return xp.zeros_like(values[0]) if len(values) == 1 else xp.std(values, axis=0, ddof=1) / len(values) ** 0.5
+
+
 def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     """The density of a complete spectrum."""
     if is_concrete(spectrum.complete) and not np.all(spectrum.complete):
@@ -351,6 +360,6 @@ def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     status = xp.where(complete, 0, status).astype(np.int32)
     shares = xp.where(complete[None, :, None], shares, xp.nan)
     nonzero = xp.min(xp.where(values > cutoff[:, None], values, xp.inf), axis=1)
-    mean = xp.sum(values * counts, axis=1)[None] / spectrum.size
-    parts = shares, shares, (mean, mean**2), edges, cutoff, nonzero, largest, xp.zeros_like(largest), status
+    moments = tuple(xp.sum(values**power * counts, axis=1)[None] / spectrum.size for power in (1, 2))
+    parts = shares, shares, moments, edges, cutoff, nonzero, largest, xp.zeros_like(largest), status
     return _density(parts, batch, spectrum.dtype, scale, (spectrum.size, spectrum.size), (0, 0), xp)

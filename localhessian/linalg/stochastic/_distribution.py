@@ -62,6 +62,8 @@ class Density:
     """`(*s,)`: share of the eigenvalues within the cutoff: the null space, by the rank rule."""
     mean: QuadratureEstimate
     """`(*s,)`: the mean eigenvalue, trace / size."""
+    mean_square: QuadratureEstimate
+    """`(*s,)`: of their squares, ||H||_F^2 / size."""
     nonzero: Float[Array, "*s"]
     """The smallest non-zero eigenvalue is at most this, by the Ritz values whose whole error interval lies above the
     cutoff; infinite where there is none."""

@@ -1,6 +1,7 @@
 """Blocks found in a program, and every eigenvalue of them."""
 
 from localhessian.linalg.structure._dependence import Declined as Declined
+from localhessian.linalg.structure._dependence import Unconfirmed as Unconfirmed
 from localhessian.linalg.structure._in_program import singular_values as singular_values
 from localhessian.linalg.structure._lapack import eigenvalues as eigenvalues
 from localhessian.linalg.structure._mixing import Grid as Grid

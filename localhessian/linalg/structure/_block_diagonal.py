@@ -34,7 +34,18 @@ class BlockDiagonal:
     Small units, of which a layer without parameters has hundreds of thousands, are no objects, but stacks.
     """
 
-    def __init__(self, found: Found, size: int, batch: int | None, max_bytes: float, every_unit: bool = False) -> None:
+    visits: float = 0.0
+    """How often it is looked for again when it is decomposed."""
+
+    def __init__(
+        self,
+        found: Found,
+        size: int,
+        batch: int | None,
+        max_bytes: float,
+        every_unit: bool = False,
+        apart: bool = False,
+    ) -> None:
         """Sort what was found by unit; as many are decomposed side by side as `max_bytes` allows.
 
         Args:
@@ -43,6 +54,7 @@ class BlockDiagonal:
             batch: Of maps; None for one.
             max_bytes: Of memory.
             every_unit: Whether each unit must be an object, to be multiplied.
+            apart: Whether equal units are held one by one.
 
         Raises:
             Declined: a variable serves several units.
@@ -53,7 +65,7 @@ class BlockDiagonal:
         columns = np.zeros(batch or 1, np.int64)
         if found.grid is None and not every_unit:
             self.small, columns = self._small_units()
-        self.units = self._make_units()
+        self.units = self._make_units(apart)
         for unit in self.units:
             columns[unit.batch] += unit.copies * unit.shape[1]
         if np.any(columns > size):
@@ -86,7 +98,7 @@ class BlockDiagonal:
             matrix.sum_duplicates()
         return matrix
 
-    def _make_units(self) -> list[Unit]:
+    def _make_units(self, apart: bool) -> list[Unit]:
         found, output = self.found, self.found.output
         own, place = (found.flat(field) for field in (output.own, output.place))
         shared = [found.flat(coefficient) for coefficient in output.shared.values()]
@@ -110,7 +122,7 @@ class BlockDiagonal:
             group = 0 if found.grid is None else int(found.grid.group[u])
             parts = (own[elements], place[elements], beside.data, beside.indices, beside.indptr)
             key = (group, batch, len(columns), *(part.tobytes() for part in parts))
-            if key in seen and not shared:
+            if key in seen and not (shared or apart):
                 twin = made[seen[key]]
                 made[seen[key]] = dataclasses.replace(twin, copies=twin.copies + 1)
                 continue
@@ -367,8 +379,10 @@ def _components(count: int, single: list[Any], variables: int) -> tuple[np.ndarr
         rows.append(first[both])
         columns.append(entry[both])
         first = np.where(live & (first == UNKNOWN), entry, first)
-    links = np.concatenate(rows), np.concatenate(columns)
-    graph = sparse.coo_matrix((np.ones(len(links[0]), np.int8), links), shape=(variables, variables))
-    labels = csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
-    of_variable = np.where(used, labels, UNKNOWN)
+    # Of a table of embeddings few are used: the others are no part of the graph.
+    at = np.flatnonzero(used)
+    one, other = (np.searchsorted(at, np.concatenate(part)) for part in (rows, columns))
+    graph = sparse.coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(at), len(at)))
+    of_variable = np.full(variables, UNKNOWN, np.int64)
+    of_variable[at] = csgraph.connected_components(graph, directed=False)[1]
     return np.where(first == UNKNOWN, UNKNOWN, of_variable[first]), of_variable

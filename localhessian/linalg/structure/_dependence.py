@@ -31,6 +31,10 @@ class Declined(Exception):
     """The program has no structure that is known here; the message says where it was lost."""
 
 
+class Unconfirmed(Declined):
+    """These numbers tell otherwise; those of an equal program may not."""
+
+
 class TooLarge(Declined):
     """There is one, beyond the limits."""
 
@@ -102,7 +106,8 @@ class Dependent:
 def variables(size: tuple[int, ...]) -> Dependent:
     """The vector of variables itself."""
     entries = np.arange(np.prod(size), dtype=np.int32).reshape(size)
-    return Dependent(size, np.full(size, UNKNOWN, np.int32), single=[(np.ones(size, np.float32), entries)])
+    unit, ones = (np.broadcast_to(value, size) for value in (np.int32(UNKNOWN), np.float32(1)))
+    return Dependent(size, unit, single=[(ones, entries)])
 
 
 def add(x: Dependent, y: Dependent) -> Dependent:

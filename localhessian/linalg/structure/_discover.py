@@ -66,10 +66,11 @@ class Found:
 
 def members(labels: np.ndarray) -> dict[int, np.ndarray]:
     """Where each label stands, in order; UNKNOWN is none."""
-    order = np.argsort(labels, kind="stable")
+    known = np.flatnonzero(labels != UNKNOWN)
+    order = known[np.argsort(labels[known], kind="stable")]
     found, starts = np.unique(labels[order], return_index=True)
-    parts = np.split(order, starts[1:])
-    return {int(label): part for label, part in zip(found, parts, strict=True) if label != UNKNOWN}
+    parts = np.split(order, starts[1:]) if len(found) else []
+    return {int(label): part for label, part in zip(found, parts, strict=True)}
 
 
 def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool = False) -> Found:

@@ -37,6 +37,9 @@ def only_product(found: Found, max_bytes: float, max_size: float) -> Grid:
 class KhatriRao:
     """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables."""
 
+    visits: float = 0.0
+    """How often it is looked for again when it is decomposed."""
+
     def __init__(self, found: Found, size: int, eps: float, max_bytes: float, max_size: float) -> None:
         """Collect the rows g of every place, made independent up to `eps`.
 

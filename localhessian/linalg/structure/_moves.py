@@ -118,10 +118,13 @@ def chosen(eqn: Equation, values: list[Any]) -> list[Any]:
     if any(isinstance(value, Unknown) for value in rest):
         raise Declined("it chooses by numbers that are not known while JAX traces it")
     floats = [jnp.result_type(value) for value in rest if jnp.issubdtype(jnp.result_type(value), jnp.floating)]
-    at = _number_of(x, of_constants(eqn, [_numbered(x, floats[0] if floats else jnp.float32), *rest])[0])
+    at = _number_of(x, of_constants(eqn, [_numbered(x, floats[0] if floats else jnp.int32), *rest])[0])
     if not np.all(at >= 1):
         raise Declined("it fills in elements that are not there")
-    return [x.rearranged(lambda field: field.ravel()[at - 1])]
+    if at.size > math.prod(x.shape) // 4:
+        return [x.rearranged(lambda field: field.ravel()[at - 1])]
+    where = np.unravel_index(at - 1, x.shape)  # a few rows of a table, of which no copy is made
+    return [x.rearranged(lambda field: field[where])]
 
 
 def _placed(eqn: Equation, values: list[Any]) -> list[Any]:
@@ -141,9 +144,9 @@ def _placed(eqn: Equation, values: list[Any]) -> list[Any]:
 def _numbered(x: Dependent, dtype: Any) -> Any:
     """The numbers of its elements, from 1, in its shape."""
     size = math.prod(x.shape)
-    if size + 1 >= EXACT_INTEGERS:
+    if size + 1 >= (EXACT_INTEGERS if jnp.issubdtype(dtype, jnp.floating) else 2**31):
         raise Declined(f"it chooses among more than {EXACT_INTEGERS} elements")
-    return jnp.arange(1, size + 1, dtype=dtype).reshape(x.shape)
+    return jnp.asarray(np.arange(1, size + 1, dtype=np.int32).reshape(x.shape), dtype)
 
 
 def _number_of(x: Dependent, found: Any) -> np.ndarray:

@@ -124,12 +124,10 @@ class Components:
 
 def _within(index: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """The place of each index among the different ones of its unit."""
-    unit_of = np.full(index.max() + 1, -1)
+    index = np.unique(index, return_inverse=True)[1]
+    unit_of = np.zeros(index.max() + 1, np.int64)
     unit_of[index] = unit
-    there = np.flatnonzero(unit_of >= 0)
-    place = np.zeros(len(unit_of), np.int64)
-    place[there] = _count_within(unit_of[there])
-    return place[index]
+    return _count_within(unit_of)[index]
 
 
 def _count_within(labels: np.ndarray) -> np.ndarray:

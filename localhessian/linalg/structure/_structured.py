@@ -11,17 +11,18 @@ from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import GolubKahan
-from localhessian.linalg.operators import LinearMap, Operator, check_operator, eps_of
+from localhessian.linalg.operators import LinearMap, Operator, Streamed, check_operator, eps_of
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt
 from localhessian.linalg.structure._assemble import ends, whole
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
-from localhessian.linalg.structure._dependence import Declined, TooLarge
+from localhessian.linalg.structure._dependence import Declined, TooLarge, Unconfirmed
 from localhessian.linalg.structure._discover import Found, walk
 from localhessian.linalg.structure._khatri_rao import KhatriRao, only_product
 from localhessian.linalg.structure._layout import Layout, of_maps, of_units
+from localhessian.linalg.structure._summed import Summed
 from localhessian.linalg.structure._traced import spectrum_of
 
-Structure = BlockDiagonal | KhatriRao
+Structure = BlockDiagonal | KhatriRao | Summed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Structured:
         """The structure, verified by a random vector and within the limits; `Declined` where there is none."""
         check_operator(operator)
         factor = operator.factor
+        if isinstance(operator, Streamed):
+            return self._of_stream(operator)
         if factor is None:
             raise Declined("it has no factor R with H = R^T R")
         if _is_traced(operator):
@@ -99,6 +102,28 @@ class Structured:
         if self.blocks is None:
             self._check(structure)
         return structure
+
+    def _of_stream(self, operator: Streamed) -> Structure:
+        """That of a sum over a stream, by its first part; each part is verified when it comes."""
+        if self.blocks is not None:
+            raise Declined("`blocks` multiplies all of them at once, which a stream does not")
+
+        def walked(prepared: LinearMap, apart: bool) -> BlockDiagonal:
+            try:
+                found = walk(prepared, True, self.max_bytes / 4)
+                structure = BlockDiagonal(found, prepared.in_size, None, self.max_bytes, apart=apart)
+                _verify(found, prepared)
+            except Declined:
+                raise
+            except Exception as error:
+                raise _not_followed(error) from error
+            return structure
+
+        summed = Summed(operator, walked, self.max_bytes)
+        if not summed.splits:
+            raise Declined("nothing in it splits")
+        self._check(summed)
+        return summed
 
     def attempt(self, operator: Operator, key: Key, show: Progress = silent) -> Spectrum:
         """The whole spectrum, with numbers or in a program that JAX traces; `Declined` where there is no structure."""
@@ -241,11 +266,11 @@ def _verify(found: Found, prepared: LinearMap) -> None:
     The walk either follows a program exactly or declines, so a difference above rounding means that it was mistaken.
 
     Raises:
-        Declined: they differ.
+        Unconfirmed: they differ.
     """
     shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
     v = np.random.default_rng(0).standard_normal(shape)
     product = np.asarray(prepared.mv(jnp.asarray(v, prepared.dtype)), np.float64).ravel()
     error = np.linalg.norm(found.apply(v.ravel()) - product)
     if not error <= eps_of(prepared.dtype) ** 0.5 * np.linalg.norm(product):
-        raise Declined("a random vector did not confirm what was found (or the product is not finite)")
+        raise Unconfirmed("a random vector did not confirm what was found (or the product is not finite)")

@@ -11,9 +11,9 @@ MINIMUM = 5
 
 
 class Mean(NamedTuple):
-    """A mean over runs, with its 95 % interval by Student's t.
+    """A mean over runs (or batches), with its 95 % interval by Student's t.
 
-    `low` and `high` are NaN below `MINIMUM` runs, and where a value is not finite.
+    `low` and `high` are NaN below the fewest runs that an interval is claimed for, and where a value is not finite.
     """
 
     mean: float
@@ -22,12 +22,13 @@ class Mean(NamedTuple):
     runs: int
 
 
-def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Mean:
+def interval(values: Sequence[float] | np.ndarray, level: float = 0.95, minimum: int = MINIMUM) -> Mean:
     """Mean and interval of independent runs: mean +- t s / sqrt(n), t the quantile (1 + p)/2 of Student with n - 1.
 
     Args:
         values: One for each run, at least two.
         level: Coverage p, if the values are normal.
+        minimum: Runs below which no interval is claimed.
 
     Raises:
         ValueError: Less than two runs.
@@ -42,7 +43,7 @@ def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Mean:
     if n < 2:
         raise ValueError(f"a mean over {n} run is no result: give `interval` the values of several runs.")
     mean = float(values.mean())
-    if n < MINIMUM or not np.isfinite(values).all():
+    if n < minimum or not np.isfinite(values).all():
         return Mean(mean, float("nan"), float("nan"), n)
     half = float(stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(n))
     return Mean(mean, mean - half, mean + half, n)

@@ -1,0 +1,99 @@
+"""Local Hessians over a stream of batches."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from localhessian.curvature._recipe import Part
+from localhessian.linalg import Streamed, SymmetricOperator
+from localhessian.network import SIDES, StreamMatching, Wrt, back_match_partly
+
+OfBatch = Callable[..., SymmetricOperator]
+"""`local_hessian` of one batch."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Parts:
+    """H_W of each batch with its share of the samples."""
+
+    matching: StreamMatching
+    block: str
+    wrt: Wrt
+    part: Part
+    select: Any
+    of_batch: OfBatch
+
+    def __call__(self) -> Iterator[tuple[float, SymmetricOperator]]:
+        """All of them again."""
+        matching, is_last = self.matching, self.block == self.matching.chain.names[-1]
+        # The Gauss-Newton part is that of the block at its input; what is above it matters for the loss alone.
+        depth = len(matching.chain) if is_last else matching.chain.index(self.block)
+        match = None if self.part == "gauss_newton" else back_match_partly
+        for one in matching.matchings(depth, match):
+            yield (
+                one.samples / matching.samples,
+                self.of_batch(one, self.block, self.wrt, self.part, select=self.select),
+            )
+
+
+def streamed_hessian(
+    matching: StreamMatching, block: str, wrt: Wrt, part: Part, samples: Any, select: Any, of_batch: OfBatch
+) -> SymmetricOperator:
+    """As `local_hessian`, whose arguments they are: H_W of all samples; H_z of some, taken out of their batches.
+
+    Raises:
+        ValueError: A batch couples its samples; of H_z no samples are named.
+    """
+    if not SIDES[wrt].per_sample:
+        like = of_batch(matching.first, block, wrt, part, samples=samples, select=select)
+        check_apart(matching, block, wrt, part)
+        parts = _Parts(matching, block, wrt, part, select, of_batch)
+        of_first = like.size if like.factor is None else like.factor.out_size
+        rows = -(-of_first * matching.samples // matching.first.samples)
+        kind: dict[str, Any] = {"size": like.size, "dtype": like.dtype, "label": like.label}
+        return Streamed(parts, rows, like.factor is not None, **kind)
+    if samples is None:
+        raise ValueError(
+            f"H_z of all {matching.samples} samples of a stream is one small matrix for each: name some by `samples=`, "
+            "which are taken out of their batches."
+        )
+    check_apart(matching, block, wrt, part)
+    return of_samples(matching, block, wrt, part, samples, of_batch, select)
+
+
+def of_samples(
+    matching: StreamMatching, block: str, wrt: Wrt, part: Part, samples: Any, of_batch: OfBatch, select: Any = None
+) -> SymmetricOperator:
+    """H_z of samples that make a batch of their own."""
+    one = matching.of_samples(samples, back_match_partly)
+    is_one = not hasattr(samples, "__len__") and getattr(samples, "ndim", 0) == 0
+    return of_batch(one, block, wrt, part, samples=0 if is_one else range(one.samples), select=select)
+
+
+def check_apart(matching: StreamMatching, block: str, wrt: Wrt, part: Part) -> None:
+    """Refuse what would be another Hessian in another batch, unless the batches' own are meant.
+
+    Raises:
+        ValueError: A block on the way couples its samples.
+    """
+    why = coupling(matching, block, wrt, part)
+    if why:
+        raise ValueError(why)
+
+
+def coupling(matching: StreamMatching, block: str, wrt: Wrt, part: Part) -> str:
+    """Why the local Hessian depends on how the samples come in batches; nothing where it does not, or is to."""
+    names = matching.chain.names
+    below = names if part != "gauss_newton" else names[: matching.chain.index(block) + 1]
+    coupled = [name for name in below if matching.coupled[name]]
+    per_sample = SIDES[wrt].per_sample
+    if not coupled or (matching.stream.per_batch and not per_sample) or matching.batches == 1:
+        return ""
+    what = f"{SIDES[wrt].symbol} of block `{block}`"
+    remedy = (
+        "take one batch" if per_sample else "pass `lh.Stream(..., per_batch=True)` for the mean over the batches' own"
+    )
+    return (
+        f"block `{coupled[0]}` couples the samples of a batch (batch normalization in training mode, or the loss), so "
+        f"that {what} is another in another batch: run the model in inference mode, or {remedy}."
+    )

@@ -1,0 +1,232 @@
+"""Local Hessians over a stream of batches, against those of all samples in one batch."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import batch_norm, conv, conv_params, cross_entropy, dense_params, linear, relu_dense
+
+import localhessian as lh
+
+SIZES = (4, 4, 2)
+"""Of the batches: the last one is ragged."""
+N = sum(SIZES)
+BLOCKS = {
+    "conv": conv,
+    "flat": lambda p, z: z.reshape(len(z), -1),
+    "affine": linear,
+    "relu": relu_dense,
+    "norm": lambda p, z: z / (1 + jnp.abs(z).sum(1, keepdims=True)) * p[None],
+    "head": linear,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A network at its point, in one batch and over batches."""
+
+    chain: lh.Chain
+    params: dict
+    x: jax.Array
+    y: jax.Array
+
+    @property
+    def batches(self):
+        ends = list(itertools.accumulate(SIZES, initial=0))
+        return [(self.x[a:b], self.y[a:b]) for a, b in itertools.pairwise(ends)]
+
+    def match(self, x, y=None):
+        return lh.back_match(self.chain, self.params, x, y, cross_entropy)
+
+
+def data(blocks=BLOCKS):
+    keys = jax.random.split(jax.random.key(0), 6)
+    params = {
+        "conv": conv_params(keys[0], 2, 3),
+        "affine": dense_params(keys[1], 27, 4),
+        "relu": dense_params(keys[2], 4, 5),
+        "norm": jnp.linspace(0.5, 1.5, 5),
+        "head": dense_params(keys[3], 5, 3),
+    }
+    x, y = jax.random.normal(keys[4], (N, 3, 3, 2)), jnp.arange(N) % 3
+    chain = lh.Chain([lh.Block(name, apply) for name, apply in blocks.items()])
+    return Data(chain, {name: params[name] for name in blocks if name in params}, x, y)
+
+
+@pytest.fixture(scope="module")
+def both():
+    """The network, its matching in one batch, and over batches."""
+    case = data()
+    return case, case.match(case.x, case.y), case.match(lh.Stream(case.batches))
+
+
+def expanded(found):
+    return np.sort(np.repeat(np.asarray(found.eigenvalues, np.float64), np.asarray(found.multiplicities)))
+
+
+@pytest.mark.parametrize("part", ["gauss_newton", "full"])
+@pytest.mark.parametrize("block", ["conv", "relu", "head"])
+def test_products_are_those_of_all_samples(both, block, part, tol):
+    _, one, streamed = both
+    H, S = (lh.local_hessian(matching, block, part=part) for matching in (one, streamed))
+    v = jnp.asarray(np.random.default_rng(0).standard_normal(H.size), H.dtype)
+    truth = np.asarray(H.mv(v))
+    for operator in (S, lh.local_hessian(one, block, part=part, batch_size=4)):
+        np.testing.assert_allclose(operator.mv(v), truth, atol=10 * tol.product * np.abs(truth).max())
+    assert (S.size, S.dtype, S.label) == (H.size, H.dtype, H.label)
+
+
+@pytest.mark.parametrize(
+    ("block", "method"),
+    [("conv", "Structured"), ("affine", "Structured"), ("relu", "Structured"), ("norm", "Dense"), ("head", "Dense")],
+)
+def test_every_eigenvalue_comes_in_one_pass(both, block, method, tol):
+    """The small end too: factors are laid on each other, or Gram matrices summed in float64."""
+    _, one, streamed = both
+    whole, summed = (lh.spectrum(lh.local_hessian(matching, block)) for matching in (one, streamed))
+    assert summed.method.startswith(method)
+    assert bool(summed.complete)
+    top = float(whole.lambda_max)
+    np.testing.assert_allclose(expanded(summed), expanded(whole), atol=10 * tol.eigenvalue * top)
+    kappas = [lh.condition_number(found) for found in (whole, summed)]
+    assert int(kappas[0].rank) == int(kappas[1].rank)
+    # A singular value moves by eps sigma_max, and the smallest by kappa^(1/2) times as much of itself.
+    rounding = 10 * tol.eigenvalue * float(kappas[0].value) ** 0.5
+    np.testing.assert_allclose(kappas[1].value, kappas[0].value, rtol=rounding)
+
+
+def test_without_a_factor_the_matrices_are_summed(both, tol):
+    _, one, streamed = both
+    whole, summed = (
+        lh.spectrum(lh.local_hessian(matching, "relu", part="full"), lh.Dense()) for matching in (one, streamed)
+    )
+    top = np.abs(np.asarray(whole.eigenvalues)).max()
+    np.testing.assert_allclose(summed.eigenvalues, whole.eigenvalues, atol=10 * tol.eigenvalue * top)
+
+
+def test_products_alone_are_enough(both):
+    """Krylov methods and quadrature run on the host, a pass for each product; a program holds no stream."""
+    _, one, streamed = both
+    S = lh.local_hessian(streamed, "relu")
+    exact = lh.spectrum(lh.local_hessian(one, "relu"))
+    top = lh.spectrum(S, lh.Lanczos(which="largest", k=1))
+    np.testing.assert_allclose(top.lambda_max, exact.lambda_max, rtol=1e-3)
+    trace = float(lh.summarize(exact).trace)
+    mean = lh.spectral_density(S, probes=4, steps=6).mean
+    assert abs(S.size * float(mean.value) - trace) < 4 * S.size * float(mean.probe_error)
+    with pytest.raises(TypeError, match="is a sum over a stream of batches, which no compiled program holds"):
+        jax.jit(S.mv)(jnp.ones(S.size))
+
+
+def test_samples_come_out_of_their_batches(both, tol):
+    _, one, streamed = both
+    for block in ("relu", "head"):
+        truth, found = (lh.local_hessian(m, block, "input", samples=[9, 1, 4]).to_dense() for m in (one, streamed))
+        np.testing.assert_allclose(found, truth, atol=10 * tol.product * np.abs(truth).max())
+    single = lh.local_hessian(streamed, "relu", "input", samples=-1).to_dense()
+    np.testing.assert_allclose(single, lh.local_hessian(one, "relu", "input", samples=9).to_dense(), atol=tol.product)
+    with pytest.raises(ValueError, match="name some by `samples=`"):
+        lh.local_hessian(streamed, "relu", "input")
+
+
+def test_what_sums_over_samples_is_summed(both, tol):
+    case, one, streamed = both
+    assert (streamed.samples, streamed.batches) == (N, 3)
+    np.testing.assert_allclose(streamed.objective, one.objective, rtol=tol.identity)
+    for name in case.params:
+        for mine, truth in zip(*(jax.tree.leaves(m.gradients[name]) for m in (streamed, one)), strict=True):
+            np.testing.assert_allclose(mine, truth, atol=tol.identity)
+
+
+def test_a_ragged_batch_compiles_once_more_and_other_batches_nothing(both, count_compilations):
+    case, _, streamed = both
+    S = lh.local_hessian(streamed, "relu")
+    v = jnp.ones(S.size)
+    S.mv(v)
+    longer = case.match(lh.Stream([*case.batches[:2], *case.batches]))
+    with count_compilations() as seen:
+        S.mv(v)
+        lh.local_hessian(longer, "relu").mv(v)
+    assert seen.names == []
+
+
+def test_loaders_begin_anew_and_functions_return_one(both, tol):
+    case, one, _ = both
+    truth = lh.local_hessian(one, "head").to_dense()
+
+    class Loader:
+        def __iter__(self):
+            return ((np.asarray(x), np.asarray(y)) for x, y in case.batches)
+
+    for batches in (Loader(), lambda: iter(case.batches)):
+        found = lh.local_hessian(case.match(lh.Stream(batches, batch_size=3)), "head").to_dense()
+        np.testing.assert_allclose(found, truth, atol=10 * tol.product * np.abs(truth).max())
+
+
+def test_context_of_samples_goes_with_them(tol):
+    """The mask belongs to the samples, the scale to none; by the batch, or cut with it."""
+    block = lambda w, z, context: jnp.tanh(z @ w) * context["mask"] * context["scale"][None]
+    chain = lh.Chain([lh.Block("a", block), lh.Block("b", lambda w, z: z @ w)])
+    keys = jax.random.split(jax.random.key(1), 4)
+    params = {"a": jax.random.normal(keys[0], (3, 4)), "b": jax.random.normal(keys[1], (4, 2))}
+    x, y = jax.random.normal(keys[2], (7, 3)), jnp.arange(7) % 2
+    mask = jax.random.bernoulli(keys[3], 0.5, (7, 4)).astype(x.dtype)
+    of = lambda part: {"mask": mask[part], "scale": jnp.linspace(1.0, 2.0, 4)}
+    whole = lh.back_match(chain, params, x, y, cross_entropy, of(slice(None)))
+    truth = lh.local_hessian(whole, "a").to_dense()
+    batches = [(x[part], y[part], of(part)) for part in (slice(0, 4), slice(4, 7))]
+    streams = (lh.Stream(batches), lh.Stream([(x, y, of(slice(None)))], batch_size=3))
+    for stream in streams:
+        matching = lh.back_match(chain, params, stream, None, cross_entropy)
+        np.testing.assert_allclose(lh.local_hessian(matching, "a").to_dense(), truth, atol=10 * tol.product)
+        found, sample = (lh.local_hessian(m, "a", "input", samples=[5]).to_dense() for m in (matching, whole))
+        np.testing.assert_allclose(found, sample, atol=10 * tol.product)
+
+
+def test_batches_that_couple_their_samples_are_refused_unless_their_own_are_meant(tol):
+    params = {"a": dense_params(jax.random.key(1), 3, 4), "norm": {"gamma": jnp.ones(4), "beta": jnp.zeros(4)}}
+    params |= {"b": dense_params(jax.random.key(2), 4, 2)}
+    blocks = {"a": linear, "norm": batch_norm, "b": linear}
+    chain = lh.Chain([lh.Block(name, apply) for name, apply in blocks.items()])
+    x, y = jax.random.normal(jax.random.key(3), (9, 3)), jnp.arange(9) % 2
+    batches = [(x[:6], y[:6]), (x[6:], y[6:])]
+    match = lambda *data: lh.back_match(chain, params, *data, cross_entropy)
+    matching = match(lh.Stream(batches), None)
+    whole = match(x, y)
+    # What lies below is of no other batch.
+    below = lh.local_hessian(matching, "a").to_dense()
+    np.testing.assert_allclose(below, lh.local_hessian(whole, "a").to_dense(), atol=10 * tol.product)
+    for block in ("norm", "b"):
+        with pytest.raises(ValueError, match=r"block `norm` couples the samples of a batch .* per_batch=True"):
+            lh.local_hessian(matching, block)
+    with pytest.raises(ValueError, match="block `norm` couples"):
+        lh.local_hessian(matching, "b", "input", samples=[0])
+    own = [lh.local_hessian(match(*batch), "b").to_dense() for batch in batches]
+    mean = lh.local_hessian(match(lh.Stream(batches, per_batch=True), None), "b").to_dense()
+    np.testing.assert_allclose(mean, 6 / 9 * own[0] + 3 / 9 * own[1], atol=10 * tol.product)
+
+
+def test_what_is_no_stream_is_named(both):
+    case, one, streamed = both
+    batches = case.batches
+    with pytest.raises(TypeError, match=r"is a generator, which can be gone through only once, .*`lambda: loader\(\)`"):
+        lh.Stream(batch for batch in batches)
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        lh.Stream([])
+    with pytest.raises(TypeError, match=r"`batches` must hold \(x, y\) or \(x, y, context\)"):
+        lh.Stream([case.x])
+    with pytest.raises(ValueError, match="`y` must be None where `x` is a stream"):
+        case.match(lh.Stream(batches), case.y)
+    with pytest.raises(ValueError, match='`batch_size` belongs to wrt="params"'):
+        lh.local_hessian(one, "relu", "input", batch_size=2)
+    with pytest.raises(ValueError, match="say it to the stream"):
+        lh.local_hessian(streamed, "relu", batch_size=2)
+    for name in ("measure", "check_identities"):
+        with pytest.raises(TypeError, match=f"`{name}` takes one batch as `x`, and no stream"):
+            getattr(lh, name)(case.chain, case.params, lh.Stream(batches), None, cross_entropy)
+    once = iter(batches)
+    with pytest.raises(ValueError, match="gave 0 samples, and 10 the first time"):
+        lh.local_hessian(case.match(lh.Stream(lambda: once)), "relu").mv(jnp.ones(25))
