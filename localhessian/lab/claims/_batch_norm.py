@@ -122,7 +122,7 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """Each figure by stage, with a line for each seed."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(11, 3.4), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(10, 3), layout="constrained")
         axes = drawn.subplots(1, len(FIGURES))
         found = means(data)
         for ax, (name, title) in zip(axes, FIGURES.items(), strict=True):

@@ -90,21 +90,21 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """kappa_plus and the share rank / size along depth, a column for each activation."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(9, 5), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(7.5, 4.4), layout="constrained")
         axes = drawn.subplots(2, len(ACTIVATIONS), sharex=True, sharey="row")
         for column, activation in zip(axes.T, ACTIVATIONS, strict=True):
-            for color, init in zip(COLORS, INITS, strict=False):
+            for color, dash, init in zip(COLORS, ("-", "-", ":"), INITS, strict=False):
                 part = data[(data.activation == activation) & (data.init == init)]
                 by_layer = part.assign(share=part["rank"] / part["size"]).groupby("layer")
                 for ax, quantity in zip(column, ("kappa_plus", "share"), strict=True):
                     middle, low, high = (getattr(by_layer[quantity], name)() for name in ("median", "min", "max"))
-                    ax.plot(middle.index, middle, color=color, label=init, marker=".")
+                    ax.plot(middle.index, middle, color=color, linestyle=dash, label=init)
                     ax.fill_between(middle.index, low, high, color=color, alpha=0.2, linewidth=0)
             column[0].set(title=activation, yscale="log")
             column[1].set(xlabel="hidden layer", ylim=(0, 1.05))
         axes[0, 0].set_ylabel("kappa_plus of H_z")
         axes[1, 0].set_ylabel("rank / size")
-        axes[0, 0].legend()
+        axes[0, -1].legend()
     return drawn
 
 

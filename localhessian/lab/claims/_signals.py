@@ -119,7 +119,7 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """The deepest networks along depth; and what was predicted against what was measured of all."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(10, 4.2), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(9, 3.8), layout="constrained")
         along, against = drawn.subplots(1, 2)
         colors = (*COLORS, "#000000")
         for color, kind in zip(colors, dict.fromkeys(data.kind), strict=False):

@@ -24,8 +24,10 @@ from localhessian.network import Chain, back_match, chain_from_nnx
 KINDS = {"skips": (True, 1.0), "skips, branches x 0.1": (True, 0.1), "no skips": (False, 1.0)}
 """Whether there are skip connections, and what the last kernel of each branch is multiplied by at initialization."""
 DEPTHS = {"small": (8,), "full": (20, 56)}
-STEPS = {"small": (0, 10), "full": (0, 100, 400)}
+STEPS = {"small": (0, 10), "full": (0, 50, 200)}
 WIDTH, RATE, SAMPLES, FOR_STATISTICS = 4, 0.02, 2, 256
+BLOCKS = 8
+"""Measured of each network, at most."""
 SLACK = 1.001
 """Rounding of eps and kappa in float32."""
 MOST = 0.9
@@ -36,9 +38,9 @@ def points(setting: Setting) -> list[Point]:
     """Networks by depth and kind."""
     return [
         {"depth": depth, "kind": kind, "seed": seed}
+        for seed in setting.seeds
         for depth in DEPTHS[setting.size]
         for kind in KINDS
-        for seed in setting.seeds
     ]
 
 
@@ -104,20 +106,24 @@ class Tested:
         self.model(x)
         self.model.eval()
 
+    def has_branch(self, layer: int) -> bool:
+        """Whether it is a residual block."""
+        return hasattr(self.model.layers[layer], "conv2")
+
     def rows(self, x: Array, y: Array, has_skips: bool) -> list[Row]:
-        """A row for each block that keeps the shape, and sample."""
+        """A row for each block that keeps the shape (at most `BLOCKS`, evenly spaced) and each sample."""
         _, params, context = nnx.split(self.model, nnx.Param, ...)
         of_blocks = self.chain.split(params)  # type: ignore[attr-defined]
         loss = optax.softmax_cross_entropy_with_integer_labels
         matching = back_match(self.chain, of_blocks, x, y, loss, context)
         rows: list[Row] = []
-        for layer, name in enumerate(self.chain.names):
-            z, out = matching.activations[layer : layer + 2]
-            if not hasattr(self.model.layers[layer], "conv2") or z.shape != out.shape:
-                continue
+        z = matching.activations
+        same = [i for i in range(len(self.chain)) if self.has_branch(i) and z[i].shape == z[i + 1].shape]
+        for layer in same[:: 1 + len(same) // BLOCKS]:
+            name = self.chain.names[layer]
             found = spectrum(local_hessian(matching, name, "input", samples=range(SAMPLES)), Dense())
             kappa = condition_number(found)
-            eps = _branch_norms(self.model.layers[layer], z) if has_skips else [float("nan")] * SAMPLES
+            eps = _branch_norms(self.model.layers[layer], z[layer]) if has_skips else [float("nan")] * SAMPLES
             for sample in range(SAMPLES):
                 values = np.asarray(found.eigenvalues[sample], np.float64)
                 values = np.where(values > np.asarray(kappa.cutoff)[sample] ** 2, values, 0)
@@ -192,7 +198,7 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """kappa against eps with the bound; and kappa_5 by stage, with and without skips."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(10, 4.2), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(9, 3.8), layout="constrained")
         against, through = drawn.subplots(1, 2)
         for color, kind in zip(COLORS, KINDS, strict=False):
             part = data[data.kind == kind]
@@ -201,7 +207,9 @@ def figure(data: Frame) -> Any:
                 against.scatter(finite.eps, finite.kappa, s=5, color=color, alpha=0.5, label=kind)
             for depth, dash in zip(dict.fromkeys(part.depth), ("-", "--"), strict=False):
                 middle = part[part.depth == depth].groupby("steps").kappa_5.median()
-                through.plot(range(len(middle)), middle, dash, color=color, marker=".", label=f"{depth}: {kind}")
+                missing = "" if np.isfinite(middle).all() else " (infinite)"
+                label = f"{depth}: {kind}{missing}"
+                through.plot(range(len(middle)), middle, dash, color=color, marker=".", label=label)
         line = np.linspace(0, 0.97, 100)
         against.plot(line, ((1 + line) / (1 - line)) ** 2, color="black", linewidth=1, label="((1+eps)/(1-eps))^2")
         against.axvline(1, color="black", linestyle=":", linewidth=1)
