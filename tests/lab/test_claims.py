@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from localhessian.lab.zoo._layers import convolution
 
 pytestmark = pytest.mark.once
 
+ROOT = Path(__file__).parents[2]
 DIGITS = digits().take(256, 64)
 
 
@@ -114,6 +116,17 @@ def test_the_command_lists_the_claims_and_says_what_it_refuses():
     refused = CliRunner().invoke(app, ["reproduce", "tea"])
     assert refused.exit_code == 2
     assert "there is no claim" in refused.output
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "claims").iterdir()), ids=lambda folder: folder.name)
+def test_the_page_says_what_the_committed_data_say(folder):
+    claim, data = CLAIMS[folder.name], read(folder)
+    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert f"**Verdict.** {claim.verdict(data)}\n" in page
+    assert f"```\n{claim.table(data)}\n```" in page
+    assert (folder / "figure.png").stat().st_size < 100_000
+    assert data.attrs["claim"] == claim.name
+    assert data.attrs["size"] == "full"
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from localhessian._types import Array
 from localhessian.analysis import COLORS, measure, number, style
 from localhessian.lab.claims._claim import Claim, Frame, Judgement, Point, Row, Setting, Verdict, Work
 from localhessian.lab.claims._trained import reduced, stages
+from localhessian.lab.comparison import interval
 from localhessian.lab.zoo import network
 
 KINDS = ("plain", "batchnorm")
@@ -146,8 +147,7 @@ def verdict(data: Frame) -> Judgement:
         values = []
         for steps in (first, last):
             wide = found[found.steps == steps].pivot_table(name, "seed", "kind")
-            ratio = float(np.exp(np.log(wide["plain"] / wide["batchnorm"]).mean()))
-            values.append(f"{number(ratio)} times as large without it after {steps} steps")
+            values.append(f"{_ratio(wide['plain'] / wide['batchnorm'])} times as large without it after {steps} steps")
         always = [str(steps) for steps, yes in answers[name].items() if yes]
         return (
             f"{FIGURES[name]} is {' and '.join(values)} (smaller with it in every seed: {', '.join(always) or 'never'})"
@@ -158,6 +158,14 @@ def verdict(data: Frame) -> Judgement:
         return Judgement(Verdict.HOLDS, reason)
     limited = any(all(answers[name].values()) for name in ("kappa_q05", "kappa_c"))
     return Judgement(Verdict.WITH_LIMITS if limited else Verdict.FAILS, reason)
+
+
+def _ratio(by_seed: Any) -> str:
+    """The geometric mean, with its 95 % interval over the seeds where one is claimed."""
+    logs = np.log(by_seed)
+    mean = number(float(np.exp(logs.mean())))
+    low, high = interval(logs)[1:3] if len(logs) > 1 else (float("nan"),) * 2
+    return mean if np.isnan(low) else f"{mean} [{number(float(np.exp(low)))}, {number(float(np.exp(high)))}]"
 
 
 CLAIM = Claim(

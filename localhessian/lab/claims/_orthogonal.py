@@ -90,7 +90,7 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """kappa_plus and the share rank / size along depth, a column for each activation."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(7.5, 4.4), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(7, 4.1), layout="constrained")
         axes = drawn.subplots(2, len(ACTIVATIONS), sharex=True, sharey="row")
         for column, activation in zip(axes.T, ACTIVATIONS, strict=True):
             for color, dash, init in zip(COLORS, ("-", "-", ":"), INITS, strict=False):
