@@ -118,6 +118,27 @@ def test_the_command_lists_the_claims_and_says_what_it_refuses():
     assert "there is no claim" in refused.output
 
 
+def test_the_command_is_interrupted_and_goes_on(tmp_path, monkeypatch):
+    rings = iter([KeyboardInterrupt])
+
+    def measure(point, work):
+        if point["seed"] == 3 and next(rings, None):
+            raise KeyboardInterrupt
+        return [{"double": 2 * point["n"]}]
+
+    monkeypatch.setitem(CLAIMS, "made-up", made_up(measure))
+    asked = ["reproduce", "made-up", "--seed", "2", "--seed", "3", "--out", str(tmp_path)]
+    stopped = CliRunner().invoke(app, asked)
+    assert stopped.exit_code == 130
+    assert "the same command goes on" in stopped.output
+    assert len(list((tmp_path / "cases").glob("1-2-*.json"))) == 1
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0
+    assert "HOLDS: as it should be" in done.output
+    assert (tmp_path / "figure.png").exists()
+    assert read(tmp_path).seed.tolist() == [2, 3, 2, 3]
+
+
 @pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "claims").iterdir()), ids=lambda folder: folder.name)
 def test_the_page_says_what_the_committed_data_say(folder):
     claim, data = CLAIMS[folder.name], read(folder)

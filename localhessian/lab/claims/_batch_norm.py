@@ -123,7 +123,7 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """Each figure by stage, with a line for each seed."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(10, 3), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(7.4, 2.3), layout="constrained")
         axes = drawn.subplots(1, len(FIGURES))
         found = means(data)
         for ax, (name, title) in zip(axes, FIGURES.items(), strict=True):
@@ -133,7 +133,7 @@ def figure(data: Frame) -> Any:
                     ax.plot(range(len(part)), part[name], color=color, marker=".", linewidth=1, label=label)
             ax.set_xticks(range(data.steps.nunique()), [str(steps) for steps in sorted(set(data.steps))])
             ax.set(yscale="log", xlabel="steps", title=title)
-        axes[0].legend()
+        axes[-1].legend(fontsize="x-small")
     return drawn
 
 

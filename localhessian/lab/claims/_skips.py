@@ -38,8 +38,8 @@ def points(setting: Setting) -> list[Point]:
     """Networks by depth and kind."""
     return [
         {"depth": depth, "kind": kind, "seed": seed}
-        for seed in setting.seeds
         for depth in DEPTHS[setting.size]
+        for seed in setting.seeds
         for kind in KINDS
     ]
 
