@@ -123,7 +123,7 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """Each figure by stage, with a line for each seed."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(7.4, 2.3), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(7, 2.5), layout="constrained")
         axes = drawn.subplots(1, len(FIGURES))
         found = means(data)
         for ax, (name, title) in zip(axes, FIGURES.items(), strict=True):
@@ -132,8 +132,9 @@ def figure(data: Frame) -> Any:
                     label = kind if seed == found.seed.min() else None
                     ax.plot(range(len(part)), part[name], color=color, marker=".", linewidth=1, label=label)
             ax.set_xticks(range(data.steps.nunique()), [str(steps) for steps in sorted(set(data.steps))])
-            ax.set(yscale="log", xlabel="steps", title=title)
-        axes[-1].legend(fontsize="x-small")
+            ax.set(yscale="log", xlabel="steps")
+            ax.set_title(title, fontsize="small")
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(KINDS))
     return drawn
 
 
