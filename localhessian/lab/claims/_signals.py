@@ -54,6 +54,9 @@ def measure(point: Point, work: Work) -> list[Row]:
     For each sample |delta_{b-1}|^2 = <delta_b, J J^T delta_b> lies between the smallest and the largest eigenvalue of
     J J^T times |delta_b|^2; their mean, tr(H_z) / width, is what a direction without preference would have. In float64:
     in float32 the signal of deep sigmoid networks is smaller than its smallest number.
+
+    Raises:
+        ValueError: There is no signal.
     """
     with jax.enable_x64(True):
         activation, init, gain = KINDS[point["kind"]]
@@ -63,21 +66,24 @@ def measure(point: Point, work: Work) -> list[Row]:
         chain, params = initialized(x, width, depth, work.setting.images.classes, activation, init, point["seed"], gain)
         matching = back_match(chain, params, x, y, optax.softmax_cross_entropy_with_integer_labels)
         sizes = [_norms(delta) for delta in matching.displacements[1:-1]]  # of delta_1 .. delta_depth
-        logs = np.zeros((4, samples))  # measured, by the mean, by the smallest and the largest eigenvalue
+        sent = sizes[-1] > 0  # a sample that is predicted with certainty, to rounding, sends no signal at all
+        if not sent.any():
+            raise ValueError("no sample sends a signal down: all are predicted with certainty, take other images.")
+        logs = np.zeros((4, int(sent.sum())))  # measured, by the mean, by the smallest and the largest eigenvalue
         rows: list[Row] = []
         shown = set(np.unique(np.linspace(1, depth, 11).round().astype(int)).tolist())
         for b in range(depth, 0, -1):
-            logs[0] = np.log10(sizes[b - 1] / sizes[-1])
+            logs[0] = np.log10(sizes[b - 1][sent] / sizes[-1][sent])
             if b in shown:
                 names = ("measured", "predicted", "lowest", "highest")
                 middle = {name: float(np.median(log)) for name, log in zip(names, logs, strict=True)}
                 slack = 1e-9 * depth
                 inside = bool(np.all((logs[0] >= logs[2] - slack) & (logs[0] <= logs[3] + slack)))
-                rows.append({"layer": b, **middle, "inside": inside})
+                rows.append({"layer": b, **middle, "inside": inside, "silent": int((~sent).sum())})
             if b > 1:
                 work.tell(1 - b / depth, "")
                 operator = local_hessian(matching, f"dense{b}", "input", samples=range(samples))
-                values = np.asarray(spectrum(operator, Dense()).eigenvalues)
+                values = np.asarray(spectrum(operator, Dense()).eigenvalues)[sent]
                 with np.errstate(divide="ignore"):
                     logs[1:] += 0.5 * np.log10([values.mean(1), np.maximum(values.min(1), 0), values.max(1)])
     return rows
@@ -112,14 +118,14 @@ def table(data: Frame) -> str:
     for (kind, depth), part in networks(data).groupby(["kind", "depth"], sort=False):
         means = [part[name].mean() for name in ("measured", "predicted", "lowest", "highest")]
         rows.append([str(kind), str(depth), *(f"{value:+.1f}" for value in means), f"{part.near.sum()}/{len(part)}"])
-    note = "log10 of |delta_1| / |delta_top|: medians over samples, means over seeds."
+    note = "log10 of |delta_1| / |delta_top|: medians over the samples that send a signal, means over seeds."
     return "\n".join([*grid(columns, [("", rows)]), note])
 
 
 def figure(data: Frame) -> Any:
     """The deepest networks along depth; and what was predicted against what was measured of all."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(9, 3.8), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(8, 3.4), layout="constrained")
         along, against = drawn.subplots(1, 2)
         colors = (*COLORS, "#000000")
         for color, kind in zip(colors, dict.fromkeys(data.kind), strict=False):
@@ -135,7 +141,7 @@ def figure(data: Frame) -> Any:
         along.set_title(f"{data.depth.max()} layers; dashed: by the mean eigenvalues of H_z")
         against.set(xlabel="log10 predicted by the mean eigenvalues", ylabel="log10 measured at layer 1")
         against.set_title("every network")
-        along.legend(fontsize="small")
+        against.legend(*along.get_legend_handles_labels(), fontsize="x-small", loc="lower right")
     return drawn
 
 
