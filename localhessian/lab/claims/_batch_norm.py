@@ -18,7 +18,7 @@ from localhessian.lab.zoo import network
 KINDS = ("plain", "batchnorm")
 SIZES = {"small": (3, 4, (0, 10)), "full": (6, 12, (0, 100, 400))}
 """Convolutional blocks, channels, steps of training."""
-RATE, BATCH = 0.02, 64
+RATE, BATCH, SIDE = 0.02, 64, 16
 FIGURES = {
     "kappa_q05": "kappa_q05 of H_W",
     "kappa_plus": "kappa_plus of H_W",
@@ -36,7 +36,7 @@ def points(setting: Setting) -> list[Point]:
 
 def measured(point: Point, work: Work) -> list[Row]:
     """For each block between stem and head, at each stage: H_W of the block, and C of its convolution's input."""
-    setting = reduced(work.setting)
+    setting = reduced(work.setting, SIDE)
     depth, width, steps = SIZES[setting.size]
     chosen = network(point["kind"], setting.images, depth=depth, width=width)
     x, y = setting.batch(BATCH)
