@@ -182,7 +182,7 @@ CLAIM = Claim(
         "and of kappa of C, are smaller in every seed, at initialization and at every stage of training; with limits "
         "if that is true of kappa_q05 or of kappa of C; else it does not."
     ),
-    cost={"small": "10 s", "full": "5 min on 2 cores"},
+    cost={"small": "15 s", "full": "4 min on 2 cores"},
     seeds={"small": 1, "full": 5},
     data={"small": "digits", "full": "cifar10"},
     points=points,

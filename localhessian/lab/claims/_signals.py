@@ -177,7 +177,7 @@ CLAIM = Claim(
         f"{WITHIN:.0%} of the decades in {MOST:.0%} of the networks; with limits if in {SOME:.0%} of them, or with R^2 "
         f">= {CORRELATED}."
     ),
-    cost={"small": "10 s", "full": "6 min on 2 cores"},
+    cost={"small": "15 s", "full": "4 min on 2 cores"},
     seeds={"small": 1, "full": 3},
     data={"small": "digits", "full": "cifar10"},
     points=points,

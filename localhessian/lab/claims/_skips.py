@@ -257,7 +257,7 @@ CLAIM = Claim(
         "networks with skips, at initialization and through training, and their median kappa_5 is below that of the "
         "networks without skips in every seed, depth and stage; with limits if all but that on eps; else it does not."
     ),
-    cost={"small": "20 s", "full": "10 min on 2 cores"},
+    cost={"small": "30 s", "full": "20 min on 2 cores"},
     seeds={"small": 1, "full": 3},
     data={"small": "digits", "full": "cifar10"},
     points=points,
