@@ -200,7 +200,7 @@ def table(data: Frame) -> str:
 def figure(data: Frame) -> Any:
     """kappa against eps with the bound; and kappa_5 by stage, with and without skips."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(9, 3.8), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(8.5, 3.6), layout="constrained")
         against, through = drawn.subplots(1, 2)
         for color, kind in zip(COLORS, KINDS, strict=False):
             part = data[data.kind == kind]
