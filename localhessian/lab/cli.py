@@ -19,6 +19,7 @@ from localhessian.lab._cifar import load_images
 from localhessian.lab._data import Images, digits
 from localhessian.lab._own import METHODS, asked_for, listed, run_analysis, run_plan
 from localhessian.lab._programs_kept import keep_programs
+from localhessian.lab._reproduce import claim_named, listing, reproduce, setting_of, told
 from localhessian.lab._sweeps import Asked, asked_of, axis_of, closing, forecast, run_asked
 from localhessian.lab._train import train
 from localhessian.lab._written import write_comparison, write_reports
@@ -207,6 +208,34 @@ def train_command(
         raise typer.Exit(130) from None
 
 
+@app.command("reproduce")
+def reproduce_command(
+    name: Annotated[str, typer.Argument(help="Of a claim of the paper; `--list` names them.")] = "",
+    size: Annotated[str, typer.Option(help="small: seconds; full: what the documentation shows.")] = "small",
+    seed: Annotated[list[int], typer.Option(min=0, help="Once for each; default: as many as the claim says.")] = [],  # noqa: B006
+    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100, an .npz of yours; default: by size.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Where the CIFAR files lie; default: download them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/claims/NAME; again with it goes on.")] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="The claims and their cost.")] = False,
+) -> None:
+    """Put a claim of the paper to the test: data, table, figure and a verdict by a rule."""
+    if list_all:
+        return typer.echo(listing())
+    with _in_words():
+        claim = claim_named(name)
+        setting = setting_of(claim, size, seed, data, folder)
+        place = Path("runs/claims") / name if out is None else out
+        typer.echo(f"{claim.title}: about {claim.cost[setting.size]}", err=True)
+        try:
+            with tqdm(bar_format="{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {desc}") as bar:
+                data_found, judgement = reproduce(claim, setting, place, progress=_announce(bar))
+        except KeyboardInterrupt:
+            typer.echo(f"\nInterrupted; the same command goes on from what is in {place}/.", err=True)
+            raise typer.Exit(130) from None
+    typer.echo(told(claim, data_found, judgement, place))
+    return None
+
+
 @app.command("sweep")
 def sweep_command(
     case: Annotated[str, typer.Argument(help="`module:function`, or a TOML file with `case` and `axes`.")],
@@ -278,6 +307,8 @@ def _follow(bar: tqdm) -> Callable[[int, int], None]:
 
 def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
     def show(done: int, total: int, what: str) -> None:
+        if bar.total is None:  # what was done before tells nothing of the pace
+            bar.n = bar.initial = done
         bar.total = total
         bar.set_description(what, refresh=False)
         bar.update(done - bar.n)
