@@ -40,10 +40,10 @@ def algorithm(name: str) -> Algorithm:
         name: `momentum` (SGD with momentum 0.9); `scale-amended` (the same on gradients scaled by
             `lh.scale_by_local_hessian`, with the scalar `mean`), `scale-amended-range-mean` and `scale-amended-max`
             (with these scalars), each also without momentum, as in `scale-amended-no-momentum` (to be compared with
-            `sgd`) and `scale-amended-max-no-momentum`; `gauss-newton` (back-matching propagation, each block's weights by damped
-            Gauss-Newton steps, whose learning rate is 1 / damping, inputs by unit gradient steps); `back-matching` (the
-            same with Gauss-Newton steps of damping 0.1 for the inputs as well); or the name of an optax optimizer that
-            takes a learning rate: `sgd`, `adam`, `adamw`, `rmsprop`, ...
+            `sgd`) and `scale-amended-max-no-momentum`; `gauss-newton` (back-matching propagation, each block's weights
+            by damped Gauss-Newton steps, whose learning rate is 1 / damping, inputs by unit gradient steps);
+            `back-matching` (the same with Gauss-Newton steps of damping 0.1 for the inputs as well); or the name of an
+            optax optimizer that takes a learning rate: `sgd`, `adam`, `adamw`, `rmsprop`, ...
 
     Returns:
         With a grid of learning rates over four decades around the usual ones.
@@ -74,8 +74,8 @@ def algorithm(name: str) -> Algorithm:
     if not callable(factory) or name.startswith("_") or not _is_optimizer(factory):
         raise ValueError(
             f"there is no algorithm {name!r}: use `momentum`, `scale-amended` (`-range-mean`, `-max`; `-no-momentum` "
-            "behind), `gauss-newton`, `back-matching`, or an optax optimizer that needs a learning rate only, such as `sgd` or `adam`; or make a `Descent` or a "
-            "`Propagation` of your own."
+            "behind), `gauss-newton`, `back-matching`, or an optax optimizer that needs a learning rate only, such as "
+            "`sgd` or `adam`; or make a `Descent` or a `Propagation` of your own."
         )
     return Descent(name, lambda chain, loss, rate: factory(learning_rate=rate), grid)
 

@@ -241,8 +241,8 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 def _empty(steps: int, evaluations: int, factors: int) -> Curve:
     at = np.unique(np.linspace(0, steps, min(evaluations, steps) + 1).round().astype(int))[1:]
-    numbers = (np.full(len(at), np.nan) for _ in range(3))
-    return Curve(np.full(steps, np.nan), at, *numbers, np.full((len(at), factors), np.nan))
+    loss, accuracy, seconds = (np.full(len(at), np.nan) for _ in range(3))
+    return Curve(np.full(steps, np.nan), at, loss, accuracy, seconds, np.full((len(at), factors), np.nan))
 
 
 def _factors(state: State) -> np.ndarray:
