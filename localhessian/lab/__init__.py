@@ -7,8 +7,13 @@ from localhessian.lab._data import Images as Images
 from localhessian.lab._data import digits as digits
 from localhessian.lab._data import images_from_arrays as images_from_arrays
 from localhessian.lab._data import images_from_npz as images_from_npz
+from localhessian.lab._reproduce import reproduce as reproduce
 from localhessian.lab._train import Trained as Trained
 from localhessian.lab._train import train as train
+from localhessian.lab.claims import CLAIMS as CLAIMS
+from localhessian.lab.claims import Claim as Claim
+from localhessian.lab.claims import Setting as Setting
+from localhessian.lab.claims import Verdict as Verdict
 from localhessian.lab.comparison import Algorithm as Algorithm
 from localhessian.lab.comparison import Batch as Batch
 from localhessian.lab.comparison import Checkpoint as Checkpoint

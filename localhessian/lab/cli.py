@@ -307,6 +307,8 @@ def _follow(bar: tqdm) -> Callable[[int, int], None]:
 
 def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
     def show(done: int, total: int, what: str) -> None:
+        if bar.total is None:  # what was done before tells nothing of the pace
+            bar.n = bar.initial = done
         bar.total = total
         bar.set_description(what, refresh=False)
         bar.update(done - bar.n)

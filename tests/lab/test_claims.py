@@ -2,19 +2,40 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from typer.testing import CliRunner
 
+from localhessian import Block, Chain, Dense, back_match, local_hessian, spectrum
 from localhessian.lab import digits
 from localhessian.lab._reproduce import claim_named, listing, reproduce, setting_of
-from localhessian.lab.claims import CLAIMS, Claim, Judgement, Setting, Verdict, evidence, read
+from localhessian.lab.claims import (
+    CLAIMS,
+    Claim,
+    Judgement,
+    Setting,
+    Verdict,
+    _batch_norm,
+    _orthogonal,
+    _signals,
+    _skips,
+    evidence,
+    read,
+)
+from localhessian.lab.claims._dense import initialized
 from localhessian.lab.cli import app
+from localhessian.lab.zoo._layers import convolution
 
 pytestmark = pytest.mark.once
 
+ROOT = Path(__file__).parents[2]
 DIGITS = digits().take(256, 64)
 
 
@@ -97,6 +118,38 @@ def test_the_command_lists_the_claims_and_says_what_it_refuses():
     assert "there is no claim" in refused.output
 
 
+def test_the_command_is_interrupted_and_goes_on(tmp_path, monkeypatch):
+    rings = iter([KeyboardInterrupt])
+
+    def measure(point, work):
+        if point["seed"] == 3 and next(rings, None):
+            raise KeyboardInterrupt
+        return [{"double": 2 * point["n"]}]
+
+    monkeypatch.setitem(CLAIMS, "made-up", made_up(measure))
+    asked = ["reproduce", "made-up", "--seed", "2", "--seed", "3", "--out", str(tmp_path)]
+    stopped = CliRunner().invoke(app, asked)
+    assert stopped.exit_code == 130
+    assert "the same command goes on" in stopped.output
+    assert len(list((tmp_path / "cases").glob("1-2-*.json"))) == 1
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0
+    assert "HOLDS: as it should be" in done.output
+    assert (tmp_path / "figure.png").exists()
+    assert read(tmp_path).seed.tolist() == [2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "claims").iterdir()), ids=lambda folder: folder.name)
+def test_the_page_says_what_the_committed_data_say(folder):
+    claim, data = CLAIMS[folder.name], read(folder)
+    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert f"**Verdict.** {claim.verdict(data)}\n" in page
+    assert f"```\n{claim.table(data)}\n```" in page
+    assert (folder / "figure.png").stat().st_size < 100_000
+    assert data.attrs["claim"] == claim.name
+    assert data.attrs["size"] == "full"
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The data of the small version of a claim, by the command's own path."""
@@ -108,11 +161,100 @@ def small(tmp_path_factory):
 
 
 def test_back_propagation_is_back_matching(small):
-    data, judgement = small("back-propagation")
+    claim, (data, judgement) = CLAIMS["back-propagation"], small("back-propagation")
     assert judgement.verdict is Verdict.HOLDS
     assert set(data.precision) == {"float32", "float64"}
     assert data[data.precision == "float64"].error.max() < 1e-12
     assert data.gradient.min() > 0
     wrong = data.assign(error=data.error.where(data.precision == "float64", 1e-3))
-    assert CLAIMS["back-propagation"].verdict(wrong).verdict is Verdict.WITH_LIMITS
-    assert CLAIMS["back-propagation"].verdict(data.assign(error=1e-3)).verdict is Verdict.FAILS
+    assert claim.verdict(wrong).verdict is Verdict.WITH_LIMITS
+    assert claim.verdict(data.assign(error=1e-3)).verdict is Verdict.FAILS
+
+
+def test_orthogonal_kernels_keep_linear_layers_isometric(small):
+    claim, (data, judgement) = CLAIMS["orthogonal"], small("orthogonal")
+    assert judgement.verdict is Verdict.WITH_LIMITS
+    exact = data[(data.activation == "linear") & (data.init == "orthogonal")]
+    assert exact.kappa_plus.max() < 1.001
+    assert (data[data.activation == "relu"]["rank"] < data[data.activation == "relu"]["size"]).all()
+    # Of a tanh layer, by W^T D^2 W of each sample in float64.
+    (width, depth, samples), layer = _orthogonal.SIZES["small"], 3
+    x = DIGITS.train_x[:samples]
+    _, params = initialized(x, width, depth, 10, "tanh", "he", 0)
+    z = x.reshape(samples, -1).astype(np.float64)
+    for i in range(1, layer + 1):
+        kernel = np.asarray(params[f"dense{i}"]["kernel"], np.float64)
+        z = np.tanh(z @ kernel)
+    values = [np.linalg.svd(kernel * (1 - one**2), compute_uv=False) for one in z]
+    here = data[(data.activation == "tanh") & (data.init == "he") & (data.layer == layer)]
+    assert here.kappa_plus.item() == pytest.approx(np.median([(v[0] / v[-1]) ** 2 for v in values]), rel=1e-2)
+    everywhere = data.assign(kappa_plus=1.0, kappa_q05=1.0, rank=data["size"])
+    assert claim.verdict(everywhere).verdict is Verdict.HOLDS
+    assert claim.verdict(data.assign(kappa_plus=2.0)).verdict is Verdict.FAILS
+
+
+def test_skips_bound_kappa_where_branches_are_small(small):
+    claim, (data, judgement) = CLAIMS["skips"], small("skips")
+    assert judgement.verdict in {Verdict.HOLDS, Verdict.WITH_LIMITS}
+    inside = data[data.eps < 1]
+    assert len(inside)
+    assert (inside.kappa <= 1.001 * ((1 + inside.eps) / (1 - inside.eps)) ** 2).all()
+    # The last network is still there: its H_z by the Jacobian of the block itself.
+    last = data[(data.kind == "skips, branches x 0.1") & (data.steps == data.steps.max())]
+    _, tested = _skips._networks(8, True, 10, (8, 8, 1))
+    setting = Setting("small", (0,), DIGITS)
+    z = tested.model.layers[0](setting.batch(_skips.SAMPLES)[0])
+    sigma = np.linalg.svd(_skips._jacobians(*nnx.split(tested.model.layers[1]), z), compute_uv=False)
+    assert last[last.layer == 1].kappa.to_numpy() == pytest.approx((sigma[:, 0] / sigma[:, -1]) ** 2, rel=1e-3)
+    assert claim.verdict(data.assign(eps=data.eps.where(data.eps.isna(), 0.0))).verdict is Verdict.FAILS
+    tame = data.assign(eps=data.eps.where(data.eps.isna(), 0.5), kappa=2.0)
+    assert claim.verdict(tame).verdict is Verdict.HOLDS
+    alike = data.assign(kappa_5=2.0)
+    assert claim.verdict(alike).verdict is Verdict.FAILS
+
+
+def test_batch_normalization_evens_the_second_moments(small):
+    claim, (data, judgement) = CLAIMS["batch-norm"], small("batch-norm")
+    assert judgement.verdict in {Verdict.HOLDS, Verdict.WITH_LIMITS}
+    initial = data[data.steps == 0].groupby("kind").spread.median()
+    assert initial["batchnorm"] < initial["plain"]
+    assert (data.kappa_c <= data.spread * data.kappa_scaled * (1 + 1e-9)).all()
+    worse = data.assign(kind=data.kind.map({"plain": "batchnorm", "batchnorm": "plain"}))
+    assert claim.verdict(worse).verdict is Verdict.FAILS
+    assert claim.verdict(data.assign(kappa_plus=1.0)).verdict is Verdict.WITH_LIMITS
+
+
+def test_second_moments_are_the_local_hessian_of_a_convolution(dtype):
+    z = jax.random.normal(jax.random.key(0), (3, 4, 4, 2), dtype)
+    chain = Chain([Block("conv", convolution), Block("sum", lambda params, z: jnp.sum(z, (1, 2)))])
+    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 2), dtype), "bias": jnp.zeros(2, dtype)}}
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    matching = back_match(chain, params, z, jnp.array([0, 1, 1]), loss)
+    found = spectrum(local_hessian(matching, "conv", select=lambda path: "kernel" in path), Dense())
+    values = np.repeat(np.linalg.eigvalsh(_batch_norm.second_moments(z)), 2)
+    assert np.asarray(found.eigenvalues) == pytest.approx(values, abs=1e-5 * values[-1])
+
+
+def test_signals_follow_the_spectra(small):
+    claim, (data, judgement) = CLAIMS["signals"], small("signals")
+    assert judgement.verdict is Verdict.HOLDS
+    assert data.inside.all()
+    kinds = data[data.layer == 1].set_index("kind").measured
+    assert kinds["sigmoid, xavier"] < -3 < kinds["relu, he"]
+    # By plain reverse mode from below.
+    width, samples = _signals.SIZES["small"]
+    with jax.enable_x64(True):
+        x, y = jnp.asarray(DIGITS.train_x[:samples], jnp.float64), DIGITS.train_y[:samples]
+        chain, params = initialized(x, width, 10, 10, "sigmoid", "xavier", 0)
+        z = chain.forward(params, x)
+
+        def after(z, first):
+            for block in chain.blocks[first:]:
+                z = block(params[block.name], z)
+            return optax.softmax_cross_entropy_with_integer_labels(z, y).sum()
+
+        lowest, top = (np.linalg.norm(jax.grad(after)(z[b], b), axis=1) for b in (1, 10))
+    assert kinds["sigmoid, xavier"] == pytest.approx(np.median(np.log10(lowest / top)), rel=1e-5)
+    off = claim.verdict(data.assign(predicted=data.predicted + 2 * data.depth))
+    assert off.verdict is Verdict.FAILS
+    assert claim.verdict(data.assign(inside=False)).verdict is Verdict.FAILS

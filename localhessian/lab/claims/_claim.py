@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -51,7 +52,7 @@ class Setting:
     seeds: tuple[int, ...]
     images: Images
 
-    @property
+    @functools.cached_property
     def augment(self) -> Augmentation:
         """Normalization of the images, without crops and flips."""
         return Augmentation.standard(self.images, pad=0, flip=False)

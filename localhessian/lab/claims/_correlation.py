@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-RESAMPLES = 4000
-"""Of the groups; the ends of an interval of 95 % then vary by about a hundredth."""
+RESAMPLES = 1000
+"""Of the groups; the ends of an interval of 95 % then vary by some hundredths."""
 
 
 class Correlation(NamedTuple):

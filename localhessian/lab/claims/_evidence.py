@@ -44,14 +44,11 @@ def evidence(claim: Claim, setting: Setting, out: Path, *, progress: Progress = 
     meta = _meta(claim, setting)
     with folder_of_ones_own(out):
         _check(out, meta)
-        kept = []
-        for done, point in enumerate(points):
-            case = _Case(done, len(points), point, out, progress)
-            case.tell(0.0, "")
-            kept.append(case.kept() or case.finish(claim, setting))
+        cases = [_Case(number, len(points), point, out, progress) for number, point in enumerate(points)]
+        found = [case.kept() or case.finish(claim, setting) for case in cases]
         progress(STEPS * len(points), STEPS * len(points), "done")
-        rows = [{**of_case["point"], **row} for of_case in kept for row in of_case["rows"]]
-        seconds = round(sum(of_case["seconds"] for of_case in kept), 1)
+        rows = [{**of_case["point"], **row} for of_case in found for row in of_case["rows"]]
+        seconds = round(sum(of_case["seconds"] for of_case in found), 1)
         meta |= {"seeds": list(setting.seeds), "cases": len(points), "seconds": seconds}
         table = optional("pandas").DataFrame(rows)
         write_text(out / "data.csv", table.to_csv(index=False, float_format="%.6g", na_rep="nan"))
@@ -88,6 +85,7 @@ class _Case:
 
     def finish(self, claim: Claim, setting: Setting) -> dict[str, Any]:
         """Measure, and keep."""
+        self.tell(0.0, "")
         begun = time.perf_counter()
         # Models in flax add what has several types and ranks, which the user's settings may forbid.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
