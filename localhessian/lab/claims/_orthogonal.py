@@ -153,7 +153,7 @@ CLAIM = Claim(
         f"{NEAR:g}); with limits if the linear ones are, and with tanh or ReLU the median kappa_q05 is smaller than "
         "with He's and Xavier's kernels in every seed."
     ),
-    cost={"small": "10 s", "full": "4 min on 2 cores"},
+    cost={"small": "15 s", "full": "4 min on 2 cores"},
     seeds={"small": 1, "full": 5},
     data={"small": "digits", "full": "cifar10"},
     points=points,

@@ -49,15 +49,18 @@ def stages(
         yield done, state, trainer.test(state, setting.images.test_x, setting.images.test_y)[1]
 
 
-def reduced(setting: Setting) -> Setting:
-    """With at most `TRAINED` images, and of 32 x 32 pixels the means of 2 x 2, so that H_z can be decomposed whole."""
+def reduced(setting: Setting, side: int) -> Setting:
+    """With at most `TRAINED` images, and those averaged down to `side` pixels: local Hessians are decomposed whole."""
     images = setting.images
     part = images.take(min(TRAINED, len(images.train_x)), min(TESTED, len(images.test_x)))
-    halved = part._replace(train_x=_halved(part.train_x), test_x=_halved(part.test_x))
-    return dataclasses.replace(setting, images=halved)
+    smaller = part._replace(train_x=_averaged(part.train_x, side), test_x=_averaged(part.test_x, side))
+    return dataclasses.replace(setting, images=smaller)
 
 
-def _halved(x: np.ndarray) -> np.ndarray:
-    if x.shape[1] < 32:
+def _averaged(x: np.ndarray, side: int) -> np.ndarray:
+    n, height, width, channels = x.shape
+    if height <= side or height % side or width != height:
         return x
-    return x.reshape(len(x), 16, 2, 16, 2, -1).mean((2, 4)).round().astype(x.dtype)
+    by = height // side
+    means = x.reshape(n, side, by, side, by, channels).mean((2, 4))
+    return means.round().astype(x.dtype) if x.dtype == np.uint8 else means.astype(x.dtype)
