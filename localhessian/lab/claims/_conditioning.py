@@ -211,21 +211,21 @@ def figure(data: Frame) -> Any:
     """The loss after training by each deciding condition number, a point for each network."""
     networks = by_network(data, "start")
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(9, 3.8), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(7.4, 3.4), layout="constrained")
         for ax, column in zip(drawn.subplots(1, 2, sharey=True), DECIDING, strict=True):
             for color, norm in zip(COLORS, ("none", "batch"), strict=False):
                 for marker, skip in (("o", False), ("^", True)):
                     part = networks[(networks.norm == norm) & (networks["skip"] == skip)]
                     label = f"{'batch norm' if norm == 'batch' else 'no norm'}, {'skips' if skip else 'no skips'}"
-                    sizes = 14 * part.depth
+                    sizes = 7 * part.depth
                     ax.scatter(
-                        10 ** part[column], 10**part.loss, s=sizes, color=color, marker=marker, alpha=0.6, label=label
+                        10 ** part[column], 10**part.loss, s=sizes, color=color, marker=marker, linewidth=0, label=label
                     )
             ax.set(xscale="log", yscale="log", xlabel=f"{FIGURES[column]} at initialization")
             ax.set_title(f"rank correlation {_told(correlation(data, column))}")
-        drawn.axes[0].set_ylabel("training loss in the end, best rate")
+        drawn.axes[0].set_ylabel("training loss, best rate")
         handles, labels = drawn.axes[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=4, title="larger: deeper")
+        drawn.legend(handles, labels, loc="outside lower center", ncols=2, title="larger: deeper")
     return drawn
 
 

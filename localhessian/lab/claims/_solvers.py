@@ -73,9 +73,9 @@ def _told(one: Frame) -> str:
 
 
 def figure(data: Frame) -> Any:
-    """Accuracy by depth, at equal steps and at equal time; bars are 95 % intervals."""
+    """Accuracy by depth, at equal steps and at equal time; bars are 95 % intervals, chance is dotted."""
     with style():
-        drawn = optional("matplotlib.figure").Figure(figsize=(9, 3.6), layout="constrained")
+        drawn = optional("matplotlib.figure").Figure(figsize=(7.4, 3.2), layout="constrained")
         axes = drawn.subplots(1, 2, sharey=True)
         for ax, budget in zip(axes, ("steps", "time"), strict=True):
             for color, name in zip(COLORS, (*RIVALS, OURS), strict=False):
@@ -85,7 +85,7 @@ def figure(data: Frame) -> Any:
                 ax.errorbar(part.depth, mean, bars, color=color, marker="o", capsize=3, label=RIVALS.get(name, name))
             ax.axhline(100 * data.chance.iloc[0], color="gray", linestyle=":", linewidth=1)
             ax.set(xlabel="hidden layers", title=f"at equal {budget}")
-        axes[0].set_ylabel("test accuracy, % (dotted: chance)")
+        axes[0].set_ylabel("test accuracy, %")
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
