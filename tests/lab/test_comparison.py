@@ -49,6 +49,28 @@ def made_up(algorithm, seed, accuracy, *, role="final", rate=0.1, loss=0.5, seco
     return Run("net", algorithm, rate, seed, role, Curve(losses, np.array([2, 4]), *tests, seconds))
 
 
+def test_factors_of_the_blocks_are_kept_with_a_run(tmp_path):
+    """As a file, of the final runs as a tidy frame; files without them are those of other algorithms."""
+    factors = np.array([[1.0, 2.0, np.inf], [0.5, 3.0, np.nan]])
+    runs = [made_up("a", seed, 0.5, role=role) for seed, role in ((0, "final"), (1, "final"), (10**6, "tuning"))]
+    runs = [dataclasses.replace(run, curve=run.curve._replace(factors=factors)) for run in runs]
+    runs[0].save(tmp_path / runs[0].place)
+    read = Run.load(tmp_path / runs[0].place)
+    np.testing.assert_array_equal(read.curve.factors, factors)
+    frame = Comparison((read, *runs[1:], made_up("b", 0, 0.5)), Plan(), {}).factors()
+    assert frame[frame.seed == 1].factor.tolist()[:5] == [1, 2, np.inf, 0.5, 3]
+    assert frame[["step", "block"]].to_numpy()[:6].tolist() == [[2, 1], [2, 2], [2, 3], [4, 1], [4, 2], [4, 3]]
+    assert len(frame) == 12
+    text = json.loads((tmp_path / runs[0].place).read_text())
+    del text["curve"]["factors"]
+    (tmp_path / runs[0].place).write_text(json.dumps(text))
+    assert Run.load(tmp_path / runs[0].place).curve.factors.size == 0
+    text["curve"]["factors"] = [[1.0]]
+    (tmp_path / runs[0].place).write_text(json.dumps(text))
+    with pytest.raises(ValueError, match="its factors are not those of its tests"):
+        Run.load(tmp_path / runs[0].place)
+
+
 @pytest.mark.parametrize("values", [[0.1, 0.4, 0.2, 0.9, 0.3], np.random.default_rng(0).normal(size=12)])
 def test_the_interval_is_that_of_student(values):
     expected = scipy.stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))

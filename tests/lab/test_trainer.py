@@ -150,13 +150,40 @@ def test_propagation_with_gradient_steps_is_sgd():
 
 @pytest.mark.once
 @pytest.mark.relaxed
-@pytest.mark.parametrize("name", ["scale-amended", "gauss-newton", "back-matching"])
+@pytest.mark.parametrize("name", ["scale-amended", "scale-amended-max-no-momentum", "gauss-newton", "back-matching"])
 def test_algorithms_of_ours_learn_and_keep_their_state(name):
     trainer = Trainer(digits_network_of(), algorithm(name))
     state = trainer.start(0)
-    end, curve = trainer.run(DATA, steps=30, batch=BATCH, learning_rate=0.01 if name == "scale-amended" else 1.0)
+    amended = name.startswith("scale-amended")
+    end, curve = trainer.run(DATA, steps=30, batch=BATCH, learning_rate=0.01 if amended else 1.0)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, end)
+    assert curve.factors.shape == (1, 3 if amended else 0)
     assert curve.losses[-5:].mean() < 0.8 * curve.losses[:5].mean()
+
+
+@pytest.mark.once
+@pytest.mark.relaxed
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("scale-amended", {"momentum": 0.9}),
+        ("scale-amended-range-mean", {"momentum": 0.9, "scalar": "range_mean"}),
+        ("scale-amended-no-momentum", {}),
+        ("scale-amended-max-no-momentum", {"scalar": "max"}),
+    ],
+)
+def test_names_of_scale_amended_sgd_are_its_settings(name, settings):
+    """One step by the name and by the optimizer; the factors are those in its state."""
+    by_hand = Descent("by hand", lambda chain, loss, rate: lh.scale_amended_sgd(chain, loss, rate, **settings))
+    (end, curve), (other, _) = (
+        Trainer(TANH, how).run(DATA, steps=3, batch=BATCH, learning_rate=0.01, evaluations=2)
+        for how in (algorithm(name), by_hand)
+    )
+    for one, two in zip(jax.tree.leaves(end), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_allclose(curve.factors[-1], np.exp(end.optimizer[0].log_factors), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"there is no algorithm 'scale-amended-median'.*`-no-momentum`"):
+        algorithm("scale-amended-median")
 
 
 @pytest.mark.once

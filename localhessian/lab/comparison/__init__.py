@@ -19,6 +19,7 @@ from localhessian.lab.comparison._run import Run as Run
 from localhessian.lab.comparison._trainer import Curve as Curve
 from localhessian.lab.comparison._trainer import State as State
 from localhessian.lab.comparison._trainer import Trainer as Trainer
+from localhessian.lab.comparison._trainer import batch_indices as batch_indices
 from localhessian.lab.zoo import Network as Network
 from localhessian.lab.zoo import network as network
 from localhessian.lab.zoo import nnx_network as nnx_network

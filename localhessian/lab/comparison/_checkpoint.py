@@ -27,7 +27,7 @@ class Checkpoint:
     def save(self, step: int, tree: Any) -> None:
         """Write the state after `step` steps; the one before is removed when this one is complete."""
         # As numpy arrays: they are read on any device.
-        leaves = [np.asarray(_numbers(leaf)) for leaf in jax.tree.leaves(tree)]
+        leaves = _written(jax.tree.leaves(tree))
         with self._manager() as manager:
             manager.save(step, args=optional("orbax.checkpoint").args.StandardSave({"leaves": leaves}))
 
@@ -47,10 +47,11 @@ class Checkpoint:
         if restored is None:
             self.remove()
             return None
-        expected = [np.asarray(_numbers(leaf)) for leaf in leaves]
+        expected = _written(leaves)
         if [(a.shape, a.dtype) for a in restored] != [(a.shape, a.dtype) for a in expected]:
             raise ValueError(f"`{self.folder}` is a checkpoint of another run: remove it, or choose another folder.")
-        return jax.tree.unflatten(treedef, [_like(a, leaf) for a, leaf in zip(restored, leaves, strict=True)])
+        rest = iter(restored)
+        return jax.tree.unflatten(treedef, [_like(next(rest), leaf) if np.size(leaf) else leaf for leaf in leaves])
 
     def remove(self) -> None:
         """Of a run that is finished."""
@@ -92,6 +93,11 @@ def _passes(error: Exception) -> bool:
     """Whether another try may succeed: a checkpoint is not thrown away for it."""
     number = error.errno if isinstance(error, OSError) else None
     return isinstance(error, MemoryError) or number in _PASSING or any(word in str(error) for word in _WORDS_OF_PASSING)
+
+
+def _written(leaves: list[Any]) -> list[np.ndarray]:
+    """The arrays of a file; orbax takes none without entries."""
+    return [np.asarray(_numbers(leaf)) for leaf in leaves if np.size(leaf)]
 
 
 def _is_key(leaf: Any) -> bool:

@@ -64,6 +64,21 @@ class Comparison:
         """The outcomes as a pandas DataFrame. Needs pandas: `pip install 'localhessian[report]'`."""
         return optional("pandas").DataFrame([outcome.record() for outcome in self.outcomes()])
 
+    def factors(self) -> Any:
+        """What scale-amended SGD multiplied the gradients by, as a tidy pandas DataFrame.
+
+        Columns network, algorithm, seed, step, block (from 1, in the order of the chain) and factor: of the final runs,
+        at each test. Needs pandas: `pip install 'localhessian[report]'`.
+        """
+        rows = [
+            (run.network, run.algorithm, run.seed, int(step), block, float(factor))
+            for run in self.runs
+            if run.role == "final"
+            for step, of_blocks in zip(run.curve.at, run.curve.factors, strict=False)
+            for block, factor in enumerate(of_blocks, 1)
+        ]
+        return optional("pandas").DataFrame(rows, columns=["network", "algorithm", "seed", "step", "block", "factor"])
+
     def __repr__(self) -> str:
         """What was compared, and by how many runs."""
         networks, algorithms = (

@@ -98,10 +98,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def _checked(curve: Curve) -> Curve:
     """Refuse what no training leaves."""
     at, many = curve.at, len(curve.at)
-    if at.dtype.kind != "i" or not many or np.any(np.diff(at, prepend=0) < 1) or curve.losses.shape != (at[-1],):
+    if (
+        at.dtype.kind != "i"
+        or at.ndim != 1
+        or not many
+        or np.any(np.diff(at, prepend=0) < 1)
+        or curve.losses.shape != (at[-1],)
+    ):
         raise ValueError("its tests are not those of its steps")
     if any(values.shape != (many,) for values in (curve.loss, curve.accuracy, curve.seconds)):
         raise ValueError("its curves are of different lengths")
+    if curve.factors.size and curve.factors.shape[:1] != at.shape:
+        raise ValueError("its factors are not those of its tests")
     if not np.any(np.isfinite(curve.accuracy) & np.isfinite(curve.seconds)):
         raise ValueError("it has no test")
     return curve
@@ -109,10 +117,14 @@ def _checked(curve: Curve) -> Curve:
 
 def _to_json(values: np.ndarray) -> list[Any]:
     """JSON has no NaN and no infinity: these become null and text."""
+    if values.ndim > 1:
+        return [_to_json(row) for row in values]
     return [None if np.isnan(v) else v if np.isfinite(v) else str(v) for v in values.tolist()]
 
 
 def _from_json(values: list[Any]) -> np.ndarray:
+    if values and all(isinstance(row, list) for row in values):
+        return np.array([_from_json(row) for row in values])
     numbers = [float("nan") if v is None else float(v) if isinstance(v, str) else v for v in values]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
         raise ValueError("its curves hold what is no number")

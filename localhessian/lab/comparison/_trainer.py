@@ -56,6 +56,9 @@ class Curve(NamedTuple):
     """On the testing part, shape `(e,)`."""
     seconds: np.ndarray
     """Spent on training steps, without compilation and testing, shape `(e,)`."""
+    factors: np.ndarray = np.zeros(0)
+    """What scale-amended SGD multiplied the gradient of each block by, in the order of the chain, shape `(e, B)`; of
+    other algorithms `(e, 0)`."""
 
     @property
     def diverged(self) -> bool:
@@ -125,7 +128,7 @@ class Trainer:
         n = len(data.train_x)
         _check(n, batch, schedule)
         state = self.start(seed) if start is None else _strong(start)
-        curve, done, spent = _empty(steps, evaluations), 0, 0.0
+        curve, done, spent = _empty(steps, evaluations, len(_factors(state))), 0, 0.0
         if checkpoint is not None:
             identity = np.array([steps, batch, learning_rate, list(SCHEDULES).index(schedule), seed, n], np.float64)
             state, curve, done, spent = _resume(checkpoint, identity, state, curve)
@@ -149,7 +152,7 @@ class Trainer:
             spent += time.perf_counter() - clock
             if after in tests:
                 i = tests[after]
-                curve.seconds[i] = spent
+                curve.seconds[i], curve.factors[i] = spent, _factors(state)
                 curve.loss[i], curve.accuracy[i] = self.test(state, data.test_x, data.test_y)
                 if not (np.isfinite(curve.losses[:after]).all() and np.isfinite(curve.loss[i])):
                     break
@@ -236,9 +239,16 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int32)
 
 
-def _empty(steps: int, evaluations: int) -> Curve:
+def _empty(steps: int, evaluations: int, factors: int) -> Curve:
     at = np.unique(np.linspace(0, steps, min(evaluations, steps) + 1).round().astype(int))[1:]
-    return Curve(np.full(steps, np.nan), at, *(np.full(len(at), np.nan) for _ in range(3)))
+    loss, accuracy, seconds = (np.full(len(at), np.nan) for _ in range(3))
+    return Curve(np.full(steps, np.nan), at, loss, accuracy, seconds, np.full((len(at), factors), np.nan))
+
+
+def _factors(state: State) -> np.ndarray:
+    """Those of the blocks, wherever in the optimizer's state they lie."""
+    logs = optax.tree.get(state.optimizer, "log_factors")
+    return np.zeros(0) if logs is None else np.exp(np.asarray(logs, np.float64))
 
 
 def _resume(

@@ -187,7 +187,8 @@ class Source:
                 f"was derived for x {text(program.inputs)}, where they are {' and '.join(map(text, wanted))}: derive "
                 "it for the new `x` by `chain.context_for(x, context, params)`, or apply the whole chain, which does."
             )
-        if len({program.fingerprints[i] for i in members}) > 1:
+        # Of a block that has no equal nothing need be compared, and fingerprints take traces.
+        if len(members) > 1 and len({program.fingerprints[i] for i in members}) > 1:
             raise CutError(
                 f"blocks that were equal to `{program.pieces[b].name}` compute something else at z {text(z)}: cut the "
                 "model again with inputs of this shape."
