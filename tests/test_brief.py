@@ -31,6 +31,8 @@ def things():
     report = lh.analyze(*case, wrt="params", method=lh.Dense())
     measured = lh.measure(*case, wrt="params", method=lh.Dense())
     info = lh.propagate(*case, lh.GradientStep(0.1))[1]
+    stream = lh.Stream([case[2:4], case[2:4]])
+    streamed = lh.back_match(*case[:2], stream, None, case[-1])
     found = [
         *(chain, chain.blocks[0], matching, operator, operator.factor, dense, report, report.rows[0]),
         *(lh.condition_number(dense), lh.summarize(dense), lh.audit(operator, dense), lh.explain(operator)),
@@ -40,6 +42,7 @@ def things():
         lh.IdentityCheck({("head", "symmetric"): 0.0}, 1e-5),
         lh.chain_from_function(fn, {"a": jnp.eye(3), "b": jnp.eye(3)}, jnp.ones((4, 3))),
         lh.local_scalars(matching, "range_mean"),
+        *(stream, streamed, lh.spread([report, report])),
         *(lh.Dense(), lh.GolubKahan(), lh.Lanczos(), lh.Structured(), lh.Hutchinson(), lh.HutchPlusPlus(), lh.XTrace()),
         *(lh.GaussNewton(), lh.GradientStep(), lh.LeastSquares(), lh.LevenbergMarquardt(), lh.ScaledGradient()),
         *(lh.OptaxSteps(optax.sgd(0.1)), lh.Status.ZERO),
