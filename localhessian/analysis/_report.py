@@ -104,10 +104,14 @@ class Report:
 
         Raises:
             AttributeError: It was made without.
+            ValueError: The file that it came from is damaged there.
         """
         if "spread" not in self.meta:
             raise AttributeError("the report is of all data alone: `lh.analyze(..., batches=8)` tells the spread too.")
-        return restored(self.meta["spread"])
+        try:
+            return restored(self.meta["spread"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError("the report holds a damaged spread: analyze again with `batches=`.") from error
 
     def table(self, *, wide: bool = False) -> str:
         """The rows as text: the columns that matter within 100 characters, or all of them (`wide`)."""

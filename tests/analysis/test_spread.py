@@ -1,5 +1,7 @@
 """Reports over streams, and how figures differ from batch to batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,9 @@ def test_the_spread_is_students_over_the_batches(case, whole, tmp_path):
 
 
 def test_what_has_no_spread_is_named(case, whole):
+    damaged = dataclasses.replace(whole, meta={**whole.meta, "spread": {"batches": 5, "figures": [["one", 3]]}})
+    with pytest.raises(ValueError, match="the report holds a damaged spread: analyze again"):
+        _ = damaged.spread
     with pytest.raises(AttributeError, match=r"`lh\.analyze\(\.\.\., batches=8\)` tells the spread too"):
         _ = lh.analyze(*case, blocks="head", wrt="params").spread
     with pytest.raises(ValueError, match="`batches` = 4, and the stream has 3"):
