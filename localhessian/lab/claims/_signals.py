@@ -139,7 +139,7 @@ def figure(data: Frame) -> Any:
         against.plot(ends, ends, color="gray", linewidth=1)
         along.set(xlabel="hidden layer", ylabel="log10 |delta_b| / |delta_top|")
         along.set_title(f"{data.depth.max()} layers; dashed: predicted")
-        against.set(xlabel="log10 predicted by the mean eigenvalues", ylabel="log10 measured at layer 1")
+        against.set(xlabel="log10 predicted by mean eigenvalues", ylabel="log10 measured at layer 1")
         against.set_title("every network")
         against.legend(*along.get_legend_handles_labels(), fontsize="x-small", loc="lower right")
     return drawn

@@ -216,11 +216,11 @@ def figure(data: Frame) -> Any:
         against.plot(line, ((1 + line) / (1 - line)) ** 2, color="black", linewidth=1, label="((1+eps)/(1-eps))^2")
         against.axvline(1, color="black", linestyle=":", linewidth=1)
         against.set(xscale="symlog", yscale="log", xlabel="eps = ||d phi / dz||", ylabel="kappa of H_z")
-        against.set_title("each block and sample; the bound ends at eps = 1")
+        against.set_title("blocks and samples; the bound ends at 1")
         through.set_xticks(range(data.steps.nunique()), [str(steps) for steps in sorted(set(data.steps))])
         through.set(yscale="log", xlabel="steps", ylabel="median kappa_5 of H_z", title="through training")
-        for ax in (against, through):
-            ax.legend(fontsize="x-small")
+        against.legend(fontsize="x-small", loc="upper left")
+        through.legend(fontsize="x-small")
     return drawn
 
 
