@@ -334,10 +334,10 @@ def test_a_parameter_that_no_block_uses():
 def test_describe():
     cut = lh.chain_from_function(transformer, transformer_params(), TOKENS)
     text = cut.chain.describe()
-    assert re.search(r"layer0 +float\d\d\[5,6,4\] +float\d\d\[5,6,4\] +80 +1 of x", text)
-    assert re.search(r"total +296$", text)
+    assert re.search(r"layer0 +float\d\d\[5,6,4\] +float\d\d\[5,6,4\] +80 +27\.0% +1 of x", text)
+    assert re.search(r"total +296$", text, re.MULTILINE)
     assert "[2,6,4]" in cut.chain.describe(cut.params, TOKENS[:2], cut.context)
     by_hand = lh.Chain([lh.Block("a", lambda w, z: z @ w), lh.Block("b", lambda w, z, context: z + context)])
     lines = by_hand.describe({"a": jnp.ones((3, 2))}, X, jnp.ones((6, 2))).splitlines()
-    assert lines[2].split() == ["a", f"{X.dtype}[6,3]", f"{X.dtype}[6,2]", "6"]
+    assert lines[2].split() == ["a", f"{X.dtype}[6,3]", f"{X.dtype}[6,2]", "6", "100.0%"]
     assert lines[3].split()[-1] == "yes"

@@ -86,6 +86,6 @@ def test_bad_arguments():
         cut.chain.blocks[0]({"weight": X}, X, None)
     with pytest.raises(ValueError, match="`tied` must be 'owner' or 'sum'"):
         cut.chain.merge(cut.params, tied="mean")
-    message = "`model_params` must be a pytree like that of the model: what was given lacks `head.kernel`, `"
+    message = "`model_params` must be a pytree like that of the model: what was given lacks `layers.0.bias`, `"
     with pytest.raises(ValueError, match=message):
         cut.chain.split({"layers": []})

@@ -69,8 +69,10 @@ def chain_from_nnx(
         return out, None if state is None else _like(nnx, state, nnx.state(copy))
 
     def to_params(params: Any) -> Params:
-        if isinstance(params, nnx.State):
-            return nnx.filter_state(params, nnx.Param)
+        if isinstance(params, nnx.State):  # gradients come in one without variables
+            return nnx.filter_state(
+                params, lambda _, leaf: isinstance(leaf, nnx.Param) or not isinstance(leaf, nnx.Variable)
+            )
         return nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
 
     context = _fresh(state) if len(nnx.to_flat_state(state)) else None
