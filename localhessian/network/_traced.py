@@ -12,7 +12,16 @@ import jax
 
 from localhessian._memory import remembered
 from localhessian._programs import Program, has_custom_rule, text_of, text_of_rules, traced
-from localhessian._tree import abstracted, floating, floating_leaves, is_floating, of_shapes, raw_bytes, shapes
+from localhessian._tree import (
+    abstracted,
+    floating,
+    floating_leaves,
+    is_concrete,
+    is_floating,
+    of_shapes,
+    raw_bytes,
+    shapes,
+)
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
@@ -70,6 +79,7 @@ def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
     for b, block in enumerate(chain.blocks):
         given = (params[block.name], z, context)
         program, z = _applied(block, *given)
+        _check_closed(block.name, program)
         check_real(f"the output of block `{block.name}`", z)
         one = _Seen(b, block.apply, program, abstracted((given, z)))
         first = next((other for other in seen if other.computes(one)), one)
@@ -113,6 +123,16 @@ class _Seen:
             return text_of_rules(self.program)
         except _NO_DERIVATIVE:
             return None
+
+
+def _check_closed(name: str, program: Program) -> None:
+    """Refuse what a block takes from a transformation around it: its program stands for the chain, whoever asks."""
+    for value in program.consts:
+        if not is_concrete(value):
+            raise ValueError(
+                f"block `{name}` closes over a value of {shapes(value)} that `jax.jit`, `jax.vmap` or `jax.grad` traces "
+                "around it: hand it over in `params`, in `x`, or as `context`."
+            )
 
 
 def _same(one: Program, two: Program) -> bool:

@@ -183,3 +183,16 @@ def test_selection_of_nothing():
     matching = lh.back_match(*case())
     with expect(ValueError, "`select` keeps no parameter of block `head`, whose parameters are ['bias'], ['kernel']"):
         lh.local_hessian(matching, "head", select=lambda path: "scale" in path)
+
+
+def test_a_block_that_closes_over_what_is_traced_is_told():
+    def kappa(scale):
+        chain = lh.Chain([lh.Block("tanh", lambda w, z: jnp.tanh(scale * (z @ w))), lh.Block("b", lambda w, z: z @ w)])
+        params = {"tanh": jnp.eye(2), "b": jnp.ones((2, 2))}
+        loss = lambda z, y: 0.5 * ((z - y) ** 2).sum(1)
+        return lh.measure(chain, params, jnp.ones((3, 2)), jnp.zeros((3, 2)), loss).figures.kappa_plus
+
+    message = r"block `tanh` closes over a value of float\d\d\[\] that `jax\.jit`, `jax\.vmap` or `jax\.grad` traces"
+    for transformed in (jax.jit(kappa), lambda scale: jax.vmap(kappa)(scale[None])):
+        with pytest.raises(ValueError, match=message):
+            transformed(jnp.asarray(2.0))
