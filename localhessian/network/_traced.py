@@ -130,8 +130,8 @@ def _check_closed(name: str, program: Program) -> None:
     for value in program.consts:
         if not is_concrete(value):
             raise ValueError(
-                f"block `{name}` closes over a value of {shapes(value)} that `jax.jit`, `jax.vmap` or `jax.grad` traces "
-                "around it: hand it over in `params`, in `x`, or as `context`."
+                f"block `{name}` closes over a value of {shapes(value)} that `jax.jit`, `jax.vmap` or `jax.grad` "
+                "traces around it: hand it over in `params`, in `x`, or as `context`."
             )
 
 
