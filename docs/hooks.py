@@ -16,6 +16,7 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "benchmarks.md": "benchmarks/README.md",
+    "notebooks/index.md": "notebooks/README.md",
     "CITATION.cff": "CITATION.cff",
 }
 NOTEBOOKS = ROOT / "notebooks"
@@ -27,6 +28,7 @@ FORMULA = re.compile(r'class="arithmatex">\\([(\[])(.*?)\\[)\]]<', re.DOTALL)
 def relinked(text: str, source: str, page: str) -> str:
     """The text of a file with its links to other files of the repository as links between pages of the site."""
     pages = {origin: page for page, origin in PAGES.items()}
+    pages |= {f"notebooks/{path.name}": page for page, path in notebooks().items()}
 
     def place(link: re.Match) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[1]))
@@ -36,16 +38,14 @@ def relinked(text: str, source: str, page: str) -> str:
 
 
 def notebooks() -> dict[str, Path]:
-    """Page by page, the notebooks that are built; none of them is needed."""
+    """Page by page, the notebooks that are built."""
     return {f"notebooks/{path.stem}.md": path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the section of notebooks, or leave it out."""
+    """Fill the section of notebooks."""
     section = next(entry for entry in config.nav if "Notebooks" in entry)
-    section["Notebooks"] = list(notebooks())
-    if not section["Notebooks"]:
-        config.nav.remove(section)
+    section["Notebooks"] = ["notebooks/index.md", *notebooks()]
     return config
 
 
