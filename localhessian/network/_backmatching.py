@@ -188,7 +188,7 @@ def back_matching_loss(matching: BackMatching, block: str, /) -> Callable[[Param
 
     Returns:
         A function of the block's parameters and input, to a scalar; a `Partial`, so it passes through `jax.jit`. The
-        center F_b(W^k, z^k) is computed in the same program, so that small displacements survive (THEORY section 2).
+        center F_b(W^k, z^k) is computed in the same program, so that small displacements survive (docs/theory.md, 2).
 
     Raises:
         KeyError: No block has that name.
