@@ -62,7 +62,7 @@ format: .venv-lint/.installed
 	.venv-lint/bin/ruff format .
 
 docs: .venv-test/.installed
-	$(PYTEST) -q -m examples
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m examples
 
 notebooks: .venv-test/.installed
 	.venv-test/bin/python notebooks/paired.py
