@@ -430,3 +430,32 @@ def test_a_block_that_holds_most_is_told_with_what_splits_it(check_cut):
     run, params = of_params(model)
     check_cut(split, run, params, ROWS)
     assert "From `level.down` to `level.up` z carries 2 arrays; H_z is by all of them." in split.chain.describe()
+
+
+class Telling(Encoder):
+    """Returns the values between its layers too."""
+
+    def __call__(self, x):
+        between = [x + self.position]
+        for layer in self.layers:
+            between.append(layer(between[-1]))
+        return {"between": between, "last": self.norm(between[-1])}
+
+
+class Told(Encoded):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.encoder = Telling(rngs)
+
+    def __call__(self, x):
+        return self.head(self.encoder(jnp.tanh(self.stem(x)))["last"].mean((1, 2)))
+
+
+def test_what_a_container_returns_besides_is_no_part_of_z(check_cut):
+    model = made(Told)
+    model.eval()
+    cut = lh.chain_from_nnx(model, IMAGES)
+    assert cut.chain.names == ("stem", "encoder", "encoder.layers.0", "encoder.layers.1", "encoder.norm", "head")
+    assert "carries" not in cut.chain.describe()
+    run, params = of_params(model)
+    check_cut(cut, run, params, IMAGES, cut.context)

@@ -185,7 +185,7 @@ def _proposed(graph: Graph) -> list[_Entry]:
     while (begin := end) < len(marks):
         mark, end = marks[begin], _entered(marks, begin)
         if mark.kind == _mark.STOP:
-            returned = mark.variables if graph.cuts(mark) else None
+            returned = _needed(graph, mark) if graph.cuts(mark) else None
             continue
         place = mark.variables if returned is None else returned
         # A layer on a branch that leads nowhere may be entered after one further down the chain.
@@ -196,6 +196,12 @@ def _proposed(graph: Graph) -> list[_Entry]:
     if returned is not None and graph.back(graph.outputs, returned).leaves & set(graph.params):
         entries.append(_Entry(end, end, returned))
     return entries
+
+
+def _needed(graph: Graph, mark: Boundary) -> tuple[Any, ...]:
+    """What is used of the values at a mark: a module may return those of its layers besides."""
+    reached = graph.back(graph.outputs, mark.variables).reached
+    return tuple(dict.fromkeys(variable for variable in mark.variables if variable in reached))
 
 
 def _entered(marks: Sequence[Boundary], begin: int) -> int:
