@@ -9,6 +9,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -72,8 +73,6 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def rendered(page: str, path: Path) -> dict[str, Any]:
     """A notebook as Markdown, with its images."""
-    from nbconvert import MarkdownExporter  # noqa: PLC0415
-
     folder = f"{path.stem}_files"
     text, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": folder, "unique_key": path.stem})
     images = {f"notebooks/{name}": data for name, data in resources["outputs"].items()}

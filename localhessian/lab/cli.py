@@ -212,7 +212,7 @@ def train_command(
 def reproduce_command(
     name: Annotated[str, typer.Argument(help="Of a claim of the paper; `--list` names them.")] = "",
     size: Annotated[str, typer.Option(help="small: seconds; full: what the documentation shows.")] = "small",
-    seed: Annotated[list[int], typer.Option(min=0, help="Once for each; default: as many as the claim says.")] = [],  # noqa: B006
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Once for each; default: as the claim says.")] = None,
     data: Annotated[str, typer.Option(help="digits, cifar10, cifar100, an .npz of yours; default: by size.")] = "",
     folder: Annotated[Path | None, typer.Option(help="Where the CIFAR files lie; default: download them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/claims/NAME; again with it goes on.")] = None,
@@ -223,7 +223,7 @@ def reproduce_command(
         return typer.echo(listing())
     with _in_words():
         claim = claim_named(name)
-        setting = setting_of(claim, size, seed, data, folder)
+        setting = setting_of(claim, size, seed or (), data, folder)
         place = Path("runs/claims") / name if out is None else out
         typer.echo(f"{claim.title}: about {claim.cost[setting.size]}", err=True)
         try:

@@ -30,6 +30,7 @@ from localhessian.linalg.operators import (
     eps_of,
     is_repeatable,
     skewed,
+    triangle,
     unit_products,
 )
 from localhessian.linalg.spectra import Spectrum, packed
@@ -229,7 +230,7 @@ def _decompose_rows(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndar
     if vectors:
         return _right_vectors(rows.astype(np.float64), wide, vectors)
     if rows.dtype == np.float64:
-        return np.linalg.svd(np.linalg.qr(rows.T, mode="r"), compute_uv=False)[::-1], None
+        return np.linalg.svd(triangle(rows.T), compute_uv=False)[::-1], None
     return roots(_float64_gram(rows)), None
 
 

@@ -8,24 +8,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from nnx_models import IMAGES, ROWS, Residual, made, of_params
 
 import localhessian as lh
 
 pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
-IMAGES = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
-ROWS = jax.random.normal(jax.random.key(1), (5, 3))
 TOKENS = jax.random.randint(jax.random.key(2), (3, 5), 0, 7)
-
-
-class Residual(nnx.Module):
-    def __init__(self, width, rngs):
-        self.conv = nnx.Conv(width, width, (3, 3), rngs=rngs)
-        self.norm = nnx.BatchNorm(width, rngs=rngs)
-        self.dropout = nnx.Dropout(0.3, rngs=rngs)
-
-    def __call__(self, x):
-        return x + self.dropout(nnx.relu(self.norm(self.conv(x))))
 
 
 class ResNet(nnx.Module):
@@ -39,29 +28,6 @@ class ResNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((1, 2)))
-
-
-def in_precision_of_run(tree):
-    """Flax makes float32 even where the run is in float64."""
-    precise = jnp.zeros(()).dtype
-    return jax.tree.map(lambda a: a.astype(precise) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
-
-
-def made(cls):
-    model = cls(nnx.Rngs(0))
-    nnx.update(model, in_precision_of_run(nnx.state(model)))
-    return model
-
-
-def of_params(model):
-    """The whole model as a function of its parameters, its other state as it is now."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    copies = jax.tree.map(jnp.asarray, rest)
-
-    def run(params, x):
-        return nnx.merge(graph, *jax.tree.map(lambda leaf: leaf, (params, copies)))(x)
-
-    return run, jax.tree.map(jnp.asarray, params)
 
 
 def assert_same_state(one, two):
@@ -351,111 +317,3 @@ def test_bfloat16_model():
     z = cut.chain.forward(cut.params, ROWS)
     assert [leaf.dtype for leaf in z] == [ROWS.dtype, jnp.bfloat16, jnp.bfloat16]
     np.testing.assert_array_equal(z[-1], model(ROWS))
-
-
-class Encoder(nnx.Module):
-    """A container of repeated blocks, with parameters of its own before and a layer after them."""
-
-    def __init__(self, rngs):
-        self.position = nnx.Param(jnp.ones((6, 4)))
-        self.layers = nnx.List([Residual(4, rngs) for _ in range(2)])
-        self.norm = nnx.LayerNorm(4, rngs=rngs)
-
-    def __call__(self, x):
-        x = x + self.position
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x)
-
-
-class Encoded(nnx.Module):
-    def __init__(self, rngs):
-        self.stem = nnx.Conv(2, 4, (3, 3), rngs=rngs)
-        self.encoder = Encoder(rngs)
-        self.head = nnx.Linear(4, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(self.encoder(jnp.tanh(self.stem(x))).mean((1, 2)))
-
-
-def test_a_container_of_repeated_blocks_is_opened(check_cut):
-    model = made(Encoded)
-    model.eval()
-    cut = lh.chain_from_nnx(model, IMAGES)
-    inside = ("encoder", "encoder.layers.0", "encoder.layers.1", "encoder.norm")
-    assert cut.chain.names == ("stem", *inside, "head")
-    run, params = of_params(model)
-    check_cut(cut, run, params, IMAGES, cut.context)
-    text = cut.chain.describe()
-    assert re.search(r"encoder\.layers\.1 .* 156 +35\.9% +conv, norm", text)
-    assert "holds" not in text
-    for form in (model, nnx.state(model), nnx.state(model, nnx.Param), nnx.to_pure_dict(params)):
-        assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), cut.chain.split(form), cut.params))
-    message = "must be the model, its `nnx.State`, or a dict of its `nnx.Param`s: what was given also holds `encoder."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        cut.chain.split(nnx.to_pure_dict(nnx.state(model)))
-
-
-class Nested(nnx.Module):
-    """A U-Net's levels: each skips the one inside it."""
-
-    def __init__(self, depth, rngs):
-        self.down = nnx.Linear(3, 3, rngs=rngs)
-        self.inner = Nested(depth - 1, rngs) if depth else nnx.Linear(3, 3, rngs=rngs)
-        self.up = nnx.Linear(6, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.up(jnp.concatenate([self.inner(jnp.tanh(self.down(x))), x], -1))
-
-
-class UNet(nnx.Module):
-    def __init__(self, rngs):
-        self.stem = nnx.Linear(3, 3, rngs=rngs)
-        self.level = Nested(1, rngs)
-        self.head = nnx.Linear(3, 2, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(self.level(jnp.tanh(self.stem(x))))
-
-
-def test_a_block_that_holds_most_is_told_with_what_splits_it(check_cut):
-    model = made(UNet)
-    cut = lh.chain_from_nnx(model, ROWS)
-    assert cut.chain.names == ("stem", "level", "head")
-    proposed = cut.chain.describe().splitlines()[-1]
-    assert proposed.startswith('`level` holds 79.6% of the parameters: `at=["stem", "head", "level.*"]` ')
-    assert "`carry=True`" in proposed
-    split = lh.chain_from_nnx(model, ROWS, at=["stem", "head", "level.*"], carry=True)
-    assert split.chain.names == ("stem", "level.down", "level.inner", "level.up", "head")
-    run, params = of_params(model)
-    check_cut(split, run, params, ROWS)
-    assert "From `level.down` to `level.up` z carries 2 arrays; H_z is by all of them." in split.chain.describe()
-
-
-class Telling(Encoder):
-    """Returns the values between its layers too."""
-
-    def __call__(self, x):
-        between = [x + self.position]
-        for layer in self.layers:
-            between.append(layer(between[-1]))
-        return {"between": between, "last": self.norm(between[-1])}
-
-
-class Told(Encoded):
-    def __init__(self, rngs):
-        super().__init__(rngs)
-        self.encoder = Telling(rngs)
-
-    def __call__(self, x):
-        return self.head(self.encoder(jnp.tanh(self.stem(x)))["last"].mean((1, 2)))
-
-
-def test_what_a_container_returns_besides_is_no_part_of_z(check_cut):
-    model = made(Told)
-    model.eval()
-    cut = lh.chain_from_nnx(model, IMAGES)
-    assert cut.chain.names == ("stem", "encoder", "encoder.layers.0", "encoder.layers.1", "encoder.norm", "head")
-    assert "carries" not in cut.chain.describe()
-    run, params = of_params(model)
-    check_cut(cut, run, params, IMAGES, cut.context)

@@ -19,7 +19,7 @@ from localhessian.lab.claims._trained import reduced, stages
 from localhessian.lab.comparison import State
 from localhessian.lab.zoo import Network, nnx_network, resnet
 from localhessian.linalg import Dense, condition_number, spectrum
-from localhessian.network import Chain, back_match, chain_from_nnx
+from localhessian.network import TracedChain, back_match, chain_from_nnx
 
 KINDS = {"skips": (True, 1.0), "skips, branches x 0.1": (True, 0.1), "no skips": (False, 1.0)}
 """Whether there are skip connections, and what the last kernel of each branch is multiplied by at initialization."""
@@ -96,7 +96,7 @@ class Tested:
     """A network in evaluation mode, cut once, whose parameters and statistics are changed."""
 
     model: Any
-    chain: Chain
+    chain: TracedChain
 
     def take_over(self, params: Params, x: Array) -> None:
         """These parameters of the model, and the statistics of these images, layer by layer."""
@@ -115,7 +115,7 @@ class Tested:
     def rows(self, x: Array, y: Array, has_skips: bool) -> list[Row]:
         """A row for each block that keeps the shape (at most `BLOCKS`, evenly spaced) and each sample."""
         _, params, context = nnx.split(self.model, nnx.Param, ...)
-        of_blocks = self.chain.split(params)  # type: ignore[attr-defined]
+        of_blocks = self.chain.split(params)
         loss = optax.softmax_cross_entropy_with_integer_labels
         matching = back_match(self.chain, of_blocks, x, y, loss, context)
         rows: list[Row] = []

@@ -1,7 +1,9 @@
 """Every eigenvalue of matrices that split into small blocks."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -89,16 +91,11 @@ class Structured:
         if _is_traced(operator):
             raise Declined("its numbers are not known while JAX traces it")
         prepared = factor.prepare()
-        try:
+        with _followed():
             found, structure = self._walk(prepared)
             if not structure.splits:
                 raise Declined("nothing in it splits")
             _verify(found, prepared)
-        except Declined:
-            raise
-        except Exception as error:
-            # Programs of others hold what no rule foresaw; nothing depends on this route.
-            raise _not_followed(error) from error
         if self.blocks is None:
             self._check(structure)
         return structure
@@ -109,14 +106,10 @@ class Structured:
             raise Declined("`blocks` multiplies all of them at once, which a stream does not")
 
         def walked(prepared: LinearMap, apart: bool) -> BlockDiagonal:
-            try:
+            with _followed():
                 found = walk(prepared, True, self.max_bytes / 4)
                 structure = BlockDiagonal(found, prepared.in_size, None, self.max_bytes, apart=apart)
                 _verify(found, prepared)
-            except Declined:
-                raise
-            except Exception as error:
-                raise _not_followed(error) from error
             return structure
 
         summed = Summed(operator, walked, self.max_bytes)
@@ -141,13 +134,12 @@ class Structured:
             raise Declined("it has no factor R with H = R^T R")
         prepared = ready.factor.prepare()
         try:
-            layout = self._layout(prepared)
+            with _followed():
+                layout = self._layout(prepared)
         except Declined:
             if operator.batch is None or not maps_split:
                 raise
             layout = of_maps(prepared)
-        except Exception as error:
-            raise _not_followed(error) from error
         self._check(layout)
         return spectrum_of(layout, prepared, ready.symmetric, key, str(self))
 
@@ -256,8 +248,15 @@ def _refusal(operator: Operator, reason: Declined) -> ValueError:
     return ValueError(f"`Structured` declines {operator.label or 'the operator'}: {reason}. Use another method.")
 
 
-def _not_followed(error: Exception) -> Declined:
-    return Declined(f"its program could not be followed ({type(error).__name__}: {error!s:.80})")
+@contextlib.contextmanager
+def _followed() -> Iterator[None]:
+    """Programs of others hold what no rule foresaw; nothing depends on this route, so whatever fails declines it."""
+    try:
+        yield
+    except Declined:
+        raise
+    except Exception as error:
+        raise Declined(f"its program could not be followed ({type(error).__name__}: {error!s:.80})") from error
 
 
 def _verify(found: Found, prepared: LinearMap) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from localhessian.linalg.operators import LinearMap, Streamed
+from localhessian.linalg.operators import LinearMap, Streamed, triangle
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
 from localhessian.linalg.structure._dependence import Declined
 from localhessian.linalg.structure._mixing import Grid
@@ -137,29 +137,28 @@ class _Sum:
     """Of one block: the upper triangle of w_1 R_1^T R_1 + .., or of numbers in float64 the R with that square."""
 
     is_double: bool
-    variables: np.ndarray | None = None
-    held: np.ndarray | None = None
+    variables: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
+    held: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
 
     def add(self, unit: Unit, weight: float) -> None:
         """One more part."""
         m, p = unit.shape
-        if self.variables is None:
+        if not len(self.variables):
             self.variables, self.held = unit.variables, np.zeros((0 if self.is_double else p, p))
         at = self._places(unit.variables)
-        held: np.ndarray = self.held  # type: ignore[assignment]
         if not self.is_double:
             upper = weight * gram_of_rows(unit.rows, m, p)
-            held += upper if np.array_equal(unit.variables, self.variables) else _moved(upper, at, len(held))
+            self.held += upper if np.array_equal(unit.variables, self.variables) else _moved(upper, at, len(self.held))
             return
-        rows = np.zeros((m, held.shape[1]))
+        rows = np.zeros((m, self.held.shape[1]))
         rows[:, at] = weight**0.5 * unit.rows()
-        held = np.concatenate([held, rows])
-        self.held = np.linalg.qr(held, mode="r") if len(held) > held.shape[1] else held  # type: ignore[assignment]
+        held = np.concatenate([self.held, rows])
+        self.held = triangle(held) if len(held) > held.shape[1] else held
 
     def _places(self, variables: np.ndarray) -> np.ndarray:
         """Where they stand; what was not met before is appended."""
         known, held = self.variables, self.held
-        if known is None or held is None or np.array_equal(known, variables):
+        if np.array_equal(known, variables):
             return np.arange(len(variables))
         new = np.setdiff1d(variables, known)
         self.variables = known = np.concatenate([known, new])
@@ -169,7 +168,7 @@ class _Sum:
 
     def singular_values(self) -> np.ndarray:
         """Ascending, as many as it has variables."""
-        if self.held is None or not self.held.shape[1]:
+        if not self.held.shape[1]:
             return np.zeros(0)
         if not self.is_double:
             return roots(np.asfortranarray(self.held))

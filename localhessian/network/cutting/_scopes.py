@@ -76,8 +76,10 @@ def _run(program: Program, values: Sequence[Any], outer: Path, asked: set[Path])
 
     def rule(eqn: Equation, operands: list[Any]) -> dict[Any, Any]:
         inner, path = entered(eqn, custom=False), outer + named_scopes(eqn)
-        holds = inner is not None and any(found in asked and len(found) > len(path) for found in _paths(inner, path))
-        results = _run(inner, operands, path, asked) if holds else bind(eqn, operands)  # type: ignore[arg-type]
+        if inner is not None and any(found in asked and len(found) > len(path) for found in _paths(inner, path)):
+            results = _run(inner, operands, path, asked)
+        else:
+            results = bind(eqn, operands)
         own = dict(zip(eqn.outvars, results, strict=True))
         made.update({variable: value for variable, value in own.items() if variable in leave})
         for visit in visits:
