@@ -30,7 +30,7 @@ from localhessian.linalg.operators import (
     eps_of,
     is_repeatable,
     skewed,
-    triangle,
+    triangle_of,
     unit_products,
 )
 from localhessian.linalg.spectra import Spectrum, packed
@@ -230,7 +230,7 @@ def _decompose_rows(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndar
     if vectors:
         return _right_vectors(rows.astype(np.float64), wide, vectors)
     if rows.dtype == np.float64:
-        return np.linalg.svd(triangle(rows.T), compute_uv=False)[::-1], None
+        return np.linalg.svd(triangle_of(rows.T), compute_uv=False)[::-1], None
     return roots(_float64_gram(rows)), None
 
 

@@ -25,4 +25,4 @@ from localhessian.linalg.operators._rounding import rounding as rounding
 from localhessian.linalg.operators._rounding import skewed as skewed
 from localhessian.linalg.operators._stacked import weighted_sum as weighted_sum
 from localhessian.linalg.operators._streamed import Streamed as Streamed
-from localhessian.linalg.operators._streamed import triangle as triangle
+from localhessian.linalg.operators._streamed import triangle_of as triangle_of

@@ -67,8 +67,8 @@ class Streamed(SymmetricOperator):
                 return None
             held = np.concatenate([held, weight**0.5 * np.asarray(rows(part.factor), np.float64)])
             if len(held) >= 2 * self.size:
-                held = triangle(held)
-        return triangle(held) if len(held) > self.size else held
+                held = triangle_of(held)
+        return triangle_of(held) if len(held) > self.size else held
 
     def matrix(self, rows: Rows) -> np.ndarray:
         """H, summed in float64 in one pass."""
@@ -78,6 +78,6 @@ class Streamed(SymmetricOperator):
         return total
 
 
-def triangle(rows: np.ndarray) -> np.ndarray:
+def triangle_of(rows: np.ndarray) -> np.ndarray:
     """The upper triangle with the same R^T R, of as many rows as R has at most."""
     return np.asarray(np.linalg.qr(rows, mode="r"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from localhessian.linalg.operators import LinearMap, Streamed, triangle
+from localhessian.linalg.operators import LinearMap, Streamed, triangle_of
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
 from localhessian.linalg.structure._dependence import Declined
 from localhessian.linalg.structure._mixing import Grid
@@ -153,7 +153,7 @@ class _Sum:
         rows = np.zeros((m, self.held.shape[1]))
         rows[:, at] = weight**0.5 * unit.rows()
         held = np.concatenate([self.held, rows])
-        self.held = triangle(held) if len(held) > held.shape[1] else held
+        self.held = triangle_of(held) if len(held) > held.shape[1] else held
 
     def _places(self, variables: np.ndarray) -> np.ndarray:
         """Where they stand; what was not met before is appended."""
