@@ -1,13 +1,16 @@
 """What numbers depend on, as one digest: two analyses with the same one are of the same network, data and settings."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._memory import remembered
 from localhessian._programs import program_text
+from localhessian._tree import abstracted, of_shapes
 from localhessian.network import BackMatching
 
 
@@ -22,11 +25,16 @@ def fingerprint(matching: BackMatching, settings: Any) -> str:
     data = matching.params, matching.activations[0], matching.y, matching.context
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         digest.update(_bytes(jax.tree_util.keystr(path), leaf))
-    for block, z in zip(matching.chain.blocks, matching.activations, strict=False):
-        arguments = matching.params[block.name], z, matching.context
-        digest.update(f"{block.name} {program_text(block, *arguments)}".encode())
-    digest.update(program_text(matching.loss, matching.activations[-1], matching.y).encode())
+    for name, kind, z in zip(matching.chain.names, matching.kinds, matching.activations, strict=False):
+        arguments = matching.params[name], z, matching.context
+        digest.update(f"{name} {_text(kind, *abstracted(arguments))}".encode())
+    digest.update(_text(matching.loss, *abstracted((matching.activations[-1], matching.y))).encode())
     return digest.hexdigest()
+
+
+@remembered
+def _text(function: Callable[..., Any], treedef: Any, leaves: Any) -> str:
+    return program_text(function, *of_shapes(treedef, leaves))
 
 
 def _bytes(path: str, leaf: Any) -> bytes:

@@ -118,7 +118,8 @@ def _rounding(loss: Loss, z: Activations, y: Any) -> np.ndarray:
     outputs, rebuild = floating(z)
     probe = probe_like(outputs)
     nudged = rebuild([leaf * (1 + 4 * eps_of(leaf.dtype)) for leaf in outputs])
-    return np.abs(np.asarray(_push(loss, nudged, y, probe)) - np.asarray(_push(loss, z, y, probe))).max(1)
+    pushed, here = (np.asarray(_push(loss, at, y, probe)) for at in (nudged, z))
+    return cast(np.ndarray, np.abs(pushed - here).max(1))
 
 
 @compiled(static_argnums=0)

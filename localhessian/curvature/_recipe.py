@@ -135,7 +135,7 @@ class LinearizedHessian(SymmetricOperator):
 
     def product(self, v: Array, /) -> Array:
         """H v."""
-        return sum((term(v) for term in self.terms[1:]), start=self.terms[0](v))
+        return cast(Array, sum((term(v) for term in self.terms[1:]), start=self.terms[0](v)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _second_derivative(scalar: Callable[[Array], Array], view: View) -> Partial:
 
 def _as_variables(derivative: Partial, start: Array, v: Array) -> Array:
     """The product of a vector that may be in a narrower type than the variables."""
-    return derivative(v.astype(start.dtype))
+    return cast(Array, derivative(v.astype(start.dtype)))
 
 
 def _residual_form(recipe: Recipe, point: Point, view: View) -> Callable[[Array], Array]:
@@ -193,4 +193,4 @@ class _GaussNewtonProduct:
 
     def __call__(self, jvp: Partial, curvature: Partial, start: Array, v: Array) -> Array:
         v = v.astype(start.dtype)
-        return curved(jvp, v, lambda image: self.layout.through(curvature, image), self.scale)(v)
+        return cast(Array, curved(jvp, v, lambda image: self.layout.through(curvature, image), self.scale)(v))

@@ -6,6 +6,7 @@ accurate to rounding where an eigendecomposition of S would leave sqrt(eps).
 """
 
 import enum
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def multiply(matrices: Array, outputs: list[Array], transpose: bool = False) -> 
     """Each sample's outputs by its matrix."""
     rows, unravel = ravel_samples(outputs)
     product = "nij,ni->nj" if transpose else "nij,nj->ni"
-    return unravel(jnp.einsum(product, matrices, rows, precision=jax.lax.Precision.HIGHEST))
+    return cast(list[Array], unravel(jnp.einsum(product, matrices, rows, precision=jax.lax.Precision.HIGHEST)))
 
 
 def at_least_single(leaf: Array) -> Array:

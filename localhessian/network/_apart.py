@@ -6,7 +6,7 @@ alone; what has no rule proves nothing.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from localhessian._programs import Equation, Program, entered, evaluate
 
@@ -78,7 +78,7 @@ def _elementwise(_: Any, given: list[Axis]) -> Axis:
 
 def _reduced(eqn: Any, given: list[Axis]) -> Axis:
     axis = _untouched(_only_first(given), eqn.params["axes"])
-    return axis - sum(gone < axis for gone in eqn.params["axes"])
+    return cast(Axis, axis - sum(gone < axis for gone in eqn.params["axes"]))
 
 
 def _along(name: str) -> Callable[[Any, list[Axis]], Axis]:
@@ -93,12 +93,12 @@ def _along(name: str) -> Callable[[Any, list[Axis]], Axis]:
 
 def _stacked(eqn: Any, given: list[Axis]) -> Axis:
     axis = _one(given)
-    return axis + (eqn.params["axis"] <= axis)
+    return cast(Axis, axis + (eqn.params["axis"] <= axis))
 
 
 def _unstacked(eqn: Any, given: list[Axis]) -> Axis:
     axis = _untouched(_only_first(given), [eqn.params["axis"]])
-    return axis - (eqn.params["axis"] < axis)
+    return cast(Axis, axis - (eqn.params["axis"] < axis))
 
 
 def _tiled(eqn: Any, given: list[Axis]) -> Axis:
@@ -133,7 +133,7 @@ def _reshaped(eqn: Any, given: list[Axis]) -> Axis:
 def _squeezed(eqn: Any, given: list[Axis]) -> Axis:
     gone = eqn.params["dimensions"]
     axis = _untouched(_only_first(given), gone)
-    return axis - sum(other < axis for other in gone)
+    return cast(Axis, axis - sum(other < axis for other in gone))
 
 
 def _transposed(eqn: Any, given: list[Axis]) -> Axis:
@@ -173,7 +173,7 @@ def _convolved(eqn: Any, given: list[Axis]) -> Axis:
     numbers = eqn.params["dimension_numbers"]
     if _only_first(given) != numbers.lhs_spec[0] or eqn.params["batch_group_count"] != 1:
         raise _Unknown
-    return numbers.out_spec[0]
+    return cast(Axis, numbers.out_spec[0])
 
 
 def _windowed(eqn: Any, given: list[Axis]) -> Axis:
@@ -198,12 +198,12 @@ def _gathered(eqn: Any, given: list[Axis]) -> Axis:
         pair = numbers.start_indices_batching_dims[tuple(numbers.operand_batching_dims).index(operand)]
         if indices not in (None, pair):
             raise _Unknown
-        return of_indices[pair]
+        return cast(Axis, of_indices[pair])
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     is_whole = sizes[operand] == eqn.invars[0].aval.shape[operand] and operand not in (*gone, *numbers.start_index_map)
     if indices is not None or not is_whole:
         raise _Unknown
-    return of_windows[[i for i in range(len(sizes)) if i not in gone].index(operand)]
+    return cast(Axis, of_windows[[i for i in range(len(sizes)) if i not in gone].index(operand)])
 
 
 _ELEMENTWISE = """

@@ -7,7 +7,7 @@ Targets are never stored: z^{k+1/2} = z^k + delta, and z^k swamps delta in round
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ class BackMatching:
     @property
     def samples(self) -> int:
         """The number of samples n."""
-        return jax.tree.leaves(self.activations[0])[0].shape[0]
+        return cast(int, jax.tree.leaves(self.activations[0])[0].shape[0])
 
 
 def back_match_batch(

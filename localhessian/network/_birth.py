@@ -1,7 +1,7 @@
 """Where a number stops being finite: the first operation of a program that makes NaN or infinity of finite numbers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def _first(program: Program, values: list[Any], wrong: Callable[[Any], bool]) ->
     try:
         evaluate(program, values, rule)
     except _Born as born:
-        return born.args[0]
+        return cast(Equation, born.args[0])
     return None
 
 

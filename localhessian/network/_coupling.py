@@ -102,7 +102,7 @@ def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, conc
 
     def leaks(moves: Array) -> Array:
         moved = moved_by(moves)
-        return ((moved != 0) & ~jnp.isnan(moved) & ~moves[:, None]).any()
+        return cast(Array, ((moved != 0) & ~jnp.isnan(moved) & ~moves[:, None]).any())
 
     return jnp.any(jax.lax.map(leaks, jnp.asarray(_patterns(n))))
 

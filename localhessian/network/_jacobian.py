@@ -21,7 +21,7 @@ from localhessian.network._side import Place, Side, applied
 
 def linearized(block: Block, place: Place) -> tuple[Activations, Partial]:
     """z_b, and the block to first order in all of its parameters and inputs: one program, whatever the variables."""
-    return call(Partial(_Linearized(block)), dataclasses.replace(place, index=None))
+    return cast(tuple[Activations, Partial], call(Partial(_Linearized(block)), dataclasses.replace(place, index=None)))
 
 
 def jacobian(side: Side, place: Place, label: str = "") -> LinearMap:
@@ -73,14 +73,15 @@ class LinearizedJacobian(LinearMap):
     def transpose_product(self, u: Array, /) -> Array:
         """R^T u."""
         push, start, out = self._push()
-        return root_scale(self.side, self.place) * jax.linear_transpose(push, start)(u.astype(out.dtype))[0]
+        (pulled,) = jax.linear_transpose(push, start)(u.astype(out.dtype))
+        return cast(Array, root_scale(self.side, self.place) * pulled)
 
     def _push(self) -> tuple[Callable[[Array], Array], Any, Any]:
         """v -> J v by what depends on v alone, and what it takes and gives."""
         view = self.side.view(self.place, self.jvp)
 
         def push(v: Array) -> Array:
-            return jax.jvp(lambda v: view.meant(view.run(v)), (view.start,), (v,))[1]
+            return cast(Array, jax.jvp(lambda v: view.meant(view.run(v)), (view.start,), (v,))[1])
 
         program = jax.make_jaxpr(push)(view.start)
         needed = live(program)

@@ -70,7 +70,7 @@ def check_samples(name: str, tree: Any) -> int:
             f"`{name}` must hold arrays that share a leading axis of samples, got {shapes(tree)}: add the axis, or put "
             "what is not per sample into `context`."
         )
-    return n
+    return int(n)
 
 
 def check_real(what: str, tree: Any) -> None:

@@ -237,7 +237,7 @@ def _is_equivariant(function: Callable[..., Any], params: Any, z: Any, extra: An
     """Whether samples in another order are answered alike, in that order; on made-up numbers."""
     params, z, extra = jax.tree.map(_made_up, (params, z, extra))
     turn = np.roll(np.arange(n), 1)
-    of_samples = lambda tree: jax.tree.map(lambda leaf: leaf[turn], tree)
+    of_samples: Callable[..., Any] = lambda tree: jax.tree.map(lambda leaf: leaf[turn], tree)
     straight = of_samples(_answer(function, params, z, extra))
     other = _answer(function, params, of_samples(z), take(extra, turn, belongs))
     return all(map(_alike, jax.tree.leaves(straight), jax.tree.leaves(other)))

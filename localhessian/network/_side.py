@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Place:
     @property
     def samples(self) -> int:
         """The number of samples n that the block runs on."""
-        return jax.tree.leaves(self.z)[0].shape[0]
+        return cast(int, jax.tree.leaves(self.z)[0].shape[0])
 
 
 def applied(block: Block, place: Place) -> Activations:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ class StreamMatching:
 
     def place(self, block: str) -> Place:
         """Where a block is taken in the first batch."""
-        return self.first.place(block)
+        return cast(Place, self.first.place(block))
 
     def parts(self) -> Iterator[Batch]:
         """The batches, cut as the stream says; contexts as they were given."""

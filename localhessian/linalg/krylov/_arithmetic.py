@@ -7,7 +7,7 @@ All else is written once, for arrays of either kind, with the array functions of
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ class Host(Arithmetic):
 
     def multiply(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """In the type of the arrays."""
-        return np.matmul(a, b)
+        return cast(np.ndarray, np.matmul(a, b))
 
     def lengths(self, vectors: np.ndarray) -> Any:
         """In one pass over the numbers, unless that shows that squares overflow or vanish."""
@@ -114,11 +114,11 @@ class Host(Arithmetic):
 
     def pick(self, array: np.ndarray, places: np.ndarray) -> np.ndarray:
         """By indices."""
-        return array[np.arange(len(array))[:, None], places]
+        return cast(np.ndarray, array[np.arange(len(array))[:, None], places])
 
     def subtract(self, block: np.ndarray, part: np.ndarray) -> np.ndarray:
         """Over `part`."""
-        return np.subtract(block, part, out=part)
+        return cast(np.ndarray, np.subtract(block, part, out=part))
 
     def put_rows(self, basis: np.ndarray, row: int, block: np.ndarray) -> np.ndarray:
         """In place."""
@@ -192,7 +192,7 @@ class Traced(Arithmetic):
 
     def lengths(self, vectors: jax.Array) -> jax.Array:
         """Relative to the largest number."""
-        return _scaled_lengths(vectors, jnp)
+        return cast(jax.Array, _scaled_lengths(vectors, jnp))
 
     def pick(self, array: jax.Array, places: jax.Array) -> jax.Array:
         """By JAX."""
@@ -260,7 +260,7 @@ TRACED: Arithmetic = Traced()
 @functools.cache
 def _small(dtype: Any) -> float:
     """A sum of squares above this has lost nothing to underflow, of up to 1e8 numbers."""
-    return float(np.finfo(dtype).tiny) ** 0.6
+    return float(float(np.finfo(dtype).tiny) ** 0.6)
 
 
 def _scaled_lengths(vectors: Any, xp: Any) -> Any:

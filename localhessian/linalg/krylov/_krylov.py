@@ -6,7 +6,8 @@ goes on, restarts and ends, how its results are judged, sorted and packed stands
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from localhessian.linalg.krylov._vectors import largest_vectors, sort_real_first
 from localhessian.linalg.operators import Operator, eps_of, is_repeatable, unbatched
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, cutoff, packed
 
+Result = TypeVar("Result", bound=Any)
+"""A spectrum, or what else bears a status."""
 BASIS_BYTES = 2**26
 """A basis beyond this is restarted (heuristic)."""
 
@@ -218,13 +221,13 @@ class Krylov(abc.ABC):
         return max(BASIS_BYTES // row_bytes, ROWS)
 
 
-_compiled = compiled(
+_compiled: Callable[..., Spectrum] = compiled(
     lambda method, operator, key, vectors, start: method.compute(operator, key, vectors, start, silent, TRACED),
     static_argnums=(0, 3),
 )
 
 
-def told_apart(found: Any, operator: Operator) -> Any:
+def told_apart(found: Result, operator: Operator) -> Result:
     """A result whose products were not symmetric, or not adjoint, with noise told from that: it is multiplied twice."""
     wrong = np.isin(found.status, (int(Status.NOT_ADJOINT), int(Status.NOT_SYMMETRIC)))
     if not wrong.any():

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def _convolve_padded(eqn: Equation, image: Array, window: Array) -> Array:
     # The compiler would take the padding back into the convolution.
     image = jax.lax.optimization_barrier(jax.lax.pad(image, jnp.zeros((), image.dtype), now))
     params = {**eqn.params, "padding": tuple(padding), "lhs_dilation": tuple(holes)}
-    return eqn.primitive.bind(image, window, **params)
+    return cast(Array, eqn.primitive.bind(image, window, **params))
 
 
 def _is_upside_down(eqn: Any) -> bool:
@@ -107,7 +107,7 @@ def _after_transposition(
     # The compiler would take the transposition back into the product.
     upright = jax.lax.optimization_barrier(jax.lax.transpose(first, (*free, *along)))
     numbers = ((tuple(range(len(free), first.ndim)), other), ((), ()))
-    return eqn.primitive.bind(upright, second, **{**eqn.params, "dimension_numbers": numbers})
+    return cast(Array, eqn.primitive.bind(upright, second, **{**eqn.params, "dimension_numbers": numbers}))
 
 
 def _tiles(eqn: Any) -> bool:

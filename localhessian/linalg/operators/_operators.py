@@ -12,7 +12,7 @@ network share programs.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Operator(abc.ABC):
     def mv(self, v: Float[AnyArray, "*s d"], /) -> Float[Array, "*s m"]:
         """The product with a vector, compiled."""
         check_vector("v", v, self.size, self.batch)
-        return call(_PRODUCT, self.prepare(), v)
+        return cast(Array, call(_PRODUCT, self.prepare(), v))
 
     @abc.abstractmethod
     def prepare(self) -> "Operator":
@@ -119,7 +119,7 @@ class LinearMap(Operator):
     def rmv(self, u: Float[AnyArray, "*s m"], /) -> Float[Array, "*s d"]:
         """A^T u, compiled."""
         check_vector("u", u, self.out_size, self.batch)
-        return call(_TRANSPOSE_PRODUCT, self.prepare(), u)
+        return cast(Array, call(_TRANSPOSE_PRODUCT, self.prepare(), u))
 
     @property
     def T(self) -> "LinearMap":
@@ -263,7 +263,7 @@ _PRODUCT, _TRANSPOSE_PRODUCT = Partial(_product), Partial(_transpose_product)
 
 def unit_products(prepared: Operator, start: Any = 0, count: int | None = None) -> Array:
     """Products with the unit vectors `start .. start + count`, stacked on axis 0; every map of a batch gets them."""
-    return _unit_products(prepared, start, prepared.size if count is None else count)
+    return cast(Array, _unit_products(prepared, start, prepared.size if count is None else count))
 
 
 @compiled(static_argnums=2)

@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,11 @@ class OwnMap(LinearMap):
 
     def product(self, v: Float[Array, " d"], /) -> Float[Array, " m"]:
         """A v."""
-        return self.forward(v)
+        return cast(Array, self.forward(v))
 
     def transpose_product(self, u: Float[Array, " m"], /) -> Float[Array, " d"]:
         """A^T u."""
-        return self.backward(u)
+        return cast(Array, self.backward(u))
 
 
 @pytree
@@ -58,7 +58,7 @@ class Own(SymmetricOperator):
 
     def product(self, v: Float[Array, " d"], /) -> Float[Array, " d"]:
         """H v."""
-        return self.function(v)
+        return cast(Array, self.function(v))
 
 
 def symmetric_operator(

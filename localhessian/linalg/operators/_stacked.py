@@ -1,7 +1,7 @@
 """Sums of operators that come in parts: batches of a data set, microbatches of a batch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 
@@ -110,7 +110,7 @@ def _sum(parts: Sequence[SymmetricOperator], weights: tuple[Any, ...]) -> Sum:
 
 def _total(weights: tuple[Any, ...], images: list[Array]) -> Array:
     terms = [weight * image for weight, image in zip(weights, images, strict=True)]
-    return sum(terms[1:], start=terms[0])
+    return cast(Array, sum(terms[1:], start=terms[0]))
 
 
 def weighted_sum(operators: Sequence[Operator], weights: Sequence[float], /) -> SymmetricOperator:

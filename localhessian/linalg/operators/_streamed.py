@@ -1,7 +1,7 @@
 """Sums over data that do not fit in memory: parts that are made one after the other, anew in every product."""
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class Streamed(SymmetricOperator):
             total = jax.block_until_ready(image if total is None else total + image)
         if total is None:
             raise ValueError(f"{self.label or 'the operator'}: the stream gave no batch.")
-        return total
+        return cast(Array, total)
 
     def mv(self, v: Float[AnyArray, " d"], /) -> Float[Array, " d"]:
         """H v."""

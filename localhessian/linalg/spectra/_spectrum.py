@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,7 @@ def _array(value: Any, dtype: Any) -> Array:
     """Of JAX; `jnp.asarray` would compile the conversion of each shape of NumPy's."""
     if isinstance(value, jax.Array):
         return value.astype(dtype)
-    return jax.device_put(np.asarray(value, dtype))
+    return cast(Array, jax.device_put(np.asarray(value, dtype)))
 
 
 def missed(size: int, steps: Any, relative_error: float) -> Array:

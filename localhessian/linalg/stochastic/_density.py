@@ -9,6 +9,7 @@ with tiny error bars. `benchmarks/densities.py` shows all of it.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal
@@ -246,7 +247,7 @@ def _nonzero(nodes: Any, errors: Any, relative: float, dtype: Any, has_factor: b
     return smallest**2 if has_factor else smallest
 
 
-_compiled = compiled(partial(_compute, on=TRACED), static_argnums=(2, 3, 4))
+_compiled: Callable[..., Density] = compiled(partial(_compute, on=TRACED), static_argnums=(2, 3, 4))
 
 
 def _density(
@@ -257,7 +258,7 @@ def _density(
     sizes: tuple[int, int],
     run: tuple[int, int],
     xp: ModuleType,
-) -> Any:
+) -> Density:
     """The result from bounds `(p, s, 2 + edges)` at minus the cutoff, the cutoff and the edges.
 
     The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null.

@@ -1,5 +1,6 @@
 """The answer to "how are the eigenvalues distributed?", with its two kinds of error."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -160,7 +161,7 @@ def _crossing(xp: ModuleType, known: Density, targets: tuple[Any, ...], sigmas: 
     reached = value[..., -1] >= target
     after = xp.where(reached, after, known.edges.shape[-1] - 1)
     before = xp.maximum(after - 1, 0)
-    at = lambda array, place: xp.take_along_axis(array, place[..., None], axis=-1)[..., 0]
+    at: Callable[..., Any] = lambda array, place: xp.take_along_axis(array, place[..., None], axis=-1)[..., 0]
     left, right = (at(known.edges, place) for place in (before, after))
     start, end = (at(value, place) for place in (before, after))
     share = xp.clip((target - start) / xp.where(end > start, end - start, 1), 0, 1)

@@ -6,7 +6,7 @@ operators of a batch.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -139,7 +139,7 @@ def _multiplied(prepared: Operator, group: int, on: Arithmetic) -> Callable[[Any
 def _drive(step: Callable[[State], State], state: State, steps: int, on: Arithmetic) -> State:
     """All steps; on the host until every start has broken down."""
     if on is TRACED:
-        return repeat(step, state, steps)
+        return cast(State, repeat(step, state, steps))
     for _ in range(steps):
         state = step(state)
         if not np.any(state.live) or not np.any(state.finite):

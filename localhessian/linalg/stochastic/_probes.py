@@ -1,6 +1,6 @@
 """Products with random or unit vectors, one after another, for the estimators of traces."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Operat
         return i + 1, found.at[i].set(function(_probe_vector(vectors, i, shape, dtype)))
 
     start = jnp.zeros((), jnp.int32), jnp.zeros((count, *first.shape), first.dtype)
-    return repeat(step, start, count)[1]
+    return cast(Array, repeat(step, start, count)[1])
 
 
 def multiplied(operator: Operator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
@@ -60,7 +60,7 @@ def itself(v: Array) -> Array:
 
 @compiled(static_argnums=(2, 3))
 def _probe_vector(vectors: Partial, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
-    return vectors(i, shape, dtype)
+    return cast(Array, vectors(i, shape, dtype))
 
 
 def random_signs(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
@@ -71,7 +71,7 @@ def random_signs(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[
 def on_sphere(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
     """The i-th probe, uniform on the sphere of radius sqrt(d)."""
     v = jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
-    return v * (shape[1] ** 0.5 / jnp.linalg.norm(v, axis=1, keepdims=True))
+    return cast(Array, v * (shape[1] ** 0.5 / jnp.linalg.norm(v, axis=1, keepdims=True)))
 
 
 def unit_vector(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
@@ -83,12 +83,12 @@ def unit_vector(key: Key, i: Any, shape: tuple[int, int], dtype: Any) -> Float[A
 def row_of(vectors: Float[Array, "p s d"], i: Any, shape: tuple[int, int], dtype: Any) -> Float[Array, "s d"]:
     """The i-th of given vectors."""
     del shape, dtype
-    return jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False)
+    return cast(Array, jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False))
 
 
 def spread(samples: Array) -> Array:
     """Standard error of the mean over the leading axis."""
-    return jnp.std(samples, axis=0, ddof=1) / len(samples) ** 0.5
+    return cast(Array, jnp.std(samples, axis=0, ddof=1) / len(samples) ** 0.5)
 
 
 def result(

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -317,7 +317,7 @@ def _padded(entries: list[np.ndarray], end: int) -> Array:
     out = np.full((len(entries), max(len(some) for some in entries)), end, np.int32)
     for row, some in zip(out, entries, strict=True):
         row[: len(some)] = some
-    return jax.device_put(out)
+    return cast(Array, jax.device_put(out))
 
 
 def _stacks(units: list[Unit], workers: int) -> Iterator[list[Unit]]:

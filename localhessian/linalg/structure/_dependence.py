@@ -17,7 +17,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -216,7 +216,7 @@ def _slices(x: Dependent, axes: tuple[int, ...]) -> Iterator[Dependent]:
 
 
 def _sum(x: Dependent, field: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    return np.broadcast_to(field, x.shape).sum(axes, dtype=np.float64)
+    return cast(np.ndarray, np.broadcast_to(field, x.shape).sum(axes, dtype=np.float64))
 
 
 def _constant(x: Dependent, field: np.ndarray, axes: tuple[int, ...], complaint: str) -> np.ndarray:
@@ -233,7 +233,7 @@ def _one_unit(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
         return a
     if np.any((a != b) & (a != UNKNOWN) & (b != UNKNOWN)):
         raise Declined("it adds different units")
-    return np.maximum(a, b)
+    return cast(np.ndarray, np.maximum(a, b))
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None, shape: tuple[int, ...]) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from localhessian._programs import Equation, at_once, entered, evaluate
 from localhessian._tree import is_concrete
+from localhessian._types import Array
 from localhessian.linalg.operators import LinearMap
 from localhessian.linalg.structure import _mixing
 from localhessian.linalg.structure._dependence import (
@@ -73,6 +74,12 @@ def members(labels: np.ndarray) -> dict[int, np.ndarray]:
     return {int(label): part for label, part in zip(found, parts, strict=True)}
 
 
+@jax.jit
+def _multiply_by(prepared: LinearMap, v: Array) -> Array:
+    """R v; never run. JAX remembers its program for maps of the same kind and shapes."""
+    return prepared.product(v)
+
+
 def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool = False) -> Found:
     """Follow the variables of a prepared map through its product.
 
@@ -85,15 +92,16 @@ def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool =
     Raises:
         Declined: the product does something that does not keep the units apart.
 
-    Cost: one trace, one unfolding of the inputs, and a few passes over the block's activations.
+    Cost: one trace for maps of one kind and shapes, one unfolding of the inputs, a few passes over the activations.
     """
     shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
-    program = jax.make_jaxpr(prepared.product)(jax.ShapeDtypeStruct(shape, prepared.dtype))
-    if not (traced or is_concrete(program.consts)):
+    numbers = jax.tree.leaves(prepared)
+    program = _multiply_by.trace(prepared, jax.ShapeDtypeStruct(shape, prepared.dtype)).jaxpr
+    if not (traced or is_concrete((numbers, program.consts))):
         raise Declined("its numbers are not known while JAX traces it")
     walker = _Walker(by_channel, max_bytes)
     with at_once():
-        (output,) = evaluate(program, [variables(shape)], walker.step, known)
+        (output,) = evaluate(program, [*map(known, numbers), variables(shape)], walker.step, known)
     if not isinstance(output, Dependent):
         raise Declined("the result does not depend on the variables")
     grid = walker.grid

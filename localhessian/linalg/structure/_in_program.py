@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def singular_values(*factors: Array) -> Array:
     """
     if factors[0].dtype == jnp.float64:
         return _by_decomposition(*factors)
-    return jax.lax.platform_dependent(*factors, cpu=_by_gram, default=_by_decomposition)
+    return cast(Array, jax.lax.platform_dependent(*factors, cpu=_by_gram, default=_by_decomposition))
 
 
 @singular_values.defjvp

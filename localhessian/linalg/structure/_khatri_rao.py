@@ -1,6 +1,7 @@
 """H = sum over rows of (a a^T) x (g g^T): rows that are Kronecker products, as of the last block with a softmax."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class KhatriRao:
     @property
     def splits(self) -> bool:
         """Whether there is more than one channel to mix."""
-        return self.mixing.shape[1] > 1
+        return bool(self.mixing.shape[1] > 1)
 
     @property
     def workers(self) -> int:
@@ -121,13 +122,13 @@ class KhatriRao:
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         left = self.inputs.take(self.places[start:stop])
-        return (left[:, :, None] * self.mixing[start:stop, None, :]).reshape(len(left), self.shape[1])
+        return cast(np.ndarray, (left[:, :, None] * self.mixing[start:stop, None, :]).reshape(len(left), self.shape[1]))
 
     def _gram(self) -> np.ndarray:
         rows, columns = self.shape
         if rows >= columns:
             return gram_of_rows(self._rows, rows, columns)
-        return syrk(self.inputs.take(self.places)) * syrk(self.mixing)
+        return cast(np.ndarray, syrk(self.inputs.take(self.places)) * syrk(self.mixing))
 
 
 @pytree

@@ -1,6 +1,8 @@
 """Where the blocks of a map lie, of whose program only the structure is known: no number of it is needed."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
@@ -110,7 +112,7 @@ class Layout:
                 counts.append(np.array([zeros]))
             rows.append((np.concatenate(numbers), np.concatenate(counts)))
         longest = max(len(numbers) for numbers, _ in rows)
-        padded = lambda part, value: np.pad(part, (0, longest - len(part)), constant_values=value)
+        padded: Callable[..., Any] = lambda part, value: np.pad(part, (0, longest - len(part)), constant_values=value)
         return (
             np.stack([padded(numbers, total + 1) for numbers, _ in rows]).astype(np.int32),
             np.stack([padded(counts, 0) for _, counts in rows]).astype(np.int32),
@@ -162,7 +164,7 @@ class _Members:
 
     def of(self, labels: np.ndarray, size: int) -> np.ndarray:
         """Of labels that stand in `size` places each, (labels, size)."""
-        return self._order[self._starts[labels][:, None] + np.arange(size)]
+        return cast(np.ndarray, self._order[self._starts[labels][:, None] + np.arange(size)])
 
 
 def _with_copies(found: Found, labels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Group:

@@ -135,7 +135,7 @@ def _placed(eqn: Equation, values: list[Any]) -> list[Any]:
     if np.any(np.asarray(among)):
         raise Declined("it adds a constant: the program is not linear")
     zeros = jnp.zeros(among.shape, jnp.float32)
-    put = lambda numbers: of_constants(eqn, [zeros, places, numbers])[0]
+    put: Callable[..., Any] = lambda numbers: of_constants(eqn, [zeros, places, numbers])[0]
     if np.any(np.asarray(put(jnp.ones(x.shape, jnp.float32))) > 1):
         raise Declined("it puts several of them in one place")
     return [_where_there(x, _number_of(x, put(_numbered(x, jnp.float32))))]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from scipy import sparse
@@ -28,7 +29,7 @@ class Stack:
     @property
     def order(self) -> int:
         """Of the matrices to decompose."""
-        return min(self.rows.shape[1:])
+        return int(min(self.rows.shape[1:]))
 
     def operations(self) -> tuple[float, float]:
         """Multiplications of the Gram matrices, and of the decompositions."""
@@ -60,7 +61,7 @@ class Stack:
 
     def _grams(self) -> np.ndarray:
         short = self.rows if self.rows.shape[1] <= self.rows.shape[2] else self.rows.swapaxes(1, 2)
-        return short @ short.swapaxes(1, 2)
+        return cast(np.ndarray, short @ short.swapaxes(1, 2))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -167,7 +168,7 @@ class Structured:
     def _walk(self, prepared: LinearMap) -> tuple[Found, Structure]:
         try:
             found = walk(prepared, True, self.max_bytes / 4)
-            make = lambda every: BlockDiagonal(found, prepared.in_size, prepared.batch, self.max_bytes, every)
+            make = functools.partial(BlockDiagonal, found, prepared.in_size, prepared.batch, self.max_bytes)
             structure = make(False)
             # What iterates over the larger units takes the small ones with it; of nothing but small ones, all is cheap.
             return found, make(True) if self.blocks is not None and structure.blocks else structure
@@ -217,9 +218,13 @@ class Structured:
         if self.blocks is None or factor is None or not structure.blocks:
             return self.decompose(structure, operator, show)
         maps = structure.maps(factor.prepare())
-        together = lambda found: ends(found, structure.blocks, structure.size, operator.batch, self.blocks, str(self))
+        blocks = self.blocks
+
+        def together(found: Spectrum) -> Spectrum:
+            return ends(found, structure.blocks, structure.size, operator.batch, blocks, str(self))
+
         try:
-            return together(self.blocks.run(maps, key, 0, show=show))
+            return together(blocks.run(maps, key, 0, show=show))
         except SpectrumInterrupt as interrupt:
             raise SpectrumInterrupt(together(interrupt.spectrum)) from None
 

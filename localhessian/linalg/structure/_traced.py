@@ -6,6 +6,8 @@ Source: Curtis, Powell & Reid (1974), for sparse Jacobians.
 """
 
 import itertools
+from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,7 @@ def spectrum_of(layout: Layout, prepared: LinearMap, symmetric: SymmetricOperato
     rho = EXACT * eps_of(prepared.dtype) * jnp.nanmax(sigma, axis=-1, keepdims=True, initial=0)
     rho = jnp.where(jnp.isnan(sigma), jnp.nan, jnp.where(apart[:, None], jnp.inf, rho))
     status = jnp.where(finite, jnp.where(apart, int(Status.NOT_CONFIRMED), 0), int(Status.NON_FINITE))
-    of_maps = (lambda part: part[0]) if layout.batch is None else (lambda part: part)
+    of_maps: Callable[[Array], Array] = (lambda part: part[0]) if layout.batch is None else (lambda part: part)
     return packed(
         *map(of_maps, (sigma, counts, rho)),
         of_factor=True,
@@ -110,7 +112,7 @@ def _singular_values(group: Group, blocks: Array) -> Array:
     """(blocks, order), in any order."""
     m, p = group.shape
     if group.order == 1:
-        return TRACED.lengths(blocks.reshape(len(blocks), -1))[:, None]
+        return cast(Array, TRACED.lengths(blocks.reshape(len(blocks), -1))[:, None])
     if group.kronecker is None or m > p:
         return singular_values(blocks)
     rows = _taken(blocks, group.kronecker)  # (blocks, m, channels, inputs), each row of rank one

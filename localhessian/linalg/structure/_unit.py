@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy import sparse
@@ -51,7 +51,7 @@ class Unit:
     @property
     def shape(self) -> tuple[int, int]:
         """Of R_j."""
-        return self.single.shape
+        return cast(tuple[int, int], self.single.shape)
 
     @property
     def order(self) -> int:
@@ -61,7 +61,7 @@ class Unit:
     @functools.cached_property
     def is_separate(self) -> bool:
         """Whether no single variable is also one of the product's, so that Gram matrices add."""
-        return self.single[:, : self.inputs.shape[1]].nnz == 0
+        return bool(self.single[:, : self.inputs.shape[1]].nnz == 0)
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows of R_j in float64."""
@@ -72,7 +72,7 @@ class Unit:
         if len(self.weights):
             mixed += self.shared[part] @ self.sums
         out[:, : mixed.shape[1]] += mixed
-        return out
+        return cast(np.ndarray, out)
 
     def gram(self, of_inputs: np.ndarray | None = None) -> np.ndarray:
         """The upper triangle of the smaller of R_j R_j^T and R_j^T R_j; `of_inputs` is A A^T where it is at hand."""
@@ -91,7 +91,7 @@ class Unit:
             through = of_inputs @ self.weights.T  # A A^T rho
             cross = (self.own[:, None] * through[self.place]) @ self.shared.T
             out += cross + cross.T + self.shared @ (self.weights @ through) @ self.shared.T
-        return out + (self.single @ self.single.T).toarray() if self.single.nnz else out
+        return cast(np.ndarray, out + (self.single @ self.single.T).toarray() if self.single.nnz else out)
 
 
 def singular_values(units: list[Unit], of_inputs: np.ndarray | None, is_double: bool) -> np.ndarray:
@@ -123,7 +123,7 @@ def gram_of_rows(rows: Any, count: int, order: int) -> np.ndarray:
 
 def roots(gram: np.ndarray) -> np.ndarray:
     """The square roots of the eigenvalues of Gram matrices (*, n, n), from their upper triangles; overwrites them."""
-    return np.sqrt(np.maximum(eigenvalues(gram), 0))
+    return cast(np.ndarray, np.sqrt(np.maximum(eigenvalues(gram), 0)))
 
 
 def squares_of(gram: np.ndarray) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def _numbered(slot: Slot, slots: Sequence[Slot]) -> tuple[str, ...]:
 
 def gather(tree: dict[str, Any], leaves: Sequence[Any]) -> dict[str, Any]:
     """A block's dict of slots filled with the arrays of the model."""
-    return jax.tree.map(lambda slot: slot.read(leaves), tree)
+    return cast(dict[str, Any], jax.tree.map(lambda slot: slot.read(leaves), tree))
 
 
 def scatter(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 
@@ -173,7 +173,7 @@ def marking_class(cls: Any, wish: Wish) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    return type(cls)(cls.__name__, (cls,), body)
+    return cast(type, type(cls)(cls.__name__, (cls,), body))
 
 
 def call_marked(call: Callable[..., Any], wish: Wish, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
