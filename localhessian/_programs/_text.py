@@ -29,9 +29,16 @@ def fingerprint(program: Program, labels: Any, *, lasting: bool = False) -> str:
     return "\n".join([str(labels), text_of(program, lasting), *text_of_rules(program, lasting)])
 
 
-def program_text(function: Callable[..., Any], *arguments: Any) -> str:
-    """The lasting fingerprint of a function's program for arguments of these shapes. Cost: a trace."""
-    return fingerprint(traced(function, *arguments)[0], (), lasting=True)
+def program_text(function: Callable[..., Any], *arguments: Any, differentiated: bool = True) -> str:
+    """The lasting fingerprint of a function's program for arguments of these shapes. Cost: a trace, and its derivative.
+
+    Args:
+        function: Of arrays.
+        arguments: Or their shapes.
+        differentiated: Whether it is to be differentiated, so that its rules of differentiation matter.
+    """
+    program = traced(function, *arguments)[0]
+    return fingerprint(program, (), lasting=True) if differentiated else text_of(program, lasting=True)
 
 
 def text_of_rules(program: Program, lasting: bool = False) -> tuple[str, ...]:

@@ -168,7 +168,7 @@ class Trainer:
         )
         chosen, rate = np.zeros(batch, np.int32), np.zeros((), jnp.zeros(()).dtype)
         step = functools.partial(_stepped, self)
-        text = program_text(step, state, images, labels, chosen, jax.random.key(0), rate)
+        text = program_text(step, state, images, labels, chosen, jax.random.key(0), rate, differentiated=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def warm(self, data: Images, batch: int) -> float:
