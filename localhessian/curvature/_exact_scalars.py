@@ -79,7 +79,7 @@ def local_scalars(
 
     Source: docs/theory.md, 5.
     """
-    expect("matching", matching, BackMatching, "what `lh.back_match` returns")
+    expect("matching", matching, BackMatching, "what `lh.back_match` returns for one batch")
     expect_key(key)
     check_scalar(scalar)
     expect_count("probes", probes, 3 if scalar == "range_mean" else 2)

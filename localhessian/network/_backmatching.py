@@ -206,7 +206,7 @@ def back_matching_loss(matching: BackMatching, block: str, /) -> Callable[[Param
 
     Source: Zhang, Chen & Liu (2018), eq. 3 and 4; scaling by 1/n as in docs/theory.md, 2.
     """
-    expect("matching", matching, BackMatching, "what `lh.back_match` returns")
+    expect("matching", matching, BackMatching, "what `lh.back_match` returns for one batch")
     expect("block", block, str, "the name of a block")
     b = matching.chain.index(block) + 1
     where = matching.chain.blocks[b - 1]

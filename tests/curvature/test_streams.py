@@ -115,10 +115,36 @@ def test_products_alone_are_enough(both):
     top = lh.spectrum(S, lh.Lanczos(which="largest", k=1))
     np.testing.assert_allclose(top.lambda_max, exact.lambda_max, rtol=1e-3)
     trace = float(lh.summarize(exact).trace)
-    mean = lh.spectral_density(S, probes=4, steps=6).mean
-    assert abs(S.size * float(mean.value) - trace) < 4 * S.size * float(mean.probe_error)
+    for probes in (4, 12):  # few, and more than are multiplied one by one where there is one batch
+        mean = lh.spectral_density(S, probes=probes, steps=6).mean
+        assert abs(S.size * float(mean.value) - trace) < 4 * S.size * float(mean.probe_error)
     with pytest.raises(TypeError, match="is a sum over a stream of batches, which no compiled program holds"):
         jax.jit(S.mv)(jnp.ones(S.size))
+
+
+def test_estimates_are_those_of_one_batch(both, tol):
+    """The same random vectors, so that only rounding differs: whatever multiplies, by itself or in a weighted sum."""
+    _, one, streamed = both
+    pair = [lh.local_hessian(m, "relu") for m in (streamed, one)]
+    weighted = [lh.weighted_sum([H, H], [0.25, 0.75]) for H in pair]
+    estimates = (
+        lambda H: lh.trace(H, lh.Hutchinson(probes=6)),
+        lambda H: lh.trace(H, lh.HutchPlusPlus(probes=6)),
+        lambda H: lh.trace(H, lh.XTrace(probes=6)),
+        lambda H: lh.diagonal(H, lh.Hutchinson(probes=6)),
+        lambda H: lh.range_mean(H, lh.Hutchinson(probes=6)),
+    )
+    for estimate in estimates:
+        for summed, whole in (pair, weighted):
+            found, truth = (np.asarray(estimate(H).value) for H in (summed, whole))
+            np.testing.assert_allclose(found, truth, atol=100 * tol.product * np.abs(truth).max())
+
+
+def test_what_takes_one_batch_says_so(both):
+    _, _, streamed = both
+    for function in (lh.local_scalars, lambda matching: lh.back_matching_loss(matching, "relu")):
+        with pytest.raises(TypeError, match=r"what `lh\.back_match` returns for one batch, got a `StreamMatching`"):
+            function(streamed)
 
 
 def test_samples_come_out_of_their_batches(both, tol):

@@ -39,12 +39,15 @@ class Operator(abc.ABC):
     label: str = static(kw_only=True, default="")
     """What this is, for messages."""
     _kind: ClassVar[str]
-    in_programs: ClassVar[bool] = True
-    """Whether it may stand in a compiled program; else it is multiplied on the host."""
 
     @abc.abstractmethod
     def product(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s m"]:
         """The product with a vector, to be traced."""
+
+    @property
+    def in_programs(self) -> bool:
+        """Whether it may stand in a compiled program; else it is multiplied on the host."""
+        return True
 
     @property
     def on_trust(self) -> bool:

@@ -77,6 +77,11 @@ class Sum(SymmetricOperator):
     """Numbers, or arrays without axes."""
 
     @property
+    def in_programs(self) -> bool:
+        """Where all of the parts are."""
+        return all(part.in_programs for part in self.parts)
+
+    @property
     def on_trust(self) -> bool:
         """Where one of the parts is."""
         return any(part.on_trust for part in self.parts)

@@ -1,7 +1,7 @@
 """Sums over data that do not fit in memory: parts that are made one after the other, anew in every product."""
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,11 @@ class Streamed(SymmetricOperator):
     """Of all factors on each other; of parts without one, of all matrices."""
     semidefinite: bool = static(default=False)
     """Whether each part is known to be."""
-    in_programs: ClassVar[bool] = False
+
+    @property
+    def in_programs(self) -> bool:
+        """Never."""
+        return False
 
     def product(self, v: Float[Array, " d"], /) -> Float[Array, " d"]:
         """H v, part after part; each by its own program."""

@@ -52,7 +52,7 @@ class Jacobi:
 def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int, on: Arithmetic) -> Jacobi:
     """`steps` steps of Lanczos from `probes` random starts for each operator."""
     xp, prepared, s, d = on.xp, operator.prepare(), operator.batch or 1, operator.size
-    group = _group(probes, steps, s * d, operator.dtype, on)
+    group = _group(operator, probes, steps, s * d, on)
     plan = _plan(d, steps, operator.dtype)
     multiplied = _multiplied(prepared, group, on)
 
@@ -79,7 +79,7 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, on: Arithmet
     and minus the singular values, so nothing is squared.
     """
     xp, prepared, s, d, m = on.xp, factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
-    group = _group(probes, steps, s * (d + m), factor.dtype, on)
+    group = _group(factor, probes, steps, s * (d + m), on)
     plan = _plan(d, steps, factor.dtype)
     forward, backward = (_multiplied(part, group, on) for part in (prepared, prepared.T))
 
@@ -100,14 +100,14 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, on: Arithmet
     return _merge([run(key) for key in jax.random.split(key, probes // group)], on)
 
 
-def _group(probes: int, steps: int, numbers: int, dtype: Any, on: Arithmetic) -> int:
+def _group(operator: Operator, probes: int, steps: int, numbers: int, on: Arithmetic) -> int:
     """How many starts run at once: the largest divisor of `probes` whose vectors, of `numbers` each, fit.
 
     Each group is a program part of its own where all is compiled whole, so only memory limits it there.
     """
-    if on is HOST and probes * steps <= FEW:
+    if on is HOST and (probes * steps <= FEW or not operator.in_programs):
         return 1
-    bytes_ = numbers * dtype.itemsize
+    bytes_ = numbers * operator.dtype.itemsize
     most = max(min(GROUP if on is HOST else probes, PRODUCT_BYTES // (8 * bytes_), BASIS_BYTES // (steps * bytes_)), 1)
     return max(group for group in range(1, most + 1) if probes % group == 0)
 

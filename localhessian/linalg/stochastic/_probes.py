@@ -35,10 +35,14 @@ class TraceEstimate:
 def each_probe(function: Partial, vectors: Partial, count: int, operator: Operator) -> Array:
     """function(v) of every probe, `(count, s, ...)`: from the host where there are numbers, else compiled whole."""
     shape, dtype = (operator.batch or 1, operator.size), operator.dtype
-    first = call(function, _probe_vector(vectors, 0, shape, dtype))
+
+    def one(i: int) -> Any:
+        v = _probe_vector(vectors, i, shape, dtype)
+        return call(function, v) if operator.in_programs else function(v)
+
+    first = one(0)
     if is_concrete(first):
-        rest = [call(function, _probe_vector(vectors, i, shape, dtype)) for i in range(1, count)]
-        return jnp.stack([first, *rest])
+        return jnp.stack([first, *map(one, range(1, count))])
 
     def step(state: Any) -> Any:
         i, found = state
