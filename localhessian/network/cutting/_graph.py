@@ -137,6 +137,11 @@ class Graph:
         shared = (self.equations[i] for i in after.equations & before.equations)
         return bool(after.reached) and not any(self.carries(v) for eqn in shared for v in eqn.outvars)
 
+    def may_end(self, boundary: Boundary) -> bool:
+        """Whether a boundary holds activations that the outputs need; others of those may jump over it."""
+        of_model = all(is_variable(v) and self.carries(v) for v in boundary.variables)
+        return of_model and bool(self.back(self.outputs, boundary.variables).reached)
+
     def program(self, found: "Slice", inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
         """The equations of a slice as a program of their own."""
         equations = [self.equations[i] for i in sorted(found.equations)]
@@ -160,13 +165,17 @@ def boundaries_of(graph: Graph, first: str | None) -> list[Boundary]:
     """The boundaries to cut at, each named after the block that ends there; the last one is the output."""
     ends = [mark for mark in graph.boundaries if mark.kind == _mark.END]
     if ends:
-        kept = [*ends, Boundary("output", _mark.END, tuple(graph.outputs))]
-    else:
-        entries = _proposed(graph)
-        names = [_first_name(graph, entries) or first or "output", *_names(graph, entries)]
-        places = [*(entry.place for entry in entries), tuple(graph.outputs)]
-        kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
+        return ends_at(graph, ends)
+    entries = _proposed(graph)
+    names = [_first_name(graph, entries) or first or "output", *_names(graph, entries)]
+    places = [*(entry.place for entry in entries), tuple(graph.outputs)]
+    kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
     return _numbered(_without_empty(graph, kept))
+
+
+def ends_at(graph: Graph, marks: Sequence[Boundary]) -> list[Boundary]:
+    """The boundaries where blocks end at some marks, and the last one at the output."""
+    return _numbered(_without_empty(graph, [*marks, Boundary("output", _mark.END, tuple(graph.outputs))]))
 
 
 class _Entry(NamedTuple):

@@ -47,6 +47,28 @@ class Wish:
     kinds: Kinds
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model without its arrays: where it can be cut, and the function to cut with submodules of one's choice marked.
+
+    Attributes:
+        paths: Of every submodule that `at` may name, and whether it could make a block.
+        marked: From the submodules to mark to a function of (params, x, context).
+    """
+
+    paths: dict[Path, bool]
+    marked: Callable[[dict[Path, Wish]], Callable[..., Any]]
+
+    @classmethod
+    def of(cls, modules: Sequence[Submodule], marked: Callable[[dict[Path, Wish]], Callable[..., Any]]) -> "Model":
+        """Of every module, the root included."""
+        return cls({module.path: module.has_params and not module.is_inner for module in _nameable(modules)}, marked)
+
+
+def _nameable(modules: Sequence[Submodule]) -> list[Submodule]:
+    return [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
+
+
 def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dict[Path, Wish]:
     """The submodules to mark.
 
@@ -64,7 +86,7 @@ def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dic
         # What follows a layer (its activation function) belongs to its block; a block of layers is complete in itself.
         kinds = {True: (START, STOP), False: (START,)}
         return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _opened(modules)}
-    inner = [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
+    inner = _nameable(modules)
     if callable(at):
         expect_function("at", at, AT, takes=2)
         chosen = [module for module in inner if at(module.name, module.module)]
@@ -85,7 +107,7 @@ def _patterns(at: Any) -> list[str]:
 
 
 def _matching(modules: Sequence[Submodule], pattern: str, noun: str) -> list[Submodule]:
-    found = [module for module in modules if _fits(module.path, tuple(pattern.split(".")))]
+    found = [module for module in modules if fits(module.path, tuple(pattern.split(".")))]
     if not found:
         near = difflib.get_close_matches(pattern, [module.name for module in modules], n=1, cutoff=0.3)
         hint = f" Did you mean `{near[0]}`?" if near else ""
@@ -93,13 +115,13 @@ def _matching(modules: Sequence[Submodule], pattern: str, noun: str) -> list[Sub
     return found
 
 
-def _fits(path: Path, pattern: Path) -> bool:
-    """Word by word: `*` stays within a word, `**` stands for any number of words."""
+def fits(path: Path, pattern: Path) -> bool:
+    """Whether a pattern means a path, word by word: `*` stays within a word, `**` stands for any number of words."""
     if not pattern:
         return not path
     if pattern[0] == "**":
-        return any(_fits(path[i:], pattern[1:]) for i in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+        return any(fits(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and fits(path[1:], pattern[1:])
 
 
 def _some(modules: Sequence[Submodule], limit: int = 12) -> str:
