@@ -166,3 +166,4 @@ def test_what_a_container_returns_besides_is_no_part_of_z(check_cut):
     assert "carries" not in cut.chain.describe()
     run, params = of_params(model)
     check_cut(cut, run, params, IMAGES, cut.context)
+    assert "carries" not in lh.chain_from_nnx(model, IMAGES, at=["stem", "encoder"]).chain.describe()

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import jax
 
 from localhessian._arguments import expect, expect_function
-from localhessian.network.cutting._mark import END, START, STOP, tagged
+from localhessian.network.cutting._mark import OUT, START, STOP, tagged
 
 Path: TypeAlias = tuple[str, ...]
 Kinds: TypeAlias = tuple[str, ...]
@@ -94,7 +94,7 @@ def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dic
             raise ValueError(f"`at` chooses none of the {noun}s {_some(inner)}.")
     else:
         chosen = [module for pattern in _patterns(at) for module in _matching(inner, pattern, noun)]
-    return {module.path: Wish(module.name, (END,)) for module in chosen}
+    return {module.path: Wish(module.name, (OUT,)) for module in chosen}
 
 
 def _patterns(at: Any) -> list[str]:
@@ -203,7 +203,7 @@ def call_marked(call: Callable[..., Any], wish: Wish, args: tuple[Any, ...], kwa
     if START in wish.kinds and args and _is_activations(args[0]):
         args = (tagged(args[0], wish.name, START), *args[1:])
     out = call(*args, **kwargs)
-    for kind in (END, STOP):
+    for kind in (OUT, STOP):
         if kind in wish.kinds and _is_activations(out):
             out = tagged(out, wish.name, kind)
     return out
@@ -216,7 +216,7 @@ def _is_activations(value: Any) -> bool:
 
 def check_called(asked: dict[Path, Wish], seen: Sequence[str]) -> None:
     """Refuse boundaries that were asked for and never reached."""
-    missing = [wish.name for wish in asked.values() if END in wish.kinds and wish.name not in seen]
+    missing = [wish.name for wish in asked.values() if OUT in wish.kinds and wish.name not in seen]
     if missing:
         raise ValueError(
             f"`at`: the submodule `{missing[0]}` was never called, or does not return arrays, so there is nothing to "
