@@ -17,7 +17,7 @@ from localhessian.analysis import Label, Report, analyze, stored_label
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._cifar import load_images
 from localhessian.lab._data import Images, digits
-from localhessian.lab._own import METHODS, asked_for, listed, run_analysis, run_plan
+from localhessian.lab._own import FORMS, METHODS, asked_for, listed, run_analysis, run_plan
 from localhessian.lab._programs_kept import keep_programs
 from localhessian.lab._reproduce import claim_named, listing, reproduce, setting_of, told
 from localhessian.lab._sweeps import Asked, asked_of, axis_of, closing, forecast, run_asked
@@ -28,7 +28,7 @@ from localhessian.lab.zoo import MODELS, digits_network, network
 from localhessian.network import UnknownBlock
 
 typer = optional("typer")
-Own = Annotated[str, typer.Argument(help="`module:function`, which returns (chain, params, x, y, loss[, context]).")]
+Own = Annotated[str, typer.Argument(help=f"`module:function`, which returns {FORMS}.")]
 Blocks = Annotated[str, typer.Option(help="Names of blocks, with commas between; default: all.")]
 Sides = Annotated[str, typer.Option(help="params, input, or both with a comma between.")]
 Parts = Annotated[str, typer.Option(help="gauss_newton, full, residual, or several.")]
