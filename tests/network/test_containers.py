@@ -78,6 +78,13 @@ class UNet(nnx.Module):
         return self.head(self.level(jnp.tanh(self.stem(x))))
 
 
+class Marked(UNet):
+    """With a mark of its own."""
+
+    def __call__(self, x):
+        return self.head(lh.mark(self.level(lh.mark(jnp.tanh(self.stem(x)), "mine")), "levels"))
+
+
 def as_proposed(model, sentence):
     """The model cut as a sentence of `describe` says, and into as many blocks."""
     arguments, blocks = re.search(r"`(at=.*)` makes (\d+) blocks", sentence).groups()
@@ -100,6 +107,14 @@ def test_a_block_that_holds_most_is_told_with_what_splits_it(check_cut):
     run, params = of_params(model)
     check_cut(split, run, params, ROWS)
     assert "From `level.down` to `level.up` z carries 2 arrays; H_z is by all of them." in split.chain.describe()
+
+
+def test_marks_of_the_model_stay_beside_what_is_proposed():
+    model = made(Marked)
+    cut = lh.chain_from_nnx(model, ROWS)
+    assert cut.chain.names == ("mine", "levels", "output")
+    split = as_proposed(model, cut.chain.describe().splitlines()[-1])
+    assert split.chain.names == ("stem", "mine", "level.down", "level.inner", "level.up", "head")
 
 
 class Skipping(nnx.Module):

@@ -8,7 +8,7 @@ import jax
 
 from localhessian.network.cutting._graph import Boundary, Graph, cut, ends_at
 from localhessian.network.cutting._layout import Slot
-from localhessian.network.cutting._mark import STOP
+from localhessian.network.cutting._mark import END, STOP
 from localhessian.network.cutting._open import CutError
 from localhessian.network.cutting._submodules import Model, Path, Wish, fits
 
@@ -57,12 +57,12 @@ def largest_opened(model: Model, trees: Mapping[str, Any], size: Callable[[Slot]
     candidates = {name: inside if name == large else _outermost(owned[name]) for name in trees}
     path_of = {".".join(path): path for paths in candidates.values() for path in paths}
     graph, slots = trace(model.marked({path: Wish(name, (STOP,)) for name, path in path_of.items()}))
-    ends: list[Boundary] = []
+    ends = [mark for mark in graph.boundaries if mark.kind == END]  # the model's own
     for block, paths in candidates.items():
-        marks = [mark for mark in graph.boundaries if path_of[mark.name] in paths and graph.may_end(mark)]
+        marks = [mark for mark in graph.boundaries if path_of.get(mark.name) in paths and graph.may_end(mark)]
         ends += marks if block == large else marks[-1:]  # other blocks end where they do now
     ends.sort(key=graph.boundaries.index)
-    names = [path_of[mark.name] for mark in ends]
+    names = [path_of[mark.name] for mark in ends if mark.kind == STOP]
     at = ", ".join(f'"{pattern}"' for pattern in _patterns(list(dict.fromkeys(names)), model.paths))
     way = _tried(graph, ends, lambda i: size(slots[i]), totals[large] / whole)
     return [f"`{large}` holds {totals[large] / whole:.1%} of the parameters: " + way.format(at=at)]
