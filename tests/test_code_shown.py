@@ -51,10 +51,8 @@ def test_every_block_is_of_a_kind_that_is_checked():
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_commands_are_understood(words):
     """Their names, options and values; what they do is tested elsewhere."""
-    command = get_command(app)
-    with command.make_context("localhessian", list(words)) as context:
-        name, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        given = inner.make_context(name, rest, parent=context).params
+    name, *rest = words
+    given = get_command(app).commands[name].make_context(name, rest).params
     for axis in given.get("axis", ()):
         axis_of(axis)
 
