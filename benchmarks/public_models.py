@@ -1,11 +1,12 @@
 """Cut models that others wrote, unedited, check the identities, and analyze their first and last block.
 
-With clones of google/flax and patrick-kidger/equinox (18f8f311 and 9336d82 were tried), and einops installed:
+With clones of google/flax, patrick-kidger/equinox and google-research/vision_transformer (18f8f311, 9336d82 and c6de1e5
+were tried), and einops installed:
 
-    python benchmarks/public_models.py --flax flax --equinox equinox [--cases gemma equinox_bert ...]
+    python benchmarks/public_models.py --flax flax --equinox equinox --vit vision_transformer [--cases gemma ...]
 
-The models are the examples of these two libraries, made small: classes and functions are taken out of the files and
-notebooks as they are, without what trains them.
+The models are those of these repositories, narrow, some with fewer layers: classes and functions are taken out of the
+files and notebooks as they are, without what trains them.
 """
 
 import __future__
@@ -79,9 +80,22 @@ def squared(z, y):
 
 
 @case
-def imagenet_resnet18():
-    model = load("flax", "examples/imagenet/models.py").ResNet18(num_classes=10, num_filters=8)
+def imagenet_resnet50():
+    model = load("flax", "examples/imagenet/models.py").ResNet50(num_classes=10, num_filters=4)
     x = images(4, 32, 32, 3)
+    variables = jax.jit(lambda key: model.init(key, x, train=False))(jax.random.key(0))
+    call = lambda model, x: model(x, train=False)
+    return lh.chain_from_linen(model, variables, x, call=call), x, jnp.arange(4), cross_entropy
+
+
+@case
+def vision_transformer_of_24_layers():
+    sys.path.insert(0, str(FOLDERS["vit"]))
+    patches = types.SimpleNamespace(size=(4, 4))
+    settings = {"num_layers": 24, "mlp_dim": 16, "num_heads": 2}
+    module = load("vit", "vit_jax/models_vit.py")
+    model = module.VisionTransformer(num_classes=10, patches=patches, transformer=settings, hidden_size=8)
+    x = images(4, 8, 8, 3)
     variables = jax.jit(lambda key: model.init(key, x, train=False))(jax.random.key(0))
     call = lambda model, x: model(x, train=False)
     return lh.chain_from_linen(model, variables, x, call=call), x, jnp.arange(4), cross_entropy
@@ -267,9 +281,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flax", type=pathlib.Path, required=True, help="a clone of flax")
     parser.add_argument("--equinox", type=pathlib.Path, required=True, help="a clone of equinox")
+    parser.add_argument("--vit", type=pathlib.Path, required=True, help="a clone of vision_transformer")
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
-    FOLDERS.update(flax=options.flax, equinox=options.equinox)
+    FOLDERS.update(flax=options.flax, equinox=options.equinox, vit=options.vit)
     warnings.filterwarnings("ignore", module="equinox")
     for name in options.cases:
         begin = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for uri, content in rendered(page, path).items():
             files.append(File.generated(config, uri, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Lead links of the pages in docs/ to where other files of the repository are."""
+    uri = page.file.src_uri
+    return markdown if page.file.generated_by else relinked(markdown, f"docs/{uri}", uri)
 
 
 def on_page_content(content: str, **_: Any) -> str:

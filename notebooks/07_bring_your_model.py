@@ -6,11 +6,11 @@
 # PINN, low-rank adapters on frozen weights (LoRA), and an embedding that is used twice.
 
 # %%
-import importlib.util
 import itertools
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -101,29 +101,19 @@ mlp = eqx.tree_at(lambda mlp: [array for layer in mlp.layers for array in (layer
 found["equinox"] = look(lh.chain_from_equinox(mlp, x))
 
 # %% [markdown]
-# **Haiku** has no door of its own, and needs none. A method interceptor marks what every layer returns. (The
-# marks stand before the activations here, so the blocks are cut elsewhere; the cell is passed over where haiku is
-# not installed.)
+# **Haiku** has no door of its own, and needs none: its layers are `jax.named_scope`s, and `at=` cuts where they
+# end. (That is before the activations here, so the blocks are cut elsewhere.)
+
 
 # %%
-if importlib.util.find_spec("haiku"):
-    import haiku as hk
+def forward(x):
+    return hk.nets.MLP(SIZES[1:], activation=jnp.tanh)(x)
 
-    def marking(function, args, kwargs, context):
-        out = function(*args, **kwargs)
-        is_layer = isinstance(context.module, hk.Linear) and context.method_name == "__call__"
-        return lh.mark(out, context.module.name) if is_layer else out
 
-    def marked(x):
-        with hk.intercept_methods(marking):
-            return hk.nets.MLP(SIZES[1:], activation=jnp.tanh)(x)
-
-    network = hk.without_apply_rng(hk.transform(marked))
-    cut = lh.chain_from_function(network.apply, network.init(jax.random.key(0), x), x)
-    print("haiku:", ", ".join(cut.chain.names))
-    assert cut.chain.names == ("linear_0", "linear_1", "linear_2")
-else:
-    print("haiku is not installed: passed over")
+network = hk.without_apply_rng(hk.transform(forward))
+cut = lh.chain_from_function(network.apply, network.init(jax.random.key(0), x), x, at="**.linear_*")
+print("haiku:", ", ".join(cut.chain.names))
+assert len(cut.chain) == 3
 
 # %%
 for library, (names, values) in found.items():

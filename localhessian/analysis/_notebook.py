@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from localhessian.analysis._findings import findings
@@ -22,6 +23,7 @@ _STYLE = """\
 .localhessian ul { max-width: 60em; padding-left: 1.4em; }
 .localhessian img { width: 100%; background: white; }
 </style>"""
+_NAME = re.compile("`([^`]*)`")
 _WORDS = {"block", "side", "wrt", "part", "method", "coupled", "converged", "", "note", "spectrum"}
 
 
@@ -33,7 +35,8 @@ def notebook_html(report: Analyzed, title: str) -> str:
         cells = list(map(html.escape, narrow(row)))
         rows.append([html.escape(row.block), *cells[1:5], sparkline(report, row), *cells[5:]])
     everything = [[html.escape(cell(row, column)) for column in WIDE] for row in report.rows]
-    told = "".join(f"<li>{html.escape(str(finding))}</li>" for finding in findings({"": report}))
+    sentences = (_NAME.sub(r"<code>\1</code>", html.escape(str(finding))) for finding in findings({"": report}))
+    told = "".join(f"<li>{sentence}</li>" for sentence in sentences)
     return (
         f'{_STYLE}<div class="localhessian"><div><p>{html.escape(title)}</p>{_table(columns, rows)}'
         f"<details><summary>All columns</summary>{_table(WIDE, everything)}</details></div>{_figure(report)}"

@@ -13,7 +13,7 @@ from localhessian.linalg import RANK_RULE
 
 POINTS = 120
 """Of a spectrum that is drawn large."""
-TICK = 14
+TICK = 16
 """Characters of a block's name at a tick."""
 METRICS = ("kappa_plus", "kappa_q05", "kappa_q95", "lambda_max", "trace", "effective_rank", "share")
 """What can be drawn along depth."""

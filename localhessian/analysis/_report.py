@@ -152,7 +152,7 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> "Report":
-        """Read what `save` wrote.
+        """Read what `save` wrote; the name may come without its `.npz`.
 
         Raises:
             FileNotFoundError: There is no such file.

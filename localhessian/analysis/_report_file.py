@@ -20,8 +20,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(RowSpectrum))
 
 def write(path: str | Path, rows: tuple[Row, ...], spectra: Mapping[Key, RowSpectrum], meta: Mapping[str, Any]) -> Path:
     """Write a report; the path, with `.npz` added if it had no such ending."""
-    path = Path(path)
-    path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    path = _named(path)
     arrays = {f"{i}/{name}": getattr(spectrum, name) for i, spectrum in enumerate(spectra.values()) for name in _FIELDS}
     head = _FORMAT | {
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -41,8 +40,13 @@ def read(path: str | Path) -> tuple[tuple[Row, ...], dict[Key, RowSpectrum], dic
         ValueError: It is not a report, is damaged, or is larger than any report.
     """
     what = f"is not a localhessian report of version {_FORMAT['version']}, or it is damaged: write it again by `save`."
-    with opened(path, MAX_BYTES, what) as archive:
+    with opened(path if Path(path).exists() else _named(path), MAX_BYTES, what) as archive:
         return _parts(archive)
+
+
+def _named(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
 
 
 def _parts(archive: Archive) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from localhessian._grid import grid
-from localhessian.analysis.rows import COLUMNS, INTERVALS, Analyzed, Label, Labeled, Row, fitted, labeled, shortened
+from localhessian.analysis.rows import COLUMNS, INTERVALS, Analyzed, Label, Labeled, Row, apart, labeled, shortened
 
 WIDTH = 100
 """Of the narrow table, in characters."""
@@ -45,7 +45,9 @@ def table(reports: Labeled[Analyzed], *, wide: bool = False) -> str:
         columns = {c.replace("_", "\n"): _side(c, wide=True) for c in WIDE}
         sections = [(str(label), [[cell(row, c) for c in WIDE] for row in r.rows]) for label, r in reports.items()]
         return "\n".join([*grid(columns, sections), *notes(reports), *legend(reports)])
-    cells = {label: [narrow(row) for row in report.rows] for label, report in reports.items()}
+    blocks = list(dict.fromkeys(row.block for report in reports.values() for row in report.rows))
+    names = dict(zip(blocks, apart(blocks, NAME), strict=True))
+    cells = {label: [[names[row.block], *narrow(row)[1:]] for row in report.rows] for label, report in reports.items()}
     room = max(12, _room([row for rows in cells.values() for row in rows]))
     sections = [(str(label), [[*row[:-1], shortened(row[-1], room)] for row in rows]) for label, rows in cells.items()]
     lines = grid({column: _side(column) for column in NARROW}, sections)
@@ -56,7 +58,7 @@ def narrow(row: Row) -> list[str]:
     """The cells of the columns that matter."""
     part = "" if row.part == "gauss_newton" else f" {row.part}"
     extent = f"{'' if row.is_whole else '≥ '}{number(row.rank)}/{row.size}" if row.has_figures else "-"
-    cells = [fitted(row.block, NAME), f"{row.symbol}{part}", extent, within(row, "kappa_plus")]
+    cells = [row.block, f"{row.symbol}{part}", extent, within(row, "kappa_plus")]
     cells += [within(row, "kappa_q05"), mark(row), row.note]
     return [cell.replace("\n", " ") for cell in cells]
 

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
+from flax import nnx
 
 from localhessian import linalg
 from localhessian._arguments import short
 from localhessian.analysis import Plan, Report, analyze, plan
+from localhessian.network import Chain, Cut, chain_from_equinox, chain_from_linen, chain_from_nnx
 
 NAMES = ("chain", "params", "x", "y", "loss", "context")
 """What a case consists of, as `lh.analyze` takes it; the context may be left out."""
+MODEL = ("model", "x", "y", "loss")
+"""Or a model of flax nnx or equinox, which is cut by default, or what `lh.chain_from_...` returns."""
+LINEN = ("model", "variables", "x", "y", "loss")
+FORMS = f"({', '.join(NAMES)}), ({', '.join(MODEL)}) or, of linen, ({', '.join(LINEN)})"
 
 
 def function_of(place: str) -> Callable[..., Any]:
@@ -39,7 +46,7 @@ def function_of(place: str) -> Callable[..., Any]:
 
 
 def case_of(place: str) -> tuple[Any, ...]:
-    """What `lh.analyze` takes, of the function at `module:function`: a tuple in its order, or a mapping by its names.
+    """What `lh.analyze` takes, of the function at `module:function`: it returns one of `FORMS`, in order or by name.
 
     Raises:
         ValueError: There is no such function, or it returns something else.
@@ -50,18 +57,47 @@ def case_of(place: str) -> tuple[Any, ...]:
         found = function()
     except Exception as error:
         raise RuntimeError(f"`{place}` failed: {error}") from error
+    try:
+        return _as_analyzed(found)
+    except _NoCaseError as error:
+        raise ValueError(
+            f"`{place}` must return {FORMS}, also by these names, the context if there is one; {error}."
+        ) from error
+
+
+class _NoCaseError(ValueError):
+    pass
+
+
+def _as_analyzed(found: Any) -> tuple[Any, ...]:
+    """Chain, params, x, y, loss, context."""
     if isinstance(found, Mapping):
-        wrong = [name for name in found if name not in NAMES] or [name for name in NAMES[:-1] if name not in found]
-        if not wrong:
-            return tuple(found.get(name) for name in NAMES)
-        got = f"`{wrong[0]}` is {'unknown' if wrong[0] in found else 'missing'}"
-    elif isinstance(found, Sequence) and len(found) in (len(NAMES) - 1, len(NAMES)):
+        return _as_analyzed(_in_order(found))
+    if not isinstance(found, Sequence) or not found:
+        raise _NoCaseError(f"got {short(found)}")
+    first, *rest = found
+    if isinstance(first, Cut) and len(rest) == 3:
+        return first.chain, first.params, *rest, first.context
+    if isinstance(first, nn.Module) and len(rest) == 4:
+        variables, x, *more = rest
+        return _as_analyzed((chain_from_linen(first, variables, x), x, *more))
+    if isinstance(first, nnx.Module) and len(rest) == 3:
+        return _as_analyzed((chain_from_nnx(first, rest[0]), *rest))
+    if "equinox" in sys.modules and isinstance(first, sys.modules["equinox"].Module) and len(rest) == 3:
+        return _as_analyzed((chain_from_equinox(first, rest[0]), *rest))
+    if isinstance(first, Chain) and len(found) in (len(NAMES) - 1, len(NAMES)):
         return tuple(found)
-    else:
-        got = f"got {short(found)}"
-    raise ValueError(
-        f"`{place}` must return ({', '.join(NAMES[:-1])}) or these and the context, or them by name; {got}."
-    )
+    raise _NoCaseError(f"got {len(found)} values, the first {short(first)}")
+
+
+def _in_order(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = NAMES if "model" not in found else LINEN if "variables" in found else MODEL
+    wrong = [name for name in found if name not in names] or [
+        name for name in names if name not in found and name != "context"
+    ]
+    if wrong:
+        raise _NoCaseError(f"`{wrong[0]}` is {'unknown' if wrong[0] in found else 'missing'}")
+    return tuple(found[name] for name in names if name in found)
 
 
 METHODS = ("Structured", "Dense", "GolubKahan", "Lanczos")

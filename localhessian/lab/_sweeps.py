@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ def run_asked(asked: Asked, workers: int = 0) -> Any:
             executor=executor,
             key=jax.random.key(asked.seed),
             compiled=asked.compiled,
-            progress=True,
+            progress=sys.stderr.isatty(),
         )
 
 

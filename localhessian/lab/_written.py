@@ -16,11 +16,15 @@ def write_reports(reports: dict[Label, Report], out: Path) -> str:
     return f"{table(reports)}\n\n{text}\n\n{written}"
 
 
+def file_of(label: Label, out: Path) -> Path:
+    """Where a report lies. A label may be a stranger's: of it only what is no path goes into the name of a file."""
+    name = re.sub(r"[^\w-]+", "-", "-".join(filter(None, label))).strip("-") or "report"
+    return out / f"{name}.npz"
+
+
 def _write_files(reports: dict[Label, Report], out: Path) -> Path:
     for place, (label, report) in enumerate(reports.items()):
-        # A label may be a stranger's: of it only what is no path goes into the name of a file.
-        name = re.sub(r"[^\w-]+", "-", "-".join(filter(None, label))).strip("-") or "report"
-        report.with_meta(label=list(label), place=place).save(out / f"{name}.npz")
+        report.with_meta(label=list(label), place=place).save(file_of(label, out))
     figure(reports, out / "figure.png")
     return html(reports, out / "report.html")
 

@@ -7,28 +7,27 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-import optax
 from tqdm import tqdm
 
 from localhessian._files import check_folder
 from localhessian._optional import optional
 from localhessian._version import __version__
-from localhessian.analysis import Label, Report, analyze, stored_label
+from localhessian.analysis import Label, Report, stored_label
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._cifar import load_images
-from localhessian.lab._data import Images, digits
-from localhessian.lab._own import METHODS, asked_for, listed, run_analysis, run_plan
+from localhessian.lab._data import digits
+from localhessian.lab._demo import Demo
+from localhessian.lab._own import FORMS, METHODS, asked_for, listed, run_analysis, run_plan
 from localhessian.lab._programs_kept import keep_programs
 from localhessian.lab._reproduce import claim_named, listing, reproduce, setting_of, told
 from localhessian.lab._sweeps import Asked, asked_of, axis_of, closing, forecast, run_asked
-from localhessian.lab._train import train
 from localhessian.lab._written import write_comparison, write_reports
 from localhessian.lab.comparison import DEFAULT_ALGORITHMS, Comparison, Plan, algorithm, compare
-from localhessian.lab.zoo import MODELS, digits_network, network
+from localhessian.lab.zoo import MODELS, network
 from localhessian.network import UnknownBlock
 
 typer = optional("typer")
-Own = Annotated[str, typer.Argument(help="`module:function`, which returns (chain, params, x, y, loss[, context]).")]
+Own = Annotated[str, typer.Argument(help=f"`module:function`, which returns {FORMS}.")]
 Blocks = Annotated[str, typer.Option(help="Names of blocks, with commas between; default: all.")]
 Sides = Annotated[str, typer.Option(help="params, input, or both with a comma between.")]
 Parts = Annotated[str, typer.Option(help="gauss_newton, full, residual, or several.")]
@@ -74,32 +73,22 @@ def demo_command(
 ) -> None:
     """Train small convolutional networks on the UCI digits; analyze every block before and after."""
     _check(out)
-    data = digits()
-    if batch > len(data.train_x):
-        raise typer.BadParameter(f"`--batch` must be at most {len(data.train_x)}, the images there are, got {batch}.")
+    there = len(digits().train_x)
+    if batch > there:
+        raise typer.BadParameter(f"`--batch` must be at most {there}, the images there are, got {batch}.")
+    demo = Demo(steps, learning_rate, batch, depth, width, seed)
     reports: dict[Label, Report] = {}
     failed: list[str] = []
-    for model in _names(models):
-        chain, params = digits_network(model, jax.random.key(seed), depth=depth, width=width)
-        reports[Label(model, "at initialization")] = _analyze(chain, params, data, batch, f"{model}, before")
-        with tqdm(total=steps, desc=f"{model}, training", unit="step") as bar:
-            trained = train(
-                chain,
-                params,
-                data,
-                steps=steps,
-                learning_rate=learning_rate,
-                seed=seed,
-                progress=_follow(bar),
-            )
-        try:
-            after = _analyze(chain, trained.params, data, batch, f"{model}, after")
-        except ValueError as error:  # the other networks, and this one before training, are worth telling
-            failed.append(f"{model} after training cannot be analyzed (has it diverged?): {error}")
-            continue
-        reports[Label(model, "after training")] = after.with_meta(accuracy=trained.accuracy)
+    try:
+        with _in_words():
+            for label, report in demo.reports(_names(models), out, failed):
+                reports[label] = report
+    except KeyboardInterrupt:
+        told = write_reports(reports, out) if reports else ""
+        typer.echo(f"{told}\nInterrupted; the same command goes on from what is in {out}/.")
+        raise typer.Exit(130) from None
     with _in_words():
-        typer.echo(write_reports(reports, out))
+        typer.echo(write_reports(demo.finished(reports), out))
     if failed:
         typer.echo("\n".join(["", *failed]), err=True)
         raise typer.Exit(1)
@@ -200,7 +189,7 @@ def train_command(
                 chosen = [network(name, loaded, depth=depth, width=width) for name in listed(networks)]
                 how = Augmentation.standard(loaded, pad=4 if augment else 0, flip=augment)
                 place = out / Path(one).stem if len(listed(data)) > 1 else out
-                with tqdm(unit="run") as bar:
+                with tqdm(unit="run", disable=None) as bar:
                     result = compare(chosen, contestants, loaded, plan, out=place, augment=how, progress=_announce(bar))
                 typer.echo(write_comparison(result, place, one))
     except KeyboardInterrupt:
@@ -227,7 +216,7 @@ def reproduce_command(
         place = Path("runs/claims") / name if out is None else out
         typer.echo(f"{claim.title}: about {claim.cost[setting.size]}", err=True)
         try:
-            with tqdm(bar_format="{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {desc}") as bar:
+            with tqdm(bar_format="{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {desc}", disable=None) as bar:
                 data_found, judgement = reproduce(claim, setting, place, progress=_announce(bar))
         except KeyboardInterrupt:
             typer.echo(f"\nInterrupted; the same command goes on from what is in {place}/.", err=True)
@@ -298,13 +287,6 @@ def _place(report: Report) -> int:
     return place if isinstance(place, int) else 0
 
 
-def _follow(bar: tqdm) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        bar.update(done - bar.n)
-
-    return show
-
-
 def _announce(bar: tqdm) -> Callable[[int, int, str], None]:
     def show(done: int, total: int, what: str) -> None:
         if bar.total is None:  # what was done before tells nothing of the pace
@@ -340,22 +322,6 @@ def _names(models: str) -> list[str]:
     if len(set(names)) < len(names):
         raise typer.BadParameter(f"`--models` names a network twice, got {models!r}: name each once.")
     return names
-
-
-def _analyze(chain, params, data: Images, batch: int, what: str) -> Report:
-    x, y = data.train_x[:batch], data.train_y[:batch]
-    with tqdm(desc=what, unit="spectrum", bar_format="{desc:<22} {n_fmt}/{total_fmt} {elapsed}{postfix}") as bar:
-
-        def show(done: int, total: int, name: str) -> None:
-            bar.total, bar.n = total, done
-            bar.set_postfix_str(name)
-
-        report = analyze(
-            chain, params, x, y, optax.softmax_cross_entropy_with_integer_labels, progress=show, samples_per_block=batch
-        )
-    if report.meta["interrupted"]:
-        raise typer.Abort
-    return report
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ _HEADS = ("block", "input", "output", "parameters", "share", "modules", "context
 _NUMBERS = (3, 4)
 _MODULES = 5
 """So many modules of a block are named."""
+_ARRAYS = 2
+"""So many arrays of z are shown."""
 
 
 def table(
@@ -81,12 +83,15 @@ def _carried(names: Sequence[str], activations: Sequence[Activations]) -> Iterat
     """A sentence for each run of blocks between which z is of several arrays."""
     counts = [len(jax.tree.leaves(z)) for z in activations[1:-1]]
     at = 0
-    for count, run in itertools.groupby(counts):
-        begin, at = at, at + len(list(run))
-        if count > 1:
+    for several, run in itertools.groupby(counts, lambda count: count > 1):
+        carried = list(run)
+        begin, at = at, at + len(carried)
+        if several:
+            count = f"{min(carried)}" if min(carried) == max(carried) else f"{min(carried)} to {max(carried)}"
             yield f"From `{names[begin]}` to `{names[at]}` z carries {count} arrays; H_z is by all of them."
 
 
 def _short(tree: Any) -> str:
-    leaves = jax.tree.leaves(tree)
-    return ", ".join(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in leaves)
+    """The first arrays of a tree."""
+    leaves = [f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(tree)]
+    return ", ".join(leaves[:_ARRAYS]) + (f" and {len(leaves) - _ARRAYS} more" if len(leaves) > _ARRAYS else "")

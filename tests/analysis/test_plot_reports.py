@@ -97,6 +97,22 @@ def test_fifty_names_do_not_overprint_and_lose_their_common_prefix(columns):
     assert ax.get_window_extent().height > 0.4 * ax.figure.get_window_extent().height
 
 
+STAGES = [*(f"stages.{i}.blocks.{j}" for i in range(4) for j in range(3)), "stages.1.downsample.layers.0", "head_norm"]
+
+
+def test_names_that_are_too_long_keep_their_last_words_and_stay_apart():
+    ax = lh.plot.depth(report(np.logspace(0, 3, 14), STAGES), columns=2)
+    told = [label.get_text() for label in ax.get_xticklabels()]
+    assert len(set(told)) == len(told)
+    assert set(told) <= {*(f"…{i}.blocks.{j}" for i in range(4) for j in range(3)), "…layers.0", "head_norm"}
+    shown = str(report([1.0, 2.0, 3.0], ["stages.1.downsample.layers.0", "Transformer.encoderblock_12", "head"]))
+    assert "…1.downsample.layers.0" in shown
+    assert "…encoderblock_12 " in shown
+    both = str(report([1.0, 2.0], [f"{side}.layers.0.cross_attention.out" for side in ("encoder", "decoder")]))
+    assert "encoder.lay…" in both
+    assert "decoder.lay…" in both
+
+
 def test_spectra_over_the_share_of_the_dimension():
     ax = lh.plot.spectrum(report([1.0, 2.0, 3.0]), blocks=["block0", "block2"])
     line = ax.lines[0]

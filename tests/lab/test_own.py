@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import networks
+import optax
 import pytest
+from flax import linen, nnx
 from typer.testing import CliRunner
 
 import localhessian as lh
@@ -22,8 +26,38 @@ def named():
     return dict(zip(("chain", "params", "x", "y", "loss"), mine(), strict=True))
 
 
+def model():
+    x, y = jax.random.normal(jax.random.key(0), (6, 3)), jnp.arange(6) % 2
+    layers = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+    return nnx.Sequential(*layers), x, y, optax.softmax_cross_entropy_with_integer_labels
+
+
+def linen_model():
+    _, x, y, loss = model()
+    module = linen.Sequential([linen.Dense(4), linen.tanh, linen.Dense(2)])
+    variables = module.init(jax.random.key(0), x)
+    return {"model": module, "variables": variables, "x": x, "y": y, "loss": loss}
+
+
+def equinox_model():
+    return eqx.nn.MLP(3, 2, width_size=4, depth=1, key=jax.random.key(0)), *model()[1:]
+
+
+def cut():
+    of_nnx, x, *rest = model()
+    return lh.chain_from_nnx(of_nnx, x, at="layers.0"), x, *rest
+
+
 def wrong():
     return {"chain": 1}
+
+
+def unknown():
+    return {"model": 1, "params": 2}
+
+
+def too_few():
+    return model()[:3]
 
 
 def nothing():
@@ -66,8 +100,30 @@ def test_a_model_is_analyzed_and_its_files_written(tmp_path):
     assert rows[0]["kappa_plus"] == pytest.approx(float(row.kappa_plus), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("model", ("layers.0", "layers.2")),
+        ("linen_model", ("layers_0", "layers_2")),
+        ("equinox_model", ("layers.0", "layers.1")),
+        ("cut", ("layers.0", "output")),
+    ],
+)
+@pytest.mark.relaxed
+def test_a_model_with_data_is_cut(name, blocks):
+    chain, params, x, y, loss, context = case_of(f"own_models:{name}")
+    assert chain.names == blocks
+    assert lh.back_match(chain, params, x, y, loss, context).objective > 0
+
+
 def test_what_is_no_case_is_told():
-    for name, words in (("wrong", "`params` is missing"), ("nothing", "got None"), ("absent", "there is no")):
+    for name, words in (
+        ("wrong", "`params` is missing"),
+        ("nothing", "got None"),
+        ("absent", "there is no"),
+        ("unknown", r"or, of linen, \(model, variables, x, y, loss\), also by these names, .* `params` is unknown"),
+        ("too_few", "got 3 values, the first a `Sequential`"),
+    ):
         with pytest.raises(ValueError, match=words):
             case_of(f"own_models:{name}")
     told = run("analyze", "own_models:mine", "--method", "qr")

@@ -78,18 +78,80 @@ class UNet(nnx.Module):
         return self.head(self.level(jnp.tanh(self.stem(x))))
 
 
+class Marked(UNet):
+    """With a mark of its own."""
+
+    def __call__(self, x):
+        return self.head(lh.mark(self.level(lh.mark(jnp.tanh(self.stem(x)), "mine")), "levels"))
+
+
+def as_proposed(model, sentence):
+    """The model cut as a sentence of `describe` says, and into as many blocks."""
+    arguments, blocks = re.search(r"`(at=.*)` makes (\d+) blocks", sentence).groups()
+    cut = lh.chain_from_nnx(model, ROWS, **eval(f"dict({arguments})"))
+    assert len(cut.chain) == int(blocks)
+    return cut
+
+
 def test_a_block_that_holds_most_is_told_with_what_splits_it(check_cut):
     model = made(UNet)
     cut = lh.chain_from_nnx(model, ROWS)
     assert cut.chain.names == ("stem", "level", "head")
     proposed = cut.chain.describe().splitlines()[-1]
-    assert proposed.startswith('`level` holds 79.6% of the parameters: `at=["stem", "head", "level.*"]` ')
-    assert "`carry=True`" in proposed
-    split = lh.chain_from_nnx(model, ROWS, at=["stem", "head", "level.*"], carry=True)
+    assert proposed == (
+        '`level` holds 79.6% of the parameters: `at=["stem", "level.*", "head"], carry=True` makes 5 blocks, the '
+        "largest with 45.9%; z carries what jumps over their ends."
+    )
+    split = as_proposed(model, proposed)
     assert split.chain.names == ("stem", "level.down", "level.inner", "level.up", "head")
     run, params = of_params(model)
     check_cut(split, run, params, ROWS)
     assert "From `level.down` to `level.up` z carries 2 arrays; H_z is by all of them." in split.chain.describe()
+
+
+def test_marks_of_the_model_stay_beside_what_is_proposed():
+    model = made(Marked)
+    cut = lh.chain_from_nnx(model, ROWS)
+    assert cut.chain.names == ("mine", "levels", "output")
+    split = as_proposed(model, cut.chain.describe().splitlines()[-1])
+    assert split.chain.names == ("stem", "mine", "level.down", "level.inner", "level.up", "head")
+
+
+class Skipping(nnx.Module):
+    """A U-Net without levels: its layers lie side by side, one takes its scale from a layer beside the chain."""
+
+    def __init__(self, rngs):
+        self.stem = nnx.Linear(3, 3, rngs=rngs)
+        self.downs = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(3)])
+        self.scale = nnx.Linear(3, 3, rngs=rngs)
+        self.ups = nnx.List([nnx.Linear(6, 3, rngs=rngs) for _ in range(3)])
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        z, skipped = jnp.tanh(self.stem(x)), []
+        for down in self.downs:
+            z = jnp.tanh(down(z))
+            skipped.append(z)
+        z = z * self.scale(jnp.ones(3))
+        for up in self.ups:
+            z = jnp.tanh(up(jnp.concatenate([z, skipped.pop()], -1)))
+        return self.head(z)
+
+
+def test_a_block_of_several_modules_is_split_between_them(check_cut):
+    model = made(Skipping)
+    model.eval()
+    cut = lh.chain_from_nnx(model, ROWS)
+    *_, proposed = cut.chain.describe().splitlines()
+    assert proposed == (
+        '`downs.1` holds 59.5% of the parameters: `at=["stem", "downs.*", "ups.*", "head"], carry=True` makes 8 '
+        "blocks, the largest with 25.2%; z carries what jumps over their ends."
+    )
+    split = as_proposed(model, proposed)
+    assert split.chain.names == ("stem", *(f"{way}.{i}" for way in ("downs", "ups") for i in range(3)), "head")
+    assert "From `downs.1` to `ups.2` z carries 2 to 3 arrays; H_z is by all of them." in split.chain.describe()
+    run, params = of_params(model)
+    check_cut(split, run, params, ROWS, split.context)
 
 
 class Telling(Encoder):
@@ -119,3 +181,4 @@ def test_what_a_container_returns_besides_is_no_part_of_z(check_cut):
     assert "carries" not in cut.chain.describe()
     run, params = of_params(model)
     check_cut(cut, run, params, IMAGES, cut.context)
+    assert "carries" not in lh.chain_from_nnx(model, IMAGES, at=["stem", "encoder"]).chain.describe()

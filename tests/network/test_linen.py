@@ -70,6 +70,87 @@ def test_linen_scanned_layers(check_cut):
     check_cut(cut, lambda p, x: model.apply({"params": p}, x), variables["params"], ROWS)
 
 
+class EncoderBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=1)(nn.LayerNorm()(x))
+        return x + nn.Dense(4)(nn.gelu(nn.Dense(8)(nn.LayerNorm()(x))))
+
+
+class Positions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + self.param("pos_embedding", nn.initializers.normal(), (1, 9, 4))
+
+
+class Encoder(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = Positions(name="posembed_input")(x)
+        for i in range(3):
+            x = EncoderBlock(name=f"encoderblock_{i}")(x)
+        return nn.LayerNorm(name="encoder_norm")(x)
+
+
+class VisionTransformer(nn.Module):
+    """With the names and the nesting of google-research/vision_transformer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (2, 2), (2, 2), "VALID", name="embedding")(x).reshape(len(x), 9, 4)
+        return nn.Dense(3, name="head")(Encoder(name="Transformer")(x).mean(1))
+
+
+class Stage(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(2):
+            x = Bottleneck(self.features, name=f"unit{i + 1}")(x)
+        return x
+
+
+class Bottleneck(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        skip = x if x.shape[-1] == self.features else nn.Conv(self.features, (1, 1), name="conv_proj")(x)
+        return nn.relu(nn.Conv(self.features, (3, 3), name="conv")(nn.relu(nn.GroupNorm(1)(x))) + skip)
+
+
+class ResNet(nn.Module):
+    """Of groups of bottlenecks."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(2, (3, 3), name="conv_root")(x)
+        for i in range(2):
+            x = Stage(2 * 2**i, name=f"block{i + 1}")(x)
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+LAYERS = ("posembed_input", *(f"encoderblock_{i}" for i in range(3)), "encoder_norm")
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (VisionTransformer(), ("embedding", *(f"Transformer.{layer}" for layer in LAYERS), "head")),
+        (ResNet(), ("conv_root", *(f"block{i}.unit{j}" for i in (1, 2) for j in (1, 2)), "head")),
+    ],
+    ids=["vision transformer", "resnet"],
+)
+def test_models_are_cut_where_their_authors_would(model, names):
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), variables)
+    cut = lh.chain_from_linen(model, variables, IMAGES)
+    assert cut.chain.names == names
+    out = jax.jit(lambda params: cut.chain.forward(params, IMAGES, cut.context)[-1])(cut.params)
+    np.testing.assert_allclose(out, jax.jit(model.apply)(variables, IMAGES), rtol=1e-5)
+
+
 def test_recurrent_layers_are_blocks_by_their_own_names(check_cut):
     """Their cells' parameters lie beside them in the model, not inside."""
 
@@ -79,8 +160,8 @@ def test_recurrent_layers_are_blocks_by_their_own_names(check_cut):
             x = nn.RNN(nn.SimpleCell(4), name="encoder")(nn.Dense(3)(x))
             return nn.Dense(2)(nn.Bidirectional(nn.RNN(nn.SimpleCell(2)), nn.RNN(nn.SimpleCell(2)))(x))
 
-    model, x = Tagger(), jnp.stack([ROWS, ROWS + 1])
-    variables = in_precision_of_run(model.init(jax.random.key(0), x))
+    model, x = Tagger(), jnp.stack([ROWS, ROWS + 1]).astype(jnp.float32)  # of another type flax's cells lose their own
+    variables = model.init(jax.random.key(0), x)
     cut = lh.chain_from_linen(model, variables, x)
     assert cut.chain.names == ("Dense_0", "encoder", "Bidirectional_0", "Dense_1")
     assert set(cut.params["encoder"]) == {"h", "i"}

@@ -66,6 +66,22 @@ def test_a_scope_entered_again_is_numbered_and_marks_stay(check_cut):
     assert cut.chain.forward(cut.params, X[:2])[-1].shape == (2, 3)
 
 
+def test_the_next_state_that_leaves_a_scope_is_no_part_of_z(check_cut):
+    def normalized(params, x, mean):
+        with jax.named_scope("norm"):
+            h = x @ params["w0"]
+            after = 0.9 * mean + 0.1 * h.mean(0, keepdims=True)
+            h = jnp.tanh(h - mean)
+        return h @ params["head"], after
+
+    params, mean = {name: weights()[name] for name in ("w0", "head")}, jnp.zeros((1, 3))
+    cut = lh.chain_from_function(normalized, params, X, mean, at="norm", has_aux=True)
+    assert cut.chain.names == ("norm", "output")
+    check_cut(cut, lambda params, x: normalized(params, x, mean)[0], params, X, cut.context)
+    after = cut.chain.next_context(cut.params, X, cut.context).given
+    assert jnp.allclose(after, 0.1 * (X @ params["w0"]).mean(0, keepdims=True), rtol=1e-5)
+
+
 def test_what_cannot_be_cut_at_scopes_is_told():
     message = "`at`: no scope matches `encodr`. Did you mean `encoder`? The model has `encoder`, `encoder.layer_0`"
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -6,6 +6,7 @@ from localhessian.analysis.rows._label import Label as Label
 from localhessian.analysis.rows._label import Labeled as Labeled
 from localhessian.analysis.rows._label import labeled as labeled
 from localhessian.analysis.rows._label import stored_label as stored_label
+from localhessian.analysis.rows._names import apart as apart
 from localhessian.analysis.rows._names import distinct as distinct
 from localhessian.analysis.rows._names import fitted as fitted
 from localhessian.analysis.rows._names import several as several

@@ -12,7 +12,7 @@ from localhessian.network._describe import table
 from localhessian.network.cutting import _layout
 from localhessian.network.cutting._scopes import marked_at_scopes, scopes_of
 from localhessian.network.cutting._source import Source
-from localhessian.network.cutting._submodules import At, Path, Wish, check_called
+from localhessian.network.cutting._submodules import At, Model, Path, Wish, check_called
 
 
 @by_value
@@ -71,7 +71,7 @@ class TracedChain(Chain):
             shown if asked is None else asked for asked, shown in zip((params, x, context), given, strict=True)
         )
         self._check_names("params", params)
-        return table(self, params, x, context, self.source.uses(), self.source.notes())
+        return table(self, params, x, context, self.source.uses(), self.source.notes)
 
     def split(self, model_params: Params) -> dict[str, Params]:
         """The parameters of each block, out of those of the model; a tied array goes to every block that uses it."""
@@ -205,7 +205,7 @@ def cut_of(source: Source, params: Params, x: Activations, context: Context) -> 
 
 
 def cut_model(
-    fn: Callable[..., Any],
+    model: Model,
     params: Params,
     x: Activations,
     context: Context,
@@ -218,10 +218,11 @@ def cut_model(
 ) -> Cut:
     """The chain of a model whose submodules `asked` mark what goes through them."""
     source = Source(
-        fn=fn,
+        fn=model.marked(asked),
         params=params,
         x=x,
         context=context,
+        model=model,
         carry=carry,
         has_aux=has_aux,
         to_params=to_params,

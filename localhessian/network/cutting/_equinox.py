@@ -10,7 +10,7 @@ from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
 from localhessian.network._leaves import check_samples
 from localhessian.network.cutting._cut import Cut, check_cut, cut_model
-from localhessian.network.cutting._submodules import At, Path, Submodule, choose, marking_class
+from localhessian.network.cutting._submodules import At, Model, Path, Submodule, Wish, choose, marking_class
 
 
 def chain_from_equinox(
@@ -69,21 +69,24 @@ def chain_from_equinox(
         raise ValueError("`context` is given: say by `call(model, x, context)` how the model takes it.")
     run: Callable[..., Any] = call or (lambda model, x: jax.vmap(model)(x))
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    asked = choose(modules, at)
 
-    def fn(params: Params, x: Activations, context: Context) -> Any:
-        copy = eqx.combine(params, static)
-        for path, module in list(_walk(eqx, copy)):
-            if path in asked:
-                cls: Any = type(module)
-                object.__setattr__(module, "__class__", marking_class(cls, asked[path]))
-        return run(copy, x) if context is None else run(copy, x, context)
+    def marked(asked: dict[Path, Wish]) -> Callable[..., Any]:
+        def fn(params: Params, x: Activations, context: Context) -> Any:
+            copy = eqx.combine(params, static)
+            for path, module in list(_walk(eqx, copy)):
+                if path in asked:
+                    cls: Any = type(module)
+                    object.__setattr__(module, "__class__", marking_class(cls, asked[path]))
+            return run(copy, x) if context is None else run(copy, x, context)
+
+        return fn
 
     def to_params(params: Any) -> Params:
         return eqx.filter(params, eqx.is_inexact_array)
 
     more: dict[str, Any] = {"takes": "the model, or its inexact arrays", "has_aux": has_aux}
-    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, **more)
+    given = Model.of(modules, marked), params, x, context, choose(modules, at)
+    return cut_model(*given, carry=carry, to_params=to_params, **more)
 
 
 def _submodule(eqx: Any, path: Path, module: Any) -> Submodule:

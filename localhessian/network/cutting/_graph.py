@@ -85,7 +85,7 @@ class Graph:
 
     def _bound(self, boundary: Boundary) -> None:
         self.boundaries.append(boundary)
-        if boundary.kind != _mark.END:
+        if boundary.kind not in (_mark.END, _mark.OUT):
             return
         if not any(self.depends.get(v, 0) & _INPUT for v in variables(boundary.variables)):
             raise CutError(
@@ -137,6 +137,16 @@ class Graph:
         shared = (self.equations[i] for i in after.equations & before.equations)
         return bool(after.reached) and not any(self.carries(v) for eqn in shared for v in eqn.outvars)
 
+    def may_end(self, boundary: Boundary) -> bool:
+        """Whether a boundary holds activations that the outputs need; others of those may jump over it."""
+        needed = self.needed(boundary)
+        return bool(needed) and all(is_variable(v) and self.carries(v) for v in needed)
+
+    def needed(self, boundary: Boundary) -> tuple[Any, ...]:
+        """What is used of the values at a mark: a module may return those of its layers, or its next state, besides."""
+        reached = self.back(self.outputs, boundary.variables).reached
+        return tuple(dict.fromkeys(variable for variable in boundary.variables if variable in reached))
+
     def program(self, found: "Slice", inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
         """The equations of a slice as a program of their own."""
         equations = [self.equations[i] for i in sorted(found.equations)]
@@ -158,15 +168,23 @@ class Slice:
 
 def boundaries_of(graph: Graph, first: str | None) -> list[Boundary]:
     """The boundaries to cut at, each named after the block that ends there; the last one is the output."""
-    ends = [mark for mark in graph.boundaries if mark.kind == _mark.END]
+    ends = [mark for mark in graph.boundaries if mark.kind in (_mark.END, _mark.OUT)]
     if ends:
-        kept = [*ends, Boundary("output", _mark.END, tuple(graph.outputs))]
-    else:
-        entries = _proposed(graph)
-        names = [_first_name(graph, entries) or first or "output", *_names(graph, entries)]
-        places = [*(entry.place for entry in entries), tuple(graph.outputs)]
-        kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
+        return ends_at(graph, ends)
+    entries = _proposed(graph)
+    names = [_first_name(graph, entries) or first or "output", *_names(graph, entries)]
+    places = [*(entry.place for entry in entries), tuple(graph.outputs)]
+    kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
     return _numbered(_without_empty(graph, kept))
+
+
+def ends_at(graph: Graph, marks: Sequence[Boundary]) -> list[Boundary]:
+    """The boundaries where blocks end at some marks, and the last one at the output."""
+    ends = [
+        mark if mark.kind == _mark.END else Boundary(mark.name, _mark.END, graph.needed(mark) or mark.variables)
+        for mark in marks
+    ]
+    return _numbered(_without_empty(graph, [*ends, Boundary("output", _mark.END, tuple(graph.outputs))]))
 
 
 class _Entry(NamedTuple):
@@ -185,7 +203,7 @@ def _proposed(graph: Graph) -> list[_Entry]:
     while (begin := end) < len(marks):
         mark, end = marks[begin], _entered(marks, begin)
         if mark.kind == _mark.STOP:
-            returned = _needed(graph, mark) if graph.cuts(mark) else None
+            returned = graph.needed(mark) if graph.cuts(mark) else None
             continue
         place = mark.variables if returned is None else returned
         # A layer on a branch that leads nowhere may be entered after one further down the chain.
@@ -196,12 +214,6 @@ def _proposed(graph: Graph) -> list[_Entry]:
     if returned is not None and graph.back(graph.outputs, returned).leaves & set(graph.params):
         entries.append(_Entry(end, end, returned))
     return entries
-
-
-def _needed(graph: Graph, mark: Boundary) -> tuple[Any, ...]:
-    """What is used of the values at a mark: a module may return those of its layers besides."""
-    reached = graph.back(graph.outputs, mark.variables).reached
-    return tuple(dict.fromkeys(variable for variable in mark.variables if variable in reached))
 
 
 def _entered(marks: Sequence[Boundary], begin: int) -> int:

@@ -9,7 +9,7 @@ from localhessian._arguments import expect, expect_key
 from localhessian._types import Activations, Context, Params
 from localhessian.network._leaves import check_samples
 from localhessian.network.cutting._cut import Cut, check_cut, cut_model
-from localhessian.network.cutting._submodules import At, Submodule, call_marked, choose
+from localhessian.network.cutting._submodules import At, Model, Path, Submodule, Wish, call_marked, choose
 
 
 def chain_from_linen(
@@ -83,22 +83,23 @@ def chain_from_linen(
             )  # fmt: skip
         return out, context and {"variables": {**state["variables"], **after}, "rngs": state["rngs"]}
 
-    def fn(params: Params, x: Activations, context: Context) -> tuple[Activations, Context]:
-        return apply(interceptor, params, x, context)
+    def marked(asked: dict[Path, Wish]) -> Callable[..., Any]:
+        def interceptor(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
+            wish = asked.get(info.module.path) if info.method_name == "__call__" else None
+            return call(*args, **kwargs) if wish is None else call_marked(call, wish, args, kwargs)
 
-    def interceptor(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], info: Any) -> Any:
-        wish = asked.get(info.module.path) if info.method_name == "__call__" else None
-        return call(*args, **kwargs) if wish is None else call_marked(call, wish, args, kwargs)
+        return lambda params, x, context: apply(interceptor, params, x, context)
 
     context = {"variables": rest, "rngs": dict(rngs or {})} if rest or rngs else None
     params = variables.get("params", {})
-    asked = choose(_modules(nn, apply, params, x, context), at)
+    modules = _modules(nn, apply, params, x, context)
 
     def to_params(given: Any) -> Params:
         return given["params"] if isinstance(given, Mapping) and "params" in given else given
 
     takes = "the variables of the model or their `params`, as dicts or FrozenDicts"
-    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, takes=takes)
+    given_model = Model.of(modules, marked), params, x, context, choose(modules, at)
+    return cut_model(*given_model, carry=carry, to_params=to_params, takes=takes)
 
 
 def _modules(nn: Any, apply: Callable[..., Any], params: Params, x: Activations, context: Context) -> list[Submodule]:

@@ -11,6 +11,7 @@ from localhessian.network._leaves import check_arrays
 
 ALIGN = MARKS + "align"
 END = "end"
+OUT = "out"
 START = "start"
 STOP = "stop"
 
@@ -19,8 +20,9 @@ STOP = "stop"
 class Tag:
     """What the name of one marked leaf says: leaf `leaf` of `leaves`, of the boundary `name`.
 
-    An `end` tag names the block before it and must cut. Adapters propose: a `start` tag where a layer of that name
-    begins, a `stop` tag where it returns. These are dropped where they do not cut.
+    An `end` tag (of `mark`) names the block before it and must cut, and so must an `out` tag, where a module or a scope
+    asked for ends; what the outputs do not need of its values is no part of z. Adapters propose: a `start` tag where a
+    layer of that name begins, a `stop` tag where it returns. These are dropped where they do not cut.
     """
 
     kind: str

@@ -9,7 +9,7 @@ from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
 from localhessian.network._leaves import check_samples
 from localhessian.network.cutting._cut import Cut, check_cut, cut_model
-from localhessian.network.cutting._submodules import At, Submodule, choose, marking_class
+from localhessian.network.cutting._submodules import At, Model, Path, Submodule, Wish, choose, marking_class
 
 
 def chain_from_nnx(
@@ -55,18 +55,21 @@ def chain_from_nnx(
     check_samples("x", x)
     check_cut(call, carry=carry)
     graph, params, state = nnx.split(model, nnx.Param, ...)
-    asked = choose(_modules(nnx, model), at)
+    modules = _modules(nnx, model)
     run = call or (lambda model, x: model(x))
 
-    def fn(params: Params, x: Activations, state: Context) -> tuple[Activations, Context]:
-        copy = nnx.merge(graph, _fresh(params), nnx.State({}) if state is None else _fresh(state))
-        for path, module in list(nnx.iter_modules(copy)):
-            wish = asked.get(tuple(map(str, path)))
-            if wish is not None:
-                cls: Any = type(module)
-                object.__setattr__(module, "__class__", marking_class(cls, wish))
-        out = run(copy, x)
-        return out, None if state is None else _like(nnx, state, nnx.state(copy))
+    def marked(asked: dict[Path, Wish]) -> Callable[..., Any]:
+        def fn(params: Params, x: Activations, state: Context) -> tuple[Activations, Context]:
+            copy = nnx.merge(graph, _fresh(params), nnx.State({}) if state is None else _fresh(state))
+            for path, module in list(nnx.iter_modules(copy)):
+                wish = asked.get(tuple(map(str, path)))
+                if wish is not None:
+                    cls: Any = type(module)
+                    object.__setattr__(module, "__class__", marking_class(cls, wish))
+            out = run(copy, x)
+            return out, None if state is None else _like(nnx, state, nnx.state(copy))
+
+        return fn
 
     def to_params(params: Any) -> Params:
         if isinstance(params, nnx.State):  # gradients come in one without variables
@@ -77,7 +80,8 @@ def chain_from_nnx(
 
     context = _fresh(state) if len(nnx.to_flat_state(state)) else None
     takes = "the model, its `nnx.State`, or a dict of its `nnx.Param`s"
-    return cut_model(fn, params, x, context, asked, carry=carry, to_params=to_params, takes=takes)
+    given = Model.of(modules, marked), params, x, context, choose(modules, at)
+    return cut_model(*given, carry=carry, to_params=to_params, takes=takes)
 
 
 def _fresh(state: Any) -> Any:

@@ -92,7 +92,7 @@ def _part(value: Any, i: int) -> Any:
 
 def _must_open(eqn: Equation, values: Sequence[Any]) -> bool:
     """Whether an equation holds marks to cut at; proposed ones do not take apart what is no list of layers."""
-    if _mark.END in (kinds := set(_mark_kinds(eqn))):
+    if {_mark.END, _mark.OUT} & (kinds := set(_mark_kinds(eqn))):
         return True
     if eqn.primitive is primitives.scan_p:
         return bool(kinds) and any(isinstance(value, Stack) for value in scanned(eqn, values))

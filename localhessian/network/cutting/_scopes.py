@@ -19,7 +19,7 @@ from localhessian._programs import (
     variables,
 )
 from localhessian._types import Activations, Context, Params
-from localhessian.network.cutting._mark import END, tagged
+from localhessian.network.cutting._mark import OUT, tagged
 from localhessian.network.cutting._submodules import At, Path, Submodule, choose
 
 
@@ -84,7 +84,7 @@ def _run(program: Program, values: Sequence[Any], outer: Path, asked: set[Path])
         made.update({variable: value for variable, value in own.items() if variable in leave})
         for visit in visits:
             if visit.last is eqn and visit.leaving:
-                marked = tagged(tuple(made[variable] for variable in visit.leaving), ".".join(visit.path), END)
+                marked = tagged(tuple(made[variable] for variable in visit.leaving), ".".join(visit.path), OUT)
                 made.update(zip(visit.leaving, marked, strict=True))
                 own.update({variable: made[variable] for variable in visit.leaving})
         return own

@@ -1,9 +1,9 @@
 """What stands behind a traced chain: the function, cut once for every set of shapes it meets."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from localhessian._types import Activations, Context, Params
 from localhessian.network._context import CutContext, given_of
 from localhessian.network._leaves import check_arrays, check_real, check_samples
 from localhessian.network.cutting import _graph, _layout
-from localhessian.network.cutting._hints import tied_arrays, unopened_block
+from localhessian.network.cutting._hints import largest_opened, tied_arrays
 from localhessian.network.cutting._open import CutError, Stack, Whole, opened
 from localhessian.network.cutting._program import (
     Key,
@@ -27,6 +27,7 @@ from localhessian.network.cutting._program import (
     structs,
     text,
 )
+from localhessian.network.cutting._submodules import Model
 
 _NAMED = 3
 """So many parameters are named in a message."""
@@ -42,6 +43,7 @@ class Source:
     params: Params
     x: Activations
     context: Context
+    model: Model | None = None
     carry: bool = False
     has_aux: bool = False
     to_params: Callable[[Any], Params] = lambda params: params
@@ -59,7 +61,7 @@ class Source:
         self.params = self.x = self.context = None
         self.key = Key(Settings.now(), *map(leaf_types, self.template))
         self.program = self._cut(self.key)
-        self.program_for = lru_cache(MAX_PROGRAMS)(self._cut_alike)
+        self.program_for = functools.lru_cache(MAX_PROGRAMS)(self._cut_alike)
 
     # ---- cutting
 
@@ -78,8 +80,17 @@ class Source:
         return program
 
     def _cut(self, key: Key) -> Program:
+        graph, slots, output = self._taken_apart(self.fn, key)
+        pieces, hoist = _graph.cut(graph, _graph.boundaries_of(graph, self.first), self.carry)
+        marks = tuple(boundary.name for boundary in graph.boundaries)
+        taken = structs(key.params), structs(key.inputs), structs(key.context)
+        return Program(*taken, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
+
+    def _taken_apart(self, fn: Callable[..., Any], key: Key) -> tuple[_graph.Graph, tuple[_layout.Slot, ...], Any]:
+        """A function traced and opened: its graph, the slots of its parameters, the form of what it returns."""
         params, inputs, context = map(structs, key[1:])
-        closed, output = jax.make_jaxpr(self._flat, return_shape=True)(params, inputs, context)
+        flat_fn = functools.partial(self._flat, fn)
+        closed, output = jax.make_jaxpr(flat_fn, return_shape=True)(params, inputs, context)
         self._check_result(output)
         parts = _scanned(closed, params)
         split_params = [s for i, p in enumerate(params) for s in _split_shape(p, parts.get(i))]
@@ -88,11 +99,8 @@ class Source:
             return opened(closed, [*_stacks(params, len(self.template[0]), parts), *inputs, *context])
 
         flat = jax.make_jaxpr(run)(split_params, inputs, context)
-        graph = _graph.Graph(flat, len(split_params), len(inputs))
-        pieces, hoist = _graph.cut(graph, _graph.boundaries_of(graph, self.first), self.carry)
         slots = tuple(_layout.slots_of(self.paths, parts))
-        marks = tuple(boundary.name for boundary in graph.boundaries)
-        return Program(params, inputs, context, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
+        return _graph.Graph(flat, len(split_params), len(inputs)), slots, output
 
     def _check_result(self, output: Any) -> None:
         """Refuse what is the next context as a part of z_B."""
@@ -103,12 +111,14 @@ class Source:
                 "`has_aux=True`, then it is the next context and no part of z_B."
             )
 
-    def _flat(self, params: Sequence[Any], inputs: Sequence[Any], context: Sequence[Any]) -> Any:
+    def _flat(
+        self, fn: Callable[..., Any], params: Sequence[Any], inputs: Sequence[Any], context: Sequence[Any]
+    ) -> Any:
         trees = [
             jax.tree.unflatten(tree, leaves)
             for tree, leaves in zip(self.structures, (params, inputs, context), strict=True)
         ]
-        result = self.fn(*trees)
+        result = fn(*trees)
         return result[0] if self.has_aux else result
 
     def has_boundaries(self) -> bool:
@@ -209,11 +219,17 @@ class Source:
             words[piece.name] = ", ".join(f"{n} {kind}" for n, kind in kinds if n)
         return words
 
+    @functools.cached_property
     def notes(self) -> list[str]:
         """In words: which arrays are tied, and how to look into a block that holds most of the parameters."""
-        trees = self.trees()
-        sizes = {name: sum(map(self._size, jax.tree.leaves(tree))) for name, tree in trees.items()}
-        return [*tied_arrays(trees), *unopened_block(trees, sizes)]
+        notes = list(tied_arrays(self.trees()))
+        if self.model is not None:
+            notes += largest_opened(self.model, self.trees(), self._size, self._opened)
+        return notes
+
+    def _opened(self, fn: Callable[..., Any]) -> tuple[_graph.Graph, tuple[_layout.Slot, ...]]:
+        with self.key.settings.again():
+            return self._taken_apart(fn, self.key)[:2]
 
     def _size(self, slot: _layout.Slot) -> int:
         shape = self.template[0][slot.leaf].shape

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 import jax
 
 from localhessian._arguments import expect, expect_function
-from localhessian.network.cutting._mark import END, START, STOP, tagged
+from localhessian.network.cutting._mark import OUT, START, STOP, tagged
 
 Path: TypeAlias = tuple[str, ...]
 Kinds: TypeAlias = tuple[str, ...]
@@ -47,6 +47,28 @@ class Wish:
     kinds: Kinds
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model without its arrays: where it can be cut, and the function to cut with submodules of one's choice marked.
+
+    Attributes:
+        paths: Of every submodule that `at` may name, and whether it could make a block.
+        marked: From the submodules to mark to a function of (params, x, context).
+    """
+
+    paths: dict[Path, bool]
+    marked: Callable[[dict[Path, Wish]], Callable[..., Any]]
+
+    @classmethod
+    def of(cls, modules: Sequence[Submodule], marked: Callable[[dict[Path, Wish]], Callable[..., Any]]) -> "Model":
+        """Of every module, the root included."""
+        return cls({module.path: module.has_params and not module.is_inner for module in _nameable(modules)}, marked)
+
+
+def _nameable(modules: Sequence[Submodule]) -> list[Submodule]:
+    return [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
+
+
 def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dict[Path, Wish]:
     """The submodules to mark.
 
@@ -64,7 +86,7 @@ def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dic
         # What follows a layer (its activation function) belongs to its block; a block of layers is complete in itself.
         kinds = {True: (START, STOP), False: (START,)}
         return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _opened(modules)}
-    inner = [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
+    inner = _nameable(modules)
     if callable(at):
         expect_function("at", at, AT, takes=2)
         chosen = [module for module in inner if at(module.name, module.module)]
@@ -72,7 +94,7 @@ def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dic
             raise ValueError(f"`at` chooses none of the {noun}s {_some(inner)}.")
     else:
         chosen = [module for pattern in _patterns(at) for module in _matching(inner, pattern, noun)]
-    return {module.path: Wish(module.name, (END,)) for module in chosen}
+    return {module.path: Wish(module.name, (OUT,)) for module in chosen}
 
 
 def _patterns(at: Any) -> list[str]:
@@ -85,7 +107,7 @@ def _patterns(at: Any) -> list[str]:
 
 
 def _matching(modules: Sequence[Submodule], pattern: str, noun: str) -> list[Submodule]:
-    found = [module for module in modules if _fits(module.path, tuple(pattern.split(".")))]
+    found = [module for module in modules if fits(module.path, tuple(pattern.split(".")))]
     if not found:
         near = difflib.get_close_matches(pattern, [module.name for module in modules], n=1, cutoff=0.3)
         hint = f" Did you mean `{near[0]}`?" if near else ""
@@ -93,13 +115,13 @@ def _matching(modules: Sequence[Submodule], pattern: str, noun: str) -> list[Sub
     return found
 
 
-def _fits(path: Path, pattern: Path) -> bool:
-    """Word by word: `*` stays within a word, `**` stands for any number of words."""
+def fits(path: Path, pattern: Path) -> bool:
+    """Whether a pattern means a path, word by word: `*` stays within a word, `**` stands for any number of words."""
     if not pattern:
         return not path
     if pattern[0] == "**":
-        return any(_fits(path[i:], pattern[1:]) for i in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+        return any(fits(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and fits(path[1:], pattern[1:])
 
 
 def _some(modules: Sequence[Submodule], limit: int = 12) -> str:
@@ -181,7 +203,7 @@ def call_marked(call: Callable[..., Any], wish: Wish, args: tuple[Any, ...], kwa
     if START in wish.kinds and args and _is_activations(args[0]):
         args = (tagged(args[0], wish.name, START), *args[1:])
     out = call(*args, **kwargs)
-    for kind in (END, STOP):
+    for kind in (OUT, STOP):
         if kind in wish.kinds and _is_activations(out):
             out = tagged(out, wish.name, kind)
     return out
@@ -194,7 +216,7 @@ def _is_activations(value: Any) -> bool:
 
 def check_called(asked: dict[Path, Wish], seen: Sequence[str]) -> None:
     """Refuse boundaries that were asked for and never reached."""
-    missing = [wish.name for wish in asked.values() if END in wish.kinds and wish.name not in seen]
+    missing = [wish.name for wish in asked.values() if OUT in wish.kinds and wish.name not in seen]
     if missing:
         raise ValueError(
             f"`at`: the submodule `{missing[0]}` was never called, or does not return arrays, so there is nothing to "
