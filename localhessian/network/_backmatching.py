@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect
 from localhessian._brief import named, wrapped
+from localhessian._mesh import like
 from localhessian._programs import compiled, full_precision
 from localhessian._tree import floating, floating_leaves, is_concrete, is_floating, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
@@ -157,7 +158,8 @@ def _gradient(jvp: Partial, kind: Block, place: Place, cotangent: Array) -> Para
     if not floating_leaves(place.params):
         return jax.tree.map(jnp.zeros_like, place.params)
     side = ByParams(kind)
-    return _as_tree(place.params, jacobian_of(jvp, side, place).rmv(cotangent), root_scale(side, place))
+    gradient = jacobian_of(jvp, side, place).rmv(cotangent)
+    return like(_as_tree(place.params, gradient, root_scale(side, place)), place.params)
 
 
 def _as_tree(like: Any, vector: Array, factor: float = 1.0) -> Any:
