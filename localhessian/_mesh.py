@@ -59,7 +59,7 @@ def constrained(value: Any, where: NamedSharding | None) -> Any:
 
 def is_spread(value: Any) -> bool:
     """Whether an array is on several devices, or comes from such in a program."""
-    return isinstance(value, jax.Array) and getattr(jax.typeof(value), "sharding").mesh.size > 1
+    return isinstance(value, jax.Array) and jax.typeof(value).sharding.mesh.size > 1
 
 
 def like(tree: Tree, other: Any) -> Tree:
@@ -75,14 +75,15 @@ def like(tree: Tree, other: Any) -> Tree:
 
 
 def samples_like(tree: Tree, model: Any) -> Tree:
-    """Arrays whose leading axis, of samples, lies over a mesh as that of the model does; whole where it does not fit."""
+    """Arrays whose leading axis, of samples, lies over a mesh as the model's does; whole if it does not fit."""
     where = lies(model)
     if where is None or is_traced(tree):
         return tree
     rows = NamedSharding(where.mesh, PartitionSpec(*where.spec[:1]))
     whole = NamedSharding(where.mesh, PartitionSpec())
-    parts = math.prod(where.mesh.shape[name] for names in where.spec[:1] for name in _several(names) if name is not None)
-    fits = lambda leaf: leaf.ndim > 0 and not leaf.shape[0] % parts
+    names = [name for entry in where.spec[:1] for name in _several(entry) if name is not None]
+    parts = math.prod(where.mesh.shape[name] for name in names)
+    fits = lambda leaf: leaf.ndim > 0 and leaf.shape[0] % parts == 0
     return jax.tree.map(lambda leaf: jax.device_put(leaf, rows if fits(leaf) else whole), tree)
 
 

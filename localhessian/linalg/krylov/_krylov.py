@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_choice, expect_count, expect_share
-from localhessian._mesh import everywhere, is_traced
+from localhessian._mesh import is_traced
 from localhessian._programs import compiled
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
@@ -133,7 +133,7 @@ class Krylov(abc.ABC):
         if is_traced(operator, key, start):
             return self.compute(operator, key, vectors, start, show, TRACED)
         if runs_whole(operator):
-            return told_apart(everywhere(_compiled(self, operator.prepare(), key, vectors, start)), operator)
+            return told_apart(_compiled(self, operator.prepare(), key, vectors, start), operator)
         try:
             return told_apart(self.compute(operator, key, vectors, start, show, HOST), operator)
         except jax.errors.TracerArrayConversionError:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect_count, number, short
+from localhessian._mesh import everywhere, is_traced
 from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
@@ -36,7 +37,7 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Operat
     """function(v) of every probe, `(count, s, ...)`: from the host where there are numbers, else compiled whole."""
     shape, dtype = (operator.batch or 1, operator.size), operator.dtype
     first = call(function, _probe_vector(vectors, 0, shape, dtype))
-    if is_concrete(first):
+    if not is_traced(first):
         rest = [call(function, _probe_vector(vectors, i, shape, dtype)) for i in range(1, count)]
         return jnp.stack([first, *rest])
 
@@ -103,6 +104,7 @@ def result(
     wrong = contradiction(operator)
     if wrong is not None:
         raise SpectrumError(f"{operator.label or 'the operator'}: {wrong.message}")
+    value, error, zero = everywhere((value, error, zero))
     axes = tuple(range(1, value.ndim))
     zero = jnp.zeros(len(value), bool) if zero is None else zero
     finite = jnp.all(jnp.isfinite(value), axis=axes)
