@@ -35,7 +35,7 @@ def after(before: Any, tree: Tree) -> Tree:
 def each(decompose: Callable[[Any], Any], matrices: Any) -> Any:
     """A decomposition of every matrix `(.., m, n)`: all at once, but in a program on several CPU devices in turn.
 
-    There each device makes the same call at the same time, which is as above.
+    There every device makes the same call at the same time, and a BLAS with threads of its own may not come to an end.
     """
     lead, shape = matrices.shape[:-2], matrices.shape[-2:]
     if math.prod(lead) <= 1 or jax.default_backend() != "cpu" or not is_spread(matrices):
