@@ -22,7 +22,7 @@ def is_here(leaf: Any) -> bool:
 
 def is_elsewhere(*trees: Any) -> bool:
     """Whether only other processes have some of the numbers of these arrays."""
-    return not all(map(is_here, jax.tree.leaves(trees)))
+    return jax.process_count() > 1 and not all(map(is_here, jax.tree.leaves(trees)))
 
 
 def lies(leaf: Any) -> NamedSharding | None:

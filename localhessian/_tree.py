@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from localhessian._brief import brief
-from localhessian._mesh import is_here
+from localhessian._mesh import is_elsewhere, is_traced
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def is_concrete(*trees: PyTree) -> bool:
 
     Not under jit or vmap, nor where only other processes have some of them.
     """
-    return not any(isinstance(leaf, jax.core.Tracer) or not is_here(leaf) for leaf in jax.tree.leaves(trees))
+    return not (is_traced(*trees) or is_elsewhere(*trees))
 
 
 def on_the_host(tree: T) -> tuple[ModuleType, T]:
