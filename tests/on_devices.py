@@ -113,7 +113,7 @@ def test_numbers_are_those_of_one_device_and_lie_as_the_users(case, layout, tol)
 
 
 def test_reports_are_those_of_one_device(tol):
-    whole, spread = (lh.analyze(*case, blocks=("layer0", "head")) for case in (mlp(), fully_sharded(mlp())))
+    whole, spread = (lh.analyze(*case, blocks="layer0") for case in (mlp(), fully_sharded(mlp())))
     for ours, wanted in zip(spread.rows, whole.rows, strict=True):
         assert (ours.method, ours.status, ours.rank) == (wanted.method, wanted.status, wanted.rank)
         near([ours.lambda_max, ours.trace], [wanted.lambda_max, wanted.trace], 10 * tol.eigenvalue)
@@ -129,6 +129,18 @@ def test_a_product_sums_over_the_mesh_and_moves_no_activations():
     # H_z of a divided batch needs none of the other samples.
     H = lh.local_hessian(matched(mlp, data_parallel), "layer0", "input").prepare()
     assert not collectives(jax.jit(lambda H, v: H.product(v)).lower(H, jnp.zeros(H.size, H.dtype)).compile())
+
+
+def test_vectors_lie_over_every_axis_that_a_parameter_lies_over():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    on_both = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    one = mlp()
+    kernel = jax.device_put(one.params["layer0"]["kernel"], on_both("data", "model"))
+    params = jax.device_put(one.params, on_both()) | {"layer0": {**one.params["layer0"], "kernel": kernel}}
+    matching = lh.back_match(one.chain, params, *jax.device_put((one.x, one.y), on_both("data")), one.loss)
+    assert axes_of(lh.local_hessian(matching, "layer0").mv(jnp.ones(144))) == (("data", "model"),)
+    assert axes_of(lh.local_hessian(matching, "layer0", "input").mv(jnp.ones(64))) == ("data",)
+    assert axes_of(lh.local_hessian(matching, "layer1").mv(jnp.ones(136))) == ()
 
 
 def test_the_compiled_engine_divides_its_basis(tol):
