@@ -22,7 +22,9 @@ def is_here(leaf: Any) -> bool:
 
 def is_elsewhere(*trees: Any) -> bool:
     """Whether only other processes have some of the numbers of these arrays."""
-    return jax.process_count() > 1 and not all(map(is_here, jax.tree.leaves(trees)))
+    arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    # Without an array nobody asks JAX for its devices: `jax.distributed.initialize` may come after imports.
+    return bool(arrays) and jax.process_count() > 1 and not all(map(is_here, arrays))
 
 
 def lies(leaf: Any) -> NamedSharding | None:
