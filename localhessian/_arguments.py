@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._mesh import is_elsewhere
 from localhessian._tree import is_concrete
 
 LONGEST = 60
@@ -25,6 +26,19 @@ def expect(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -
     """
     if not isinstance(value, kinds):
         raise TypeError(f"`{name}` must be {wanted}, got {short(value)}.")
+
+
+def expect_here(name: str, *arrays: Any) -> None:
+    """Refuse arrays of which only other processes have some numbers.
+
+    Raises:
+        ValueError: with what would look at them, and how they come to every process.
+    """
+    if is_elsewhere(*arrays):
+        raise ValueError(
+            f"`{name}` looks at numbers on the host, and only other processes have some of them: "
+            "`jax.experimental.multihost_utils.process_allgather(arrays, tiled=True)` brings them to every process."
+        )
 
 
 def expect_key(value: Any, name: str = "key") -> None:

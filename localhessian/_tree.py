@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from localhessian._brief import brief
+from localhessian._mesh import is_elsewhere, is_traced
 
 T = TypeVar("T")
 
@@ -66,8 +67,11 @@ def size(tree: PyTree) -> int:
 
 
 def is_concrete(*trees: PyTree) -> bool:
-    """Whether every leaf holds numbers now, so that host code may branch on them (not under jit or vmap)."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    """Whether every leaf holds numbers now and here, so that host code may branch on them.
+
+    Not under jit or vmap, nor where only other processes have some of them.
+    """
+    return not (is_traced(*trees) or is_elsewhere(*trees))
 
 
 def on_the_host(tree: T) -> tuple[ModuleType, T]:

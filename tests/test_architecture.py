@@ -17,6 +17,7 @@ RANKS = {
     "_arguments": 0,
     "_brief": 0,
     "_grid": 0,
+    "_mesh": 0,
     "_files": 0,
     "_memory": 0,
     "_optional": 0,

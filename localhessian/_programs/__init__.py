@@ -25,6 +25,7 @@ from localhessian._programs._inside import traced as traced
 from localhessian._programs._inside import variables as variables
 from localhessian._programs._inside import where as where
 from localhessian._programs._order import after as after
+from localhessian._programs._order import each as each
 from localhessian._programs._rewrite import assemble as assemble
 from localhessian._programs._rewrite import live as live
 from localhessian._programs._rewrite import rewritten as rewritten

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from localhessian._arguments import expect_key
+from localhessian._mesh import is_elsewhere
 from localhessian._progress import Progress, follow
 from localhessian._status import Status
 from localhessian._tree import floating_leaves, size
@@ -116,7 +117,8 @@ def analyze(
         [('a', 'params', 4, 4), ('a', 'input', 2, 2), ('b', 'params', 2, 2), ('b', 'input', 2, 1)]
     """
     started = time.perf_counter()
-    expect_numbers("analyze", params, x, y, context)
+    asked_of_host = {"max_seconds": max_seconds, "max_bytes": max_bytes, "batch_size": batch_size, "batches": batches}
+    expect_numbers("analyze", params, x, y, context, here=asked_of_host)
     check_chain(chain, params)
     expect_key(key)
     check_method(method)
@@ -219,11 +221,12 @@ def _analyze_one(sources: Sources, found_route: Route, key: Key) -> tuple[Row, R
     kind, coupled = SIDES[wrt], bool(matching.coupled[block])
     if found_route.method is None:
         return _skipped(sources, found_route), None, False
+    is_here = not is_elsewhere(found_route.operator)
     is_outer = part == GAUSS_NEWTON and block == matching.chain.names[-1]
     how: dict[str, Any] = {
         "samples": sources.samples if sources.one_by_one(job) else matching.samples,
         "coupled": coupled,
-        "blame": functools.partial(not_convex, whole) if is_outer and whole else nobody,
+        "blame": functools.partial(not_convex, whole) if is_outer and whole and is_here else nobody,
     }
     try:
         seen = taken(found_route, sources.first, key)
@@ -232,7 +235,7 @@ def _analyze_one(sources: Sources, found_route: Route, key: Key) -> tuple[Row, R
             row, behind = surveyed(job, found, rest, **how)
         else:
             row, behind = measured(job, found, **how)
-        if whole and part == GAUSS_NEWTON and not kind.per_sample and row.lambda_max > 0:
+        if whole and is_here and part == GAUSS_NEWTON and not kind.per_sample and row.lambda_max > 0:
             told = insight(whole, block, found_route.operator, found, seen.structure)
             row = dataclasses.replace(row, **told)
         return row, behind, False

@@ -1,11 +1,12 @@
 """What is asked for, by the names of blocks, sides and parts, and what of it exists."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
 
-from localhessian._arguments import short
+from localhessian._arguments import expect_here, short
+from localhessian._mesh import is_traced
 from localhessian._programs import at_once
 from localhessian._tree import floating_leaves, is_concrete, size
 from localhessian.analysis.rows import Key, several
@@ -16,17 +17,25 @@ PARTS: tuple[Part, ...] = get_args(Part)
 UNASKED = "no parameters: H_z is computed if the block is named in `blocks=`"
 
 
-def expect_numbers(function: str, *arrays: Any) -> None:
+def expect_numbers(function: str, *arrays: Any, here: Mapping[str, Any] | None = None) -> None:
     """Refuse traced values.
+
+    Args:
+        function: Its name.
+        arrays: Its arguments.
+        here: Settings by name that need the numbers in this process, where they are not None.
 
     Raises:
         TypeError: There are some.
+        ValueError: Only other processes have some of the numbers, and a setting needs them.
     """
-    if not is_concrete(*arrays):
+    if is_traced(*arrays):
         raise TypeError(
             f"`{function}` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap` (there `lh.measure` "
             "works)."
         )
+    for name in (name for name, value in (here or {}).items() if value is not None):
+        expect_here(name, *arrays)
 
 
 def jobs_of(chain: Chain, blocks: Any, wrt: Any, part: Any) -> list[Key]:

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from localhessian._memory import remembered
+from localhessian._mesh import is_elsewhere, is_here
 from localhessian._programs import program_text
 from localhessian._tree import abstracted, of_shapes
 from localhessian.network import BackMatching
@@ -23,8 +25,12 @@ def fingerprint(matching: BackMatching, settings: Any) -> str:
     """
     digest = hashlib.sha256(repr(settings).encode())
     data = matching.params, matching.activations[0], matching.y, matching.context
+    parts = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        digest.update(_bytes(jax.tree_util.keystr(path), leaf))
+        for here in [leaf] if is_here(leaf) else _own_parts(leaf):
+            (digest if here is leaf else parts).update(_bytes(jax.tree_util.keystr(path), here))
+    if is_elsewhere(data):
+        digest.update(multihost_utils.process_allgather(np.frombuffer(parts.digest(), np.uint8)).tobytes())
     for name, kind, z in zip(matching.chain.names, matching.kinds, matching.activations, strict=False):
         arguments = matching.params[name], z, matching.context
         digest.update(f"{name} {_text(kind, *abstracted(arguments))}".encode())
@@ -35,6 +41,11 @@ def fingerprint(matching: BackMatching, settings: Any) -> str:
 @remembered
 def _text(function: Callable[..., Any], treedef: Any, leaves: Any) -> str:
     return program_text(function, *of_shapes(treedef, leaves))
+
+
+def _own_parts(leaf: jax.Array) -> list[Any]:
+    """What this process has of an array, each part once."""
+    return [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
 
 
 def _bytes(path: str, leaf: Any) -> bytes:

@@ -133,7 +133,7 @@ def plan(
         >>> sorted((row.block, row.route) for row in planned.rows if row.wrt == "params")
         [('a', 'Structured'), ('b', 'Dense')]
     """
-    expect_numbers("plan", params, x, y, context)
+    expect_numbers("plan", params, x, y, context, here={"plan": True})
     check_chain(chain, params)
     check_method(method)
     limits, jobs = limits_of(max_seconds, max_bytes), jobs_of(chain, blocks, wrt, part)

@@ -7,7 +7,15 @@ from typing import Any
 
 import jax
 
-from localhessian._arguments import expect, expect_choice, expect_count, expect_function, expect_key, expect_share
+from localhessian._arguments import (
+    expect,
+    expect_choice,
+    expect_count,
+    expect_function,
+    expect_here,
+    expect_key,
+    expect_share,
+)
 from localhessian._tree import is_concrete, shapes
 from localhessian._types import Activations, Context, Key, Loss
 from localhessian.analysis._asked import chosen, jobs_of, missing, nothing
@@ -136,6 +144,7 @@ class Probe:
         if self._is_early(step):
             return None
         given = (params, x, y, context)
+        expect_here("Probe", *given)
         if not is_concrete(*given):
             raise ValueError("`params` are traced: call a probe between compiled steps, outside of `jax.jit`.")
         if self._shapes is not None and shapes((x, y, context)) != self._shapes:

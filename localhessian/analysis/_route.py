@@ -16,9 +16,10 @@ from typing import NamedTuple
 import jax
 
 from localhessian._arguments import number, short
+from localhessian._mesh import is_elsewhere
 from localhessian._types import Key as PRNGKey
 from localhessian.analysis._sources import Matching
-from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, Survey, top_of
+from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, TRACED_OPERATIONS, Survey, top_of
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
@@ -81,8 +82,8 @@ class Route:
 
     @property
     def has_rest(self) -> bool:
-        """Whether a quadrature tells what the method leaves."""
-        return self.method is top_of(self.operator)
+        """Whether a quadrature tells what the method leaves, if it leaves anything."""
+        return self.method is top_of(self.operator) or isinstance(self.method, Survey)
 
     @property
     def words(self) -> str:
@@ -162,6 +163,9 @@ def route(
 
 
 def _searched(job: Key, operator: Operator, method: Method | None, most: float, *, timed: bool, keep: float) -> Route:
+    if is_elsewhere(operator):
+        how = Survey(TRACED_OPERATIONS) if method is None else method
+        return Route(job, operator, how, "one program over several processes", Cost(math.nan, math.nan))
     if method is not None:
         return Route(job, operator, method, "asked for", _cost(operator, method) if timed else Cost(math.nan, math.nan))
     started = time.perf_counter()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from localhessian._arguments import expect, expect_flag, expect_key, expect_number
+from localhessian._arguments import expect, expect_flag, expect_here, expect_key, expect_number
 from localhessian._programs import compiled, floating_types
 from localhessian._progress import Progress, follow
 from localhessian._tree import floating, floating_leaves, ravel
@@ -132,6 +132,7 @@ def check_identities(
     if tolerance is not None:
         expect_number("tolerance", tolerance)
     expect_batch("check_identities", x)
+    expect_here("check_identities", params, x, y, context)
     matching = back_match(chain, params, x, y, loss, context)
     entropy = np.ravel(jax.random.key_data(jax.random.key(0) if key is None else key))
     reference = _back_propagation(chain, matching.loss, matching.params, x, y, matching.context)

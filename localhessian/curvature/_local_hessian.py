@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect, expect_choice, expect_count, expect_function
+from localhessian._mesh import samples_like
 from localhessian._programs import at_once
 from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Array
@@ -214,7 +215,7 @@ def _in_batch(matching: BackMatching, b: int, index: Array) -> Point:
 def _alone(matching: BackMatching, b: int, index: Array) -> Iterator[Point]:
     """The samples without the rest of their batch, with what may be their context."""
     point = _whole(matching, b)
-    z, residual = rows((point.place.z, point.residual), index)
+    z, residual = samples_like(rows((point.place.z, point.residual), index), jax.tree.leaves(point.place.z)[0])
     x, n = matching.activations[0], matching.samples
     for context in contexts_of(matching.chain, x, matching.context, index, n, matching.params):
         place = dataclasses.replace(point.place, z=z, context=context)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._mesh import samples_like
 from localhessian._programs import at_once, compiled
 from localhessian._tree import floating, floating_leaves, is_concrete, pytree, ravel_samples, size
 from localhessian._types import Activations, Array, Loss
@@ -60,7 +61,7 @@ def curvature(loss: Loss, z: Activations, y: Any, index: Array | None = None) ->
     if not is_concrete(z, y, index):
         return _traced(loss, z, y, index)
     with at_once():
-        return _known(loss, z, y, index)
+        return samples_like(_known(loss, z, y, index), floating_leaves(z)[0])
 
 
 # ---- with numbers at hand

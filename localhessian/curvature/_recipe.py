@@ -10,8 +10,10 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.tree_util import Partial
 
+from localhessian._mesh import constrained, over_mesh
 from localhessian._tree import pytree, static
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Root
@@ -118,7 +120,8 @@ class LocalHessian(SymmetricOperator):
         """Linearize at the point. Cost: one forward and one backward pass; of a full last block two of them."""
         factor = None if self.root is None else self.root.prepare()
         terms = call(Partial(_Terms(self.recipe, self.layout)), self.point)
-        return LinearizedHessian(terms, factor, size=self.size, dtype=self.dtype, batch=self.batch)
+        lies = over_mesh(self.recipe.side.variables(self.point.place)[0])
+        return LinearizedHessian(terms, factor, lies, size=self.size, dtype=self.dtype, batch=self.batch)
 
 
 @pytree
@@ -127,6 +130,8 @@ class LinearizedHessian(SymmetricOperator):
 
     terms: list[Partial]
     root: LinearMap | None
+    lies: NamedSharding | None = static()
+    """How vectors lie over a mesh, as the variables do."""
 
     @property
     def factor(self) -> LinearMap | None:
@@ -135,7 +140,8 @@ class LinearizedHessian(SymmetricOperator):
 
     def product(self, v: Array, /) -> Array:
         """H v."""
-        return cast(Array, sum((term(v) for term in self.terms[1:]), start=self.terms[0](v)))
+        v = constrained(v, self.lies)
+        return cast(Array, constrained(sum((term(v) for term in self.terms[1:]), start=self.terms[0](v)), self.lies))
 
 
 @dataclasses.dataclass(frozen=True)

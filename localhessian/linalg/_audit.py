@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect
+from localhessian._arguments import expect, expect_here
 from localhessian._brief import brief
 from localhessian._status import quietly
 from localhessian._tree import is_concrete
@@ -97,6 +97,7 @@ def _norm(prepared: SymmetricOperator, steps: int = 4) -> Any:
 
 
 def _check(operator: SymmetricOperator, spectrum: Spectrum) -> None:
+    expect_here("audit", operator, spectrum)
     if not is_concrete(operator, spectrum):
         raise TypeError("`audit` runs on the host, on numbers: call it outside `jax.jit` and `jax.vmap`.")
     if spectrum.vectors is None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from localhessian._arguments import expect
+from localhessian._arguments import expect, expect_here
 from localhessian.linalg._cost import of_dense, of_iteration, of_structure
 from localhessian.linalg._dense import Dense
 from localhessian.linalg._solve import Method, unstructured
@@ -65,6 +65,7 @@ def explain(operator: Operator, structured: Structured | None = None, /) -> Expl
         block diagonal: 4 blocks, all equal, decomposed at order 3 or less
     """
     check_operator(operator)
+    expect_here("explain", operator)
     if structured is not None:
         expect("structured", structured, Structured, "a `lh.Structured(...)` or None")
     size = operator.size

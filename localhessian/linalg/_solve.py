@@ -16,13 +16,16 @@ Source: R. Lehoucq, D. Sorensen & C. Yang, ARPACK Users' Guide (1998).
 """
 
 import contextlib
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from localhessian._arguments import expect_flag, expect_key, number, short
-from localhessian._programs import full_precision
+from localhessian._mesh import everywhere, is_elsewhere
+from localhessian._programs import compiled, full_precision
 from localhessian._progress import Progress, follow, silent
 from localhessian._status import REFUSED, Status, quietly
 from localhessian._tree import is_concrete
@@ -114,7 +117,12 @@ def spectrum(
         wrong = contradiction(operator)
         if throw and wrong is not None:
             raise SpectrumError(_sentence(operator, wrong))
-        found = _run(operator, method, jax.random.key(0) if key is None else key, vectors, start, show)
+        key = jax.random.key(0) if key is None else key
+        if is_elsewhere(operator, start):
+            found = _run_whole(operator.prepare(), method, key, vectors, start)
+            found = dataclasses.replace(everywhere(dataclasses.replace(found, vectors=None)), vectors=found.vectors)
+        else:
+            found = _run(operator, method, key, vectors, start, show)
         found = within_range(found) if wrong is None else found.refused(wrong)
     if throw and is_concrete(found.status):
         worst = [status for status in REFUSED if bool((found.status == int(status)).any())]
@@ -164,6 +172,13 @@ def _run(
         with contextlib.suppress(Declined):
             return Structured().attempt(operator, key, show)
     return (unstructured(operator) if method is None else method).run(operator, key, vectors, start, show)
+
+
+_run_whole: Callable[..., Spectrum] = compiled(
+    lambda operator, method, key, vectors, start: _run(operator, method, key, vectors, start, silent),
+    static_argnums=(1, 3),
+)
+"""The same as one program: where no process has all numbers."""
 
 
 def unstructured(operator: Operator) -> Method:

@@ -209,8 +209,8 @@ def _gathered(eqn: Any, given: list[Axis]) -> Axis:
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh
 digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic
-lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt
-square stop_gradient sub tan tanh xor
+lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sharding_constraint sign
+sin sinh sqrt square stop_gradient sub tan tanh xor
 """
 _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect
 from localhessian._brief import named, wrapped
+from localhessian._mesh import is_traced, like
 from localhessian._programs import compiled, full_precision
 from localhessian._tree import floating, floating_leaves, is_concrete, is_floating, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
@@ -97,7 +98,7 @@ def back_match_batch(
 ) -> BackMatching:
     """`lh.back_match` of one batch."""
     matching = back_match_batch_partly(chain, params, x, y, loss, context)
-    if is_concrete(matching.residuals, matching.gradients):
+    if not is_traced(matching.residuals, matching.gradients):
         validate_derivatives(
             chain,
             matching.params,
@@ -125,7 +126,7 @@ def back_match_batch_partly(
         z.append(linearized(kind, Place(params[name], z[-1], context))[0])
     activations = tuple(z)
     at_loss = linearized_loss(loss, activations[-1], y)
-    cotangent, is_known = at_loss.cotangent, is_concrete(params, x, y, context, activations, at_loss)
+    cotangent, is_known = at_loss.cotangent, not is_traced(params, x, y, context, activations, at_loss)
     coupled: dict[str, Any] = {}
     residuals, gradients, unlike = [_embed(at_loss.gradient, activations[-1])], {}, []
     for b, kind in reversed(list(enumerate(kinds, start=1))):
@@ -157,7 +158,8 @@ def _gradient(jvp: Partial, kind: Block, place: Place, cotangent: Array) -> Para
     if not floating_leaves(place.params):
         return jax.tree.map(jnp.zeros_like, place.params)
     side = ByParams(kind)
-    return _as_tree(place.params, jacobian_of(jvp, side, place).rmv(cotangent), root_scale(side, place))
+    gradient = jacobian_of(jvp, side, place).rmv(cotangent)
+    return like(_as_tree(place.params, gradient, root_scale(side, place)), place.params)
 
 
 def _as_tree(like: Any, vector: Array, factor: float = 1.0) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._mesh import is_elsewhere
 from localhessian._programs import Equation, Program, bind, entered, evaluate, primitives, run, unrolled, where
 
 UNDEFINED = (
@@ -20,6 +21,8 @@ def birth(function: Callable[..., Any], *arguments: Any) -> str:
 
     Cost: the program's operations one after another; for the wording of an error only.
     """
+    if is_elsewhere(arguments):  # no process has the numbers
+        return f"{UNDEFINED}, or an overflow"
     closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
     outputs = run(closed, *leaves)

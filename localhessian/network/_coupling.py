@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from localhessian._mesh import is_here, is_traced
 from localhessian._programs import compiled
 from localhessian._tree import floating, floating_leaves, is_concrete, ravel, ravel_samples
-from localhessian._types import Activations, Array, Loss
+from localhessian._types import Activations, AnyArray, Array, Loss
 from localhessian.linalg import LinearMap, call
 
 
@@ -37,8 +38,8 @@ def couples_samples(by_input: LinearMap | None, before: Activations, after: Acti
     if by_input is None:
         return np.False_
     like = floating_leaves(after)
-    concrete = is_concrete(by_input, before)
-    return _leaks(lambda v: _rows(by_input.mv(v), like), floating_leaves(before), by_input.dtype, concrete)
+    known = not is_traced(by_input, before)
+    return _leaks(lambda v: _rows(by_input.mv(v), like), floating_leaves(before), by_input.dtype, known)
 
 
 def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array | np.bool_:
@@ -50,7 +51,7 @@ def gradients_leak(moved: Partial, z: Activations) -> Array | np.bool_:
     """The same, of a linearized loss."""
     outputs = floating_leaves(z)
     push = lambda v: call(Partial(_push_by_loss), moved, outputs, v)
-    return _leaks(push, outputs, jnp.result_type(*outputs), is_concrete(moved, outputs))
+    return _leaks(push, outputs, jnp.result_type(*outputs), not is_traced(moved, outputs))
 
 
 class LinearizedLoss(NamedTuple):
@@ -86,29 +87,31 @@ def _push_by_loss(moved: Partial, outputs: list[Array], v: Array) -> Array:
     return ravel_samples([jnp.sign(leaf).astype(jnp.float32) for leaf in moved(ravel(outputs)[1](v))])[0]
 
 
-def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, concrete: bool) -> Array | np.bool_:
+def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, known: bool) -> Array | np.bool_:
     """Whether rows of the result move whose samples did not; `push`: a vector of all inputs -> a row a sample."""
     n = len(inputs[0])
     if n == 1:
         return np.False_
-    xp: Any = np if concrete else jnp  # on the host no shape needs a program
+    xp: Any = np if known else jnp  # on the host no shape needs a program
     noise = [_noise(leaf.shape, dtype, xp) for leaf in inputs]
 
     def moved_by(moves: Any) -> Any:
         return push(_joined([leaf * _beside(moves, leaf, dtype) for leaf in noise], xp))
 
-    if concrete:
-        return np.bool_(any(_is_moved(np.asarray(moved_by(moves))[~moves]) for moves in _patterns(n)))
-
-    def leaks(moves: Array) -> Array:
-        moved = moved_by(moves)
-        return cast(Array, ((moved != 0) & ~jnp.isnan(moved) & ~moves[:, None]).any())
-
-    return jnp.any(jax.lax.map(leaks, jnp.asarray(_patterns(n))))
+    if known:
+        return np.bool_(any(_is_moved(moved_by(moves), moves) for moves in _patterns(n)))
+    return jnp.any(jax.lax.map(lambda moves: _leak(moved_by(moves), moves), jnp.asarray(_patterns(n))))
 
 
-def _is_moved(rows: np.ndarray) -> bool:
+def _leak(moved: Array, moves: AnyArray) -> Array:
+    return ((moved != 0) & ~jnp.isnan(moved) & ~moves[:, None]).any()
+
+
+def _is_moved(moved: Any, moves: np.ndarray) -> bool:
     """Whether a number is not zero; NaN tells nothing."""
+    if not is_here(moved):
+        return bool(_leak(moved, moves))
+    rows = np.asarray(moved)[~moves]
     nonzero = rows != 0
     return bool(nonzero.any()) and bool((nonzero & ~np.isnan(rows)).any())
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import compiled
+from localhessian._mesh import is_elsewhere
+from localhessian._programs import at_once, compiled
 from localhessian._tree import floating, floating_leaves, is_floating
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
@@ -85,9 +86,10 @@ def check_finite(what: str, tree: Any, hint: str = "", why: Callable[[], str] = 
 def all_finite(tree: Any) -> bool:
     """Whether every floating-point number is."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-    if jax.default_backend() == "cpu":  # shared memory, and no program for each shape
+    if jax.default_backend() == "cpu" and not is_elsewhere(leaves):  # shared memory, and no program for each shape
         return all(bool(np.all(np.isfinite(np.asarray(leaf)))) for leaf in leaves)
-    return bool(_all_finite(leaves))
+    with at_once():  # they are numbers also where others are traced
+        return bool(_all_finite(leaves))
 
 
 @compiled

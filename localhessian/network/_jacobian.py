@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+from jax.sharding import NamedSharding
 from jax.tree_util import Partial
 
+from localhessian._mesh import constrained, over_mesh
 from localhessian._programs import live, run
 from localhessian._tree import floating, floating_leaves, pytree, static
 from localhessian._types import Activations, Array
@@ -34,7 +36,8 @@ def jacobian_of(jvp: Partial, side: Side, place: Place) -> LinearMap:
     """R, of the block's linearization at the place."""
     d, m, dtype, batch = side.sizes(place)
     point = dataclasses.replace(place, context=None)  # in the linearization
-    return LinearizedJacobian(jvp, point, side, size=d, out_size=m, dtype=dtype, batch=batch)
+    ends = over_mesh(side.variables(place)[0]), over_mesh(jax.tree.leaves(place.z))
+    return LinearizedJacobian(jvp, point, side, *ends, size=d, out_size=m, dtype=dtype, batch=batch)
 
 
 @pytree
@@ -64,17 +67,22 @@ class LinearizedJacobian(LinearMap):
     jvp: Partial
     place: Place
     side: Side = static()
+    lies: NamedSharding | None = static()
+    """How v lies over a mesh, as the variables do."""
+    out_lies: NamedSharding | None = static()
+    """And R v, as the samples do."""
 
     def product(self, v: Array, /) -> Array:
         """R v."""
         push, start, _ = self._push()
-        return root_scale(self.side, self.place) * push(v.astype(start.dtype))
+        image = push(constrained(v, self.lies).astype(start.dtype))
+        return constrained(root_scale(self.side, self.place) * image, self.out_lies)
 
     def transpose_product(self, u: Array, /) -> Array:
         """R^T u."""
         push, start, out = self._push()
-        (pulled,) = jax.linear_transpose(push, start)(u.astype(out.dtype))
-        return cast(Array, root_scale(self.side, self.place) * pulled)
+        (image,) = jax.linear_transpose(push, start)(constrained(u, self.out_lies).astype(out.dtype))
+        return cast(Array, constrained(root_scale(self.side, self.place) * image, self.lies))
 
     def _push(self) -> tuple[Callable[[Array], Array], Any, Any]:
         """v -> J v by what depends on v alone, and what it takes and gives."""

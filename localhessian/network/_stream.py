@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._arguments import expect_count, expect_flag, expect_function, short
+from localhessian._arguments import expect_count, expect_flag, expect_function, expect_here, short
 from localhessian._brief import wrapped
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Context
@@ -110,6 +110,7 @@ def expect_batch(function: str, x: Any) -> None:
 
 
 def _checked(batch: Any) -> Batch:
+    expect_here("Stream", batch)
     if not isinstance(batch, list | tuple) or len(batch) not in {2, 3} or not is_concrete(batch):
         raise TypeError(
             f"`batches` must hold (x, y) or (x, y, context) for each batch, in numbers, got {short(batch)}."

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._arguments import expect_here
 from localhessian._brief import named, wrapped
 from localhessian._tree import abstracted, is_concrete, raw_bytes
 from localhessian._types import Context, Loss, Params
@@ -209,6 +210,7 @@ def match_stream(
 
 def cut_matching(matching: BackMatching, batch_size: int) -> StreamMatching:
     """A batch that is in memory, gone through in parts."""
+    expect_here("batch_size", matching)
     if not is_concrete(matching):
         raise ValueError("`batch_size` goes through the batch on the host: call it outside `jax.jit` and `jax.vmap`.")
     x, given = matching.activations[0], given_of(matching.context)

@@ -10,8 +10,9 @@ import numpy as np
 
 from localhessian._arguments import expect_function
 from localhessian._memory import as_key
+from localhessian._mesh import is_elsewhere, is_here
 from localhessian._programs import compiled, full_precision
-from localhessian._tree import floating, floating_leaves, raw_bytes
+from localhessian._tree import floating, floating_leaves, is_floating, raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
 from localhessian.network._chain import Block, Chain, check_chain, check_params
@@ -167,7 +168,7 @@ def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
 
 def _from_the_last(leaf: Any, classes: int) -> Any:
     """Where an integer is what indexing counts from the last class."""
-    if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.signedinteger)):
+    if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.signedinteger) and is_here(leaf)):
         return np.zeros((), bool)
     values = np.asarray(leaf)
     return (values < 0) & (values >= -classes)
@@ -179,6 +180,13 @@ def _losses(loss: Loss, z: Activations, y: Any) -> Any:
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two trees hold the same bits."""
+    """Whether two trees hold the same bits; of numbers that only other processes have, the same numbers."""
+    if is_elsewhere(one, two):
+        return bool(_equal(jax.tree.leaves(one), jax.tree.leaves(two)))
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
     return all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
+
+
+@compiled
+def _equal(one: list[Any], two: list[Any]) -> Any:
+    return jnp.all(jnp.stack([jnp.array_equal(a, b, equal_nan=is_floating(a)) for a, b in zip(one, two, strict=True)]))

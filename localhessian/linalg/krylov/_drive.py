@@ -6,9 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from localhessian._mesh import is_elsewhere
 from localhessian.linalg.krylov._plan import ROWS, Plan
 from localhessian.linalg.krylov._recurrence import State
-from localhessian.linalg.operators import in_loop, repeat
+from localhessian.linalg.operators import Operator, in_loop, repeat
+
+
+def runs_whole(operator: Operator) -> bool:
+    """Whether an iteration on numbers is one compiled program, vectors and all: on GPUs and TPUs, and over processes.
+
+    On a CPU the host drives it, whose memory is that of its devices: convolutions in compiled loops are slow there.
+    """
+    return operator.in_programs and (jax.default_backend() != "cpu" or is_elsewhere(operator))
 
 
 def drive(

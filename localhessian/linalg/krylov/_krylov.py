@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_choice, expect_count, expect_share
+from localhessian._mesh import is_traced
 from localhessian._programs import compiled
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
-from localhessian._tree import is_concrete
 from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._arithmetic import HOST, TRACED, Arithmetic
-from localhessian.linalg.krylov._drive import drive, run_compiled
+from localhessian.linalg.krylov._drive import drive, run_compiled, runs_whole
 from localhessian.linalg.krylov._plan import ROWS, Plan, Which
 from localhessian.linalg.krylov._recurrence import State, begin
 from localhessian.linalg.krylov._vectors import largest_vectors, sort_real_first
@@ -133,9 +133,9 @@ class Krylov(abc.ABC):
         self, operator: Operator, key: Key, vectors: int, start: Array | None = None, show: Progress = silent
     ) -> Spectrum:
         """Compute; `vectors` of the largest values are returned."""
-        if not is_concrete(operator, key, start):
+        if is_traced(operator, key, start):
             return self.compute(operator, key, vectors, start, show, TRACED)
-        if jax.default_backend() != "cpu" and operator.in_programs:
+        if runs_whole(operator):
             return told_apart(_compiled(self, operator.prepare(), key, vectors, start), operator)
         try:
             return told_apart(self.compute(operator, key, vectors, start, show, HOST), operator)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from localhessian._programs import each
 from localhessian._types import Array, Float, Key
 from localhessian.linalg.operators import HIGHEST, Operator, SymmetricOperator, eps_of
 from localhessian.linalg.stochastic._hutchinson import quadratic_form
@@ -122,7 +123,7 @@ def _leave_one_out(upper: Array, small: Array, w: Array, t: Array, size: int) ->
 
 def _orthonormal(vectors: Float[Array, "p s d"]) -> tuple[Array, Array, Array]:
     """Orthonormal rows of the same span, the triangle `(s, p, p)`, and whether all rows are independent, (s,)."""
-    q, upper = jnp.linalg.qr(jnp.moveaxis(vectors, 0, -1))
+    q, upper = each(jnp.linalg.qr, jnp.moveaxis(vectors, 0, -1))
     lengths = jnp.abs(jnp.diagonal(upper, axis1=1, axis2=2))
     eps = eps_of(vectors.dtype)
     independent = jnp.min(lengths, axis=1) > 10 * eps * jnp.max(lengths, axis=1)

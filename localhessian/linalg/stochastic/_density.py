@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_choice, expect_count, expect_flag, expect_key, expect_share, number, short
+from localhessian._mesh import everywhere, is_traced
 from localhessian._programs import compiled, full_precision
 from localhessian._status import Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, told_apart
+from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, runs_whole, told_apart
 from localhessian.linalg.operators import Operator, check_operator, contradiction, rounding, unbatched
 from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
 from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
@@ -182,11 +183,11 @@ class _Axis:
 
 def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
     """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
-    if not is_concrete(operator, key):
+    if is_traced(operator, key):
         with full_precision():
             return _compute(operator, key, probes, steps, scale, TRACED)
-    if jax.default_backend() != "cpu" and operator.in_programs:
-        return told_apart(_compiled(operator.prepare(), key, probes, steps, scale), operator)
+    if runs_whole(operator):
+        return told_apart(everywhere(_compiled(operator.prepare(), key, probes, steps, scale)), operator)
     try:
         with quietly():
             return told_apart(_compute(operator, key, probes, steps, scale, HOST), operator)

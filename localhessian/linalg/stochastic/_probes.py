@@ -8,6 +8,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect_count, number, short
+from localhessian._mesh import everywhere, is_traced
 from localhessian._programs import compiled
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
@@ -41,7 +42,7 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Operat
         return call(function, v) if operator.in_programs else function(v)
 
     first = one(0)
-    if is_concrete(first):
+    if not is_traced(first):
         return jnp.stack([first, *map(one, range(1, count))])
 
     def step(state: Any) -> Any:
@@ -107,6 +108,7 @@ def result(
     wrong = contradiction(operator)
     if wrong is not None:
         raise SpectrumError(f"{operator.label or 'the operator'}: {wrong.message}")
+    value, error, zero = everywhere((value, error, zero))
     axes = tuple(range(1, value.ndim))
     zero = jnp.zeros(len(value), bool) if zero is None else zero
     finite = jnp.all(jnp.isfinite(value), axis=axes)

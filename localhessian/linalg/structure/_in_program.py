@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._programs import each
 from localhessian._types import Array
 
 
@@ -32,7 +33,7 @@ def _derivative(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
 
 
 def _by_decomposition(*factors: Array) -> Array:
-    return jnp.linalg.svd(_rows(*factors), compute_uv=False)
+    return cast(Array, each(functools.partial(jnp.linalg.svd, compute_uv=False), _rows(*factors)))
 
 
 def _rows(*factors: Array) -> Array:
@@ -49,10 +50,10 @@ def _by_gram(*factors: Array) -> Array:
         wide = [factor.astype(jnp.float64) for factor in factors]
         if rows > columns:
             wide = [jnp.swapaxes(_rows(*wide), -1, -2)]
-        grams = [jnp.einsum("...ik,...jk->...ij", each, each) for each in wide]
+        grams = [jnp.einsum("...ik,...jk->...ij", factor, factor) for factor in wide]
         gram = functools.reduce(jnp.multiply, grams)
         # Of a positive semi-definite matrix singular values are eigenvalues, and JAX has them without vectors.
-        squares = _eigenvalues(gram) if _has_eigenvalues_alone() else _by_decomposition(gram)
+        squares = each(_eigenvalues, gram) if _has_eigenvalues_alone() else _by_decomposition(gram)
         return jnp.sqrt(jnp.maximum(squares, 0)).astype(factors[0].dtype)
 
 

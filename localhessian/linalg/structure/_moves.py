@@ -188,6 +188,7 @@ MOVES: dict[str, Callable[[Equation, list[Any]], list[Any]]] = {
     "copy_p": _keep,
     "name": _keep,
     "optimization_barrier": _keep,
+    "sharding_constraint": _keep,
     "reshape": _reshape,
     "squeeze": _reshape,
     "expand_dims": _reshape,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect, expect_limit
+from localhessian._mesh import is_elsewhere
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -89,6 +90,8 @@ class Structured:
             return self._of_stream(operator)
         if factor is None:
             raise Declined("it has no factor R with H = R^T R")
+        if is_elsewhere(operator):
+            raise Declined("only other processes have some of its numbers")
         if _is_traced(operator):
             raise Declined("its numbers are not known while JAX traces it")
         prepared = factor.prepare()
