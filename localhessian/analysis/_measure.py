@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_key
-from localhessian._programs import after
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
@@ -99,9 +98,7 @@ def measure(
         raise ValueError(nothing(why.values()))
     entries: list[tuple[Entry, Figures]] = []
     for job in there:
-        # One after the other, not side by side: they decompose matrices.
-        ready = after(entries[-1][1].lambda_max, matching) if entries else matching
-        entries.append(measured_one(ready, job, ones, method, key))
+        entries.append(measured_one(matching, job, ones, method, key))
     return Measurement(stacked([told for _, told in entries]), tuple(entry for entry, _ in entries))
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import jax
 import numpy as np
 
-from localhessian._programs import after
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -88,7 +87,6 @@ class Survey:
         """How the other eigenvalues are distributed, where only the largest was found."""
         if found.method not in (str(TOP), str(ENDS), str(STREAMED)) or (is_concrete(found) and np.all(found.complete)):
             return None
-        operator = operator if is_concrete(found) else after(found.eigenvalues, operator)
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)
 
 
