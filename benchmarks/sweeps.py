@@ -214,7 +214,9 @@ def shapes(compiled, depths=4, widths=50):
         keys = jax.random.split(jax.random.key(0), depth + 1)
         draw = lambda key, n: scale * jax.random.normal(key, (n, width)) / np.sqrt(width)
         params = {f"layer{i}": draw(keys[i], width) for i in range(depth)}
-        return lh.measure(chain, params, draw(keys[-1], 4), jnp.zeros((4, width)), squares, wrt="params")
+        return lh.measure(
+            chain, params, draw(keys[-1], 4), jnp.zeros((4, width)), squares, blocks="layer0", wrt="params"
+        )
 
     def show(done, total, what):
         if done % max(total // 10, 1) == 0:
