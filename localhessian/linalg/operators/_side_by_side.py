@@ -1,6 +1,7 @@
 """Maps of one kind and one shape as a batch: what multiplies them all is one program."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,8 @@ def side_by_side(maps: Sequence[LinearMap]) -> LinearMap:
 
 def are_alike(one: LinearMap, other: LinearMap) -> bool:
     """Whether two maps, without labels, are multiplied by the same program, all of whose numbers are traced."""
-    if jax.tree.structure(one) != jax.tree.structure(other):
+    kinds: list[Any] = [jax.tree.structure(each) for each in (one, other)]
+    if kinds[0] != kinds[1]:
         return False
     leaves = (jax.tree.leaves(one), jax.tree.leaves(other))
     apart = not any(map(is_concrete, (*leaves[0], *leaves[1])))
