@@ -1,7 +1,7 @@
 """Many networks: `lh.sweep` against `lh.analyze` network by network, and against a `jit(vmap(...))` written by hand.
 
     python benchmarks/sweeps.py [mlp|conv] [--scales 10] [--seeds 10] [--wrt input] [--classes 64]
-    python benchmarks/sweeps.py shapes      memory over 200 widths, each a program of its own
+    python benchmarks/sweeps.py shapes [--plain]    memory over networks of 200 shapes, each with programs of its own
 
 Figures are CPU seconds for each network once everything is compiled (of the sweep: of its chunks after the first), with
 BLAS on one thread; and the error of kappa_plus against Gram matrices in float64.
@@ -206,19 +206,28 @@ def truth(make, side, scale, seed):
     return found
 
 
-def shapes(count=200):
-    """Memory while programs of `count` different shapes are compiled and run."""
+def shapes(compiled, depths=4, widths=50):
+    """Memory while tanh networks of 200 different shapes are measured, each by programs of its own."""
 
-    def of_width(scale, width):
-        weights = scale * jnp.cos(jnp.arange(width * (width + 1)).reshape(width + 1, width) ** 2.0)
-        layer = lh.linear_map(lambda v: weights @ v, None, width, width + 1)
-        return lh.condition_number(lh.spectrum(layer, lh.Dense()))
+    def of_shape(scale, depth, width):
+        chain = lh.Chain([lh.Block(f"layer{i}", dense) for i in range(depth)])
+        keys = jax.random.split(jax.random.key(0), depth + 1)
+        draw = lambda key, n: scale * jax.random.normal(key, (n, width)) / np.sqrt(width)
+        params = {f"layer{i}": draw(keys[i], width) for i in range(depth)}
+        return lh.measure(
+            chain, params, draw(keys[-1], 4), jnp.zeros((4, width)), squares, blocks="layer0", wrt="params"
+        )
 
     def show(done, total, what):
         if done % max(total // 10, 1) == 0:
             print(f"after {done} of {total} shapes: {memory('VmRSS'):.0f} MiB", flush=True)
 
-    lh.sweep(of_width, {"scale": [1.0], "width": range(5, 5 + count)}, "width", progress=show)
+    axes = {"scale": [1.0], "depth": range(1, 1 + depths), "width": range(5, 5 + widths)}
+    lh.sweep(of_shape, axes, ("depth", "width"), compiled=compiled, progress=show)
+
+
+def squares(z, y):
+    return 0.5 * ((z - y) ** 2).sum(axis=1)
 
 
 def main():
@@ -232,9 +241,10 @@ def main():
     parser.add_argument("--analyzed", type=int, default=3, help="networks of which `analyze` is timed")
     parser.add_argument("--by-hand", type=int, default=2, help="networks that the program written by hand takes")
     parser.add_argument("--true", type=int, default=2, help="networks of which the error is taken")
+    parser.add_argument("--plain", action="store_true", help="shapes: as plain Python (`compiled=False`)")
     given = parser.parse_args()
     if given.network == "shapes":
-        shapes()
+        shapes(not given.plain)
         return
     if given.network == "conv":
         choice()

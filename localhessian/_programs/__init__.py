@@ -7,6 +7,11 @@ from localhessian._programs._compile import compiled as compiled
 from localhessian._programs._compile import compiler_options as compiler_options
 from localhessian._programs._compile import full_precision as full_precision
 from localhessian._programs._compile import sums_go_wrong as sums_go_wrong
+from localhessian._programs._decompose import complete_svd as complete_svd
+from localhessian._programs._decompose import eigh as eigh
+from localhessian._programs._decompose import one_by_one as one_by_one
+from localhessian._programs._decompose import qr as qr
+from localhessian._programs._decompose import svd as svd
 from localhessian._programs._evaluate import bind as bind
 from localhessian._programs._evaluate import evaluate as evaluate
 from localhessian._programs._evaluate import run as run
@@ -24,8 +29,6 @@ from localhessian._programs._inside import named_scopes as named_scopes
 from localhessian._programs._inside import traced as traced
 from localhessian._programs._inside import variables as variables
 from localhessian._programs._inside import where as where
-from localhessian._programs._order import after as after
-from localhessian._programs._order import each as each
 from localhessian._programs._rewrite import assemble as assemble
 from localhessian._programs._rewrite import live as live
 from localhessian._programs._rewrite import rewritten as rewritten

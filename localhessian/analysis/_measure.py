@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_key
-from localhessian._programs import after
 from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
@@ -97,27 +96,28 @@ def measure(
     there = [job for job in jobs if not why[job]]
     if not there:
         raise ValueError(nothing(why.values()))
-    entries: list[tuple[Entry, Figures]] = []
-    for job in there:
-        # One after the other, not side by side: they decompose matrices.
-        ready = after(entries[-1][1].lambda_max, matching) if entries else matching
-        entries.append(measured_one(ready, job, ones, method, key))
-    return Measurement(stacked([told for _, told in entries]), tuple(entry for entry, _ in entries))
+    entries, told = measured_each(matching, there, ones, method, key)
+    return Measurement(stacked(told), entries)
 
 
-def measured_one(
-    matching: BackMatching, job: RowKey, ones: tuple[int, ...], method: Method | None, key: Key
-) -> tuple[Entry, Figures]:
-    """The figures of one local Hessian; `ones`: the samples looked at one by one where the block keeps them apart."""
-    block, wrt, part = job
+def measured_each(
+    matching: BackMatching, jobs: Sequence[RowKey], ones: tuple[int, ...], method: Method | None, key: Key
+) -> tuple[tuple[Entry, ...], list[Figures]]:
+    """The figures of local Hessians; `ones`: the samples looked at one by one where a block keeps them apart."""
+    asked = [(job, ones if SIDES[job[1]].per_sample and not _is_coupled(matching, job[0]) else None) for job in jobs]
+    entries, told = list[Entry](), list[Figures]()
+    for (job, samples), (found, rest) in zip(asked, examined(matching, asked, method, key), strict=True):
+        kappa = condition_number(found)
+        told.append(_honest(figures(found, kappa) if rest is None else surveyed_figures(found, kappa, rest)))
+        count = matching.samples if samples is None else len(samples)
+        entries.append(Entry(*job, found.size, count, _is_coupled(matching, job[0]), named(found, rest)))
+    return tuple(entries), told
+
+
+def _is_coupled(matching: BackMatching, block: str) -> bool:
+    """Where that is not known, it may be."""
     coupled = matching.coupled[block]
-    is_coupled = bool(coupled) if is_concrete(coupled) else True
-    samples = ones if SIDES[wrt].per_sample and not is_coupled else None
-    found, rest = examined(matching, job, samples, method, key)
-    kappa = condition_number(found)
-    told = figures(found, kappa) if rest is None else surveyed_figures(found, kappa, rest)
-    count = matching.samples if samples is None else len(samples)
-    return Entry(block, wrt, part, found.size, count, is_coupled, named(found, rest)), _honest(told)
+    return bool(coupled) if is_concrete(coupled) else True
 
 
 def _honest(told: Figures) -> Figures:

@@ -7,11 +7,13 @@ its tolerance, and the rest of the products go into what they tell about all eig
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import after
 from localhessian._progress import Progress, silent
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -24,12 +26,17 @@ from localhessian.linalg import (
     GolubKahan,
     Krylov,
     Lanczos,
+    LinearMap,
     Method,
     Operator,
     Spectrum,
     Streamed,
     Structure,
     Structured,
+    SymmetricOperator,
+    are_alike,
+    gram,
+    side_by_side,
     spectral_density,
     spectrum,
 )
@@ -88,30 +95,85 @@ class Survey:
         """How the other eigenvalues are distributed, where only the largest was found."""
         if found.method not in (str(TOP), str(ENDS), str(STREAMED)) or (is_concrete(found) and np.all(found.complete)):
             return None
-        operator = operator if is_concrete(found) else after(found.eigenvalues, operator)
         return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)
 
 
-def examined(
-    matching: BackMatching, job: RowKey, samples: tuple[int, ...] | None, method: Method | None, key: Key
-) -> tuple[Spectrum, Density | None]:
-    """The spectrum of one local Hessian, and what a quadrature tells beside it where it is not whole.
+Asked = tuple[RowKey, tuple[int, ...] | None]
+"""(block, wrt, part), and of an uncoupled H_z which samples; None: the whole batch."""
+Examined = tuple[Spectrum, Density | None]
+"""The spectrum of one local Hessian, and what a quadrature tells beside it where it is not whole."""
+
+
+def examined(matching: BackMatching, asked: Sequence[Asked], method: Method | None, key: Key) -> list[Examined]:
+    """The spectra of some local Hessians.
 
     Args:
         matching: The network at its point; under transformations traced.
-        job: (block, wrt, part).
-        samples: Of an uncoupled H_z, which ones; None: the whole batch.
-        method: None leaves it to a `Survey`.
-        key: Of the analysis; each block has its own.
+        asked: Which ones.
+        method: None leaves it to a `Survey`; under transformations iterations of operators that are alike run as one.
+        key: Of the analysis; each block has its own, those that run as one that of the first.
     """
-    block, wrt, part = job
-    key = jax.random.fold_in(key, matching.chain.index(block))
-    operator = local_hessian(matching, block, wrt, part, samples=samples)
-    if method is not None:
-        return spectrum(operator, method, key=key, throw=False), None
-    survey = Survey(MAX_OPERATIONS if is_concrete(matching) else TRACED_OPERATIONS)
+    found: dict[RowKey, Examined] = {}
+    for group in [[one] for one in asked] if method or is_concrete(matching) else _alike(matching, asked):
+        keys = [jax.random.fold_in(key, matching.chain.index(job[0])) for job, _ in group]
+        operators = [_operator(matching, one) for one in group]
+        if method is not None:
+            examples: list[Examined] = [(spectrum(operators[0], method, key=keys[0], throw=False), None)]
+        elif len(group) == 1:
+            examples = [_surveyed(operators[0], keys[0])]
+        else:
+            every = _surveyed(gram(side_by_side([_bare(operator) for operator in operators])), keys[0])
+            examples = [_part(every, i, operators[0].batch) for i in range(len(group))]
+        found.update(zip([job for job, _ in group], examples, strict=True))
+    return [found[job] for job, _ in asked]
+
+
+def _operator(matching: BackMatching, asked: Asked) -> SymmetricOperator:
+    (block, wrt, part), samples = asked
+    return local_hessian(matching, block, wrt, part, samples=samples)
+
+
+def _surveyed(operator: SymmetricOperator, key: Key) -> Examined:
+    survey = Survey(MAX_OPERATIONS if is_concrete(operator, key) else TRACED_OPERATIONS)
     found = spectrum(operator, survey, key=key, throw=False)
     return found, survey.rest(operator, found, key)
+
+
+def _alike(matching: BackMatching, asked: Sequence[Asked]) -> list[list[Asked]]:
+    """In groups: of those whose largest value alone is sought, the operators of each are alike."""
+    groups: list[tuple[LinearMap | None, list[Asked]]] = []
+    for one in asked:
+        (block, _, part), _ = one
+        operator, factor = _operator(matching, one), None
+        if part == "gauss_newton" and block != matching.chain.names[-1] and _is_dear(operator):
+            factor = _bare(operator)
+        group = next((g for f, g in groups if f is not None and factor is not None and are_alike(f, factor)), None)
+        groups.append((factor, [one])) if group is None else group.append(one)
+    return [group for _, group in groups]
+
+
+def _is_dear(operator: SymmetricOperator) -> bool:
+    """Whether a `Survey` of a traced operator seeks its largest value alone."""
+    if Dense(max_operations=TRACED_OPERATIONS).fits(operator):
+        return False
+    try:
+        Structured().attempt(operator, jax.random.key(0))
+    except Declined:
+        return True
+    return False
+
+
+def _bare(operator: SymmetricOperator) -> LinearMap:
+    """Its factor, without a label."""
+    factor: Any = operator.factor
+    return dataclasses.replace(factor, label="")
+
+
+def _part(every: Examined, i: int, batch: int | None) -> Examined:
+    """Of operators side by side what belongs to one of them, a batch or a single one."""
+    place = i if batch is None else slice(i * batch, (i + 1) * batch)
+    found, rest = jax.tree.map(lambda leaf: leaf[place] if jnp.ndim(leaf) else leaf, every)
+    return found, rest
 
 
 def named(found: Spectrum, rest: Density | None) -> str:

@@ -27,6 +27,7 @@ from localhessian.network import (
     SIDES,
     Arrangement,
     BackMatching,
+    Block,
     StreamMatching,
     Wrt,
     contexts_of,
@@ -34,6 +35,7 @@ from localhessian.network import (
     jacobian,
     meant,
     rows,
+    runs_alone,
     sample_indices,
 )
 
@@ -200,7 +202,18 @@ def _of_samples(matching: BackMatching, b: int, recipe: Recipe, index: Array, la
     elif is_concrete(index) and np.array_equal(np.asarray(index), np.arange(matching.samples)):
         # Every sample in its order: nothing need be taken out of the batch.
         in_batch = dataclasses.replace(in_batch, place=dataclasses.replace(in_batch.place, index=None), index=None)
+    elif _proven_alone(matching, b, recipe.side.block, len(index)):
+        z, residual = rows((in_batch.place.z, in_batch.residual), index)
+        place = dataclasses.replace(in_batch.place, z=z, index=None)
+        in_batch = dataclasses.replace(in_batch, place=place, residual=residual)
     return _operator(recipe, in_batch, matching.y, label)
+
+
+def _proven_alone(matching: BackMatching, b: int, block: Block, count: int) -> bool:
+    """Whether programs alone, whose numbers are not known, prove that some samples need no batch around them."""
+    coupled, place = matching.coupled[matching.chain.names[b - 1]], _whole(matching, b).place
+    is_apart = is_concrete(coupled) and not bool(coupled)
+    return is_apart and runs_alone(block, place.params, place.z, place.context, count)
 
 
 def _in_batch(matching: BackMatching, b: int, index: Array) -> Point:

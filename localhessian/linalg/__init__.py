@@ -21,6 +21,7 @@ from localhessian.linalg.operators import LinearMap as LinearMap
 from localhessian.linalg.operators import Operator as Operator
 from localhessian.linalg.operators import Streamed as Streamed
 from localhessian.linalg.operators import SymmetricOperator as SymmetricOperator
+from localhessian.linalg.operators import are_alike as are_alike
 from localhessian.linalg.operators import call as call
 from localhessian.linalg.operators import contains_convolution as contains_convolution
 from localhessian.linalg.operators import eps_of as eps_of
@@ -29,6 +30,7 @@ from localhessian.linalg.operators import linear_map as linear_map
 from localhessian.linalg.operators import matrix_map as matrix_map
 from localhessian.linalg.operators import repeat as repeat
 from localhessian.linalg.operators import repeated as repeated
+from localhessian.linalg.operators import side_by_side as side_by_side
 from localhessian.linalg.operators import symmetric_operator as symmetric_operator
 from localhessian.linalg.operators import weighted_sum as weighted_sum
 from localhessian.linalg.spectra import RANK_RULE as RANK_RULE

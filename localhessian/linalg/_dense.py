@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import blas
 
 from localhessian._arguments import expect_limit
-from localhessian._programs import each
+from localhessian._programs import complete_svd, eigh, svd
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._tree import is_concrete
@@ -256,7 +256,7 @@ def _float64_gram(matrix: np.ndarray, columns: int = 8192) -> np.ndarray:
 def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Array | None]:
     if not vectors:
         return singular_values(rows)[..., ::-1], None
-    left, sigma, right = each(partial(jnp.linalg.svd, full_matrices=wide and vectors > rows.shape[-2]), rows)
+    left, sigma, right = (complete_svd if wide and vectors > rows.shape[-2] else svd)(rows)
     chosen = jnp.swapaxes(right, -1, -2) if wide else left
     return sigma[..., ::-1], chosen[..., :vectors][..., ::-1]
 
@@ -270,7 +270,7 @@ def _from_matrix(operator: SymmetricOperator, matrix: Any, vectors: int, method:
     transposed = xp.swapaxes(matrix, -1, -2)
     norm, asymmetry = (on.lengths(part.reshape(*part.shape[:-2], -1)) for part in (matrix, matrix - transposed))
     skew = asymmetry > 1e3 * eps * norm
-    values, basis = each(xp.linalg.eigh, (matrix + transposed) / 2)
+    values, basis = eigh((matrix + transposed) / 2)
     # On the host products of random vectors have told before.
     traced = on is TRACED and operator.on_trust
     bent = _departs(operator.prepare(), matrix, norm, TRACED) if traced else False

@@ -14,7 +14,7 @@ Axis = int | None
 """Of the samples; None: the same for all of them."""
 
 
-class _Unknown(Exception):
+class Unknown(Exception):
     """No rule says where the samples go."""
 
 
@@ -31,7 +31,7 @@ def keeps_apart(program: Program, axes: Sequence[Axis]) -> bool:
     """
     try:
         return all(axis in (0, None) for axis in _run(program, axes))
-    except _Unknown:
+    except Unknown:
         return False
 
 
@@ -43,32 +43,39 @@ def _results(eqn: Equation, given: list[Axis]) -> list[Axis]:
     if all(axis is None for axis in given):
         return [None] * len(eqn.outvars)
     inner = entered(eqn)
-    if inner is not None:
-        return _run(inner, given)
+    return [axis_of(eqn, given)] * len(eqn.outvars) if inner is None else _run(inner, given)
+
+
+def axis_of(eqn: Equation, given: list[Axis]) -> Axis:
+    """On which axis the results of an equation, which is no call, hold the samples of its operands.
+
+    Raises:
+        Unknown: No rule says so.
+    """
     rule = _RULES.get(eqn.primitive.name)
     if rule is None:
-        raise _Unknown
-    return [rule(eqn, given)] * len(eqn.outvars)
+        raise Unknown
+    return rule(eqn, given)
 
 
 def _one(given: list[Axis]) -> int:
     """The axis of all operands that have one."""
     found = {axis for axis in given if axis is not None}
     if len(found) != 1:
-        raise _Unknown
+        raise Unknown
     return found.pop()
 
 
 def _only_first(given: list[Axis]) -> int:
     """The axis of the first operand, where it is the only one that has one."""
     if given[0] is None or any(axis is not None for axis in given[1:]):
-        raise _Unknown
+        raise Unknown
     return given[0]
 
 
 def _untouched(axis: int, moved: Sequence[int]) -> int:
     if axis in moved:
-        raise _Unknown
+        raise Unknown
     return axis
 
 
@@ -104,7 +111,7 @@ def _unstacked(eqn: Any, given: list[Axis]) -> Axis:
 def _tiled(eqn: Any, given: list[Axis]) -> Axis:
     axis = _only_first(given)
     if eqn.params["reps"][axis] != 1:
-        raise _Unknown
+        raise Unknown
     return axis
 
 
@@ -117,7 +124,7 @@ def _broadcast(eqn: Any, given: list[Axis]) -> Axis:
 def _of_length(eqn: Any, axis: int, to: int) -> int:
     """The new place of the axis, as long as it was."""
     if eqn.invars[0].aval.shape[axis] != eqn.outvars[0].aval.shape[to]:
-        raise _Unknown
+        raise Unknown
     return to
 
 
@@ -126,7 +133,7 @@ def _reshaped(eqn: Any, given: list[Axis]) -> Axis:
     axis, old, new = _only_first(given), eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     places = [i for i in range(len(new)) if new[i] == old[axis] and math.prod(new[:i]) == math.prod(old[:axis])]
     if eqn.params.get("dimensions") is not None or not places or old[axis] == 1:
-        raise _Unknown
+        raise Unknown
     return places[0]
 
 
@@ -148,7 +155,7 @@ def _sliced(eqn: Any, given: list[Axis]) -> Axis:
 def _padded(eqn: Any, given: list[Axis]) -> Axis:
     axis = _only_first(given)
     if eqn.params["padding_config"][axis] != (0, 0, 0):
-        raise _Unknown
+        raise Unknown
     return axis
 
 
@@ -160,19 +167,19 @@ def _multiplied(eqn: Any, given: list[Axis]) -> Axis:
     places = {tuple(batched[side]).index(given[side]) for side in sides if given[side] in batched[side]}
     if len(sides) == 2 or places:
         if len(places) != 1 or any(given[side] not in batched[side] for side in sides):
-            raise _Unknown
+            raise Unknown
         return places.pop()
     side, axis = sides[0], left if right is None else right
     kept = [[i for i in range(len(eqn.invars[s].aval.shape)) if i not in (*contracted[s], *batched[s])] for s in (0, 1)]
     if axis not in kept[side]:
-        raise _Unknown
+        raise Unknown
     return len(batched[0]) + side * len(kept[0]) + kept[side].index(axis)
 
 
 def _convolved(eqn: Any, given: list[Axis]) -> Axis:
     numbers = eqn.params["dimension_numbers"]
     if _only_first(given) != numbers.lhs_spec[0] or eqn.params["batch_group_count"] != 1:
-        raise _Unknown
+        raise Unknown
     return cast(Axis, numbers.out_spec[0])
 
 
@@ -180,7 +187,7 @@ def _windowed(eqn: Any, given: list[Axis]) -> Axis:
     axis = _only_first(given)
     widths = {eqn.params[name][axis] for name in ("window_dimensions", "window_strides", "base_dilation")}
     if widths != {1} or tuple(eqn.params["padding"][axis]) != (0, 0):
-        raise _Unknown
+        raise Unknown
     return axis
 
 
@@ -192,17 +199,17 @@ def _gathered(eqn: Any, given: list[Axis]) -> Axis:
     operand, indices = given
     if operand is None:
         if indices is None or indices >= len(of_indices):
-            raise _Unknown
+            raise Unknown
         return of_indices[indices]
     if operand in numbers.operand_batching_dims:
         pair = numbers.start_indices_batching_dims[tuple(numbers.operand_batching_dims).index(operand)]
         if indices not in (None, pair):
-            raise _Unknown
+            raise Unknown
         return cast(Axis, of_indices[pair])
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     is_whole = sizes[operand] == eqn.invars[0].aval.shape[operand] and operand not in (*gone, *numbers.start_index_map)
     if indices is not None or not is_whole:
-        raise _Unknown
+        raise Unknown
     return cast(Axis, of_windows[[i for i in range(len(sizes)) if i not in gone].index(operand)])
 
 

@@ -23,9 +23,11 @@ from localhessian._tree import (
     shapes,
 )
 from localhessian._types import Activations, Context, Loss, Params
+from localhessian.network._alone import answers_alone
 from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
 from localhessian.network._leaves import check_real, check_samples
+from localhessian.network._per_sample import MISFIT
 
 _NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
 
@@ -143,16 +145,43 @@ def _same(one: Program, two: Program) -> bool:
 
 def _is_apart(block: Block, program: Program, params: Any, z: Any, context: Any) -> bool:
     """Whether block and derivative keep the samples apart."""
+    return keeps_apart(*_differentiated(block, program, params, z, context))
+
+
+def runs_alone(block: Block, params: Any, z: Any, context: Any, count: int) -> bool:
+    """Whether programs prove that a block that keeps samples apart gives `count` of them alone what the batch gives.
+
+    Remembered for as long as the block lives. Cost: two traces.
+    """
+    return _runs_alone(block.apply, count, *abstracted((params, z, context)))
+
+
+@remembered
+def _runs_alone(apply: Callable[..., Any], count: int, treedef: Any, leaves: Any) -> bool:
+    block, (params, z, context) = Block("", apply), of_shapes(treedef, leaves)
+    few = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), z)
+    try:
+        (batch, axes), (fewer, _) = (
+            _differentiated(block, traced(block, params, z, context)[0], params, z, context) for z in (z, few)
+        )
+    except MISFIT:
+        return False
+    is_each = all(atom.aval.shape[:1] == (count,) for atom in fewer.jaxpr.outvars)
+    return is_each and answers_alone(batch, fewer, axes)
+
+
+def _differentiated(block: Block, program: Program, params: Any, z: Any, context: Any) -> tuple[Program, list[Any]]:
+    """The program, or that of its derivative where that has a rule of its own; for each input the axis of samples."""
     axes = [axis for axis, tree in ((None, params), (0, z), (None, context)) for _ in jax.tree.leaves(tree)]
     if not has_custom_rule(program):
-        return keeps_apart(program, axes)
+        return program, axes
 
     def moved(params: Any, z: Any, context: Any, tangents: list[Any]) -> Any:
         inputs, rebuild = floating(z)
         return jax.jvp(lambda leaves: floating_leaves(block(params, rebuild(leaves), context)), (inputs,), (tangents,))
 
     tangents = list(filter(is_floating, jax.tree.leaves(z)))
-    return keeps_apart(jax.make_jaxpr(moved)(params, z, context, tangents), axes + [0] * len(tangents))
+    return jax.make_jaxpr(moved)(params, z, context, tangents), axes + [0] * len(tangents)
 
 
 def batch_size(name: str, tree: Any) -> int:

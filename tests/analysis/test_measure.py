@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import localhessian as lh
+from localhessian._programs import equations
 from localhessian.analysis import _survey as survey
 from localhessian.analysis._figures import SEVERITY, _worst
 
@@ -133,6 +134,31 @@ def test_a_large_matrix_is_surveyed_and_says_so(monkeypatch):
         surveyed.lambda_max, exact.lambda_max, rtol=6e-3
     )  # of the square of what is known to 3e-3
     assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error
+
+
+@pytest.mark.parametrize("wrt", [pytest.param("params", marks=pytest.mark.full), "input"])
+def test_iterations_over_equal_blocks_are_one_in_a_program(monkeypatch, wrt):
+    """Each block's figures are its own all the same; of the top to what its residual tells, of the rest in error."""
+    monkeypatch.setattr(survey, "TRACED_OPERATIONS", 10.0)
+    twice = lambda w, z: jnp.tanh(jnp.tanh(z @ w) @ w)  # nothing of it splits
+    names = ("one", "two", "three")
+    chain = lh.Chain([*(lh.Block(name, twice) for name in names), lh.Block("head", lambda w, z: z @ w)])
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {name: (i + 1) * jax.random.normal(keys[i], (8, 8)) / 3 for i, name in enumerate(names)}
+    params["head"] = jax.random.normal(keys[3], (8, 3)) / 3
+    x, y, loss = jax.random.normal(keys[4], (20, 8)), jnp.zeros((20, 3)), lambda z, y: ((z - y) ** 2).sum(1) / 2
+
+    def of(params, x, blocks=names):
+        return lh.measure(chain, params, x, y, loss, blocks=blocks, wrt=wrt, samples_per_block=3)
+
+    told, whole = jax.jit(of)(params, x), of(params, x)
+    for name in names:
+        surveyed, exact = told[name, wrt], whole[name, wrt]
+        np.testing.assert_allclose(surveyed.lambda_max, exact.lambda_max, rtol=6e-3)
+        assert 1 <= surveyed.kappa_lower <= exact.kappa_plus * (1 + 1e-4)
+        assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error
+    count = lambda blocks: len(list(equations(jax.make_jaxpr(lambda *given: of(*given, blocks))(params, x))))
+    assert count(names) < 2 * count("two")
 
 
 def test_a_spent_budget_is_told_by_the_status():

@@ -1,7 +1,9 @@
 """Sweeps: the same numbers as case by case, compiled once for each shape, in a dataset that plain xarray opens."""
 
+import gc
 import json
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -245,8 +247,29 @@ def test_what_comes_back_keeps_its_names():
     found = lh.sweep(sweep_cases.product, {name: [value] for name, value in point.items()}, compiled=False)
     assert found["product"].values.tolist() == [[3.0]]
     assert found["powers"].dims == ("a", "b", "powers_0")
-    nested = lh.sweep(lambda scale: {"net": network_case(scale, 1)}, {"scale": [1.0]}, compiled=False)
-    assert nested["net.kappa_plus"].dims == ("scale", "net.block", "net.wrt")
+    measured, deeper = network_case(1.0, 1), network_case(1.0, 2)
+    nested = lambda net, other: lh.sweep(lambda scale: {"net": net, "other": other}, {"scale": [1.0]}, compiled=False)
+    found = nested(measured, measured)
+    assert found["net.kappa_plus"].dims == found["other.kappa_plus"].dims == ("scale", "block", "wrt")
+    found = nested(measured, deeper)
+    assert found["net.kappa_plus"].dims == ("scale", "net.block", "net.wrt")
+    assert found["other.kappa_plus"].dims == ("scale", "other.block", "other.wrt")
+
+
+def test_models_and_programs_of_finished_shapes_are_freed(monkeypatch):
+    """JAX holds what it has traced, and with it the model that a program closes over, until it is told to forget."""
+    monkeypatch.setattr(compiled_programs, "KEPT", 2)
+    alive = []
+
+    def case(scale, width):
+        model = lambda x: jnp.tanh(scale * x).sum()
+        alive.append(weakref.ref(model))
+        return jax.jit(model)(jnp.ones(width))
+
+    lh.sweep(case, {"scale": [1.0], "width": range(1, 8)}, "width")
+    gc.collect()
+    assert len(alive) >= 7
+    assert sum(model() is not None for model in alive) <= 2
 
 
 def test_cases_that_differ_in_kind_are_told():

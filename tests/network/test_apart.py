@@ -10,7 +10,7 @@ from jax import lax
 
 import localhessian as lh
 from localhessian.network._apart import keeps_apart
-from localhessian.network._traced import trace
+from localhessian.network._traced import runs_alone, trace
 
 pytestmark = [pytest.mark.once, pytest.mark.relaxed]
 
@@ -138,3 +138,33 @@ def test_a_chain_is_probed_where_nothing_is_proven():
     assert all(isinstance(coupled, jax.Array) for coupled in found)
     traced = jax.jit(lambda z: lh.back_match(plain, params, z, y, mixing).coupled)(z)
     assert bool(traced["plain"])
+
+
+WHOLE = {
+    "constant of every sample": lambda z: z + np.arange(N, dtype=np.float32)[: len(z), None],
+    "divided by their number": lambda z: z / len(z),
+    "cut at their number": lambda z: z[:, : min(len(z), 3)],
+    "another layer for a full batch": lambda z: z @ W if len(z) == N else z @ (2 * W),
+    "reshaped to a number": lambda z: z.reshape(N, D),
+    "a constant in place of samples": lambda z: jnp.ones((N, 2)) * z[:, :2],
+    "tiled as often": lambda z: jnp.tile(z, (1, len(z))),
+}
+"""What keeps samples apart, and gives some of them alone something else, or nothing."""
+
+
+@pytest.mark.parametrize(("cases", "proven"), [(APART, True), (WHOLE, False)])
+def test_what_is_proven_of_some_samples_alone_is_true(cases, proven):
+    """Of constants with an entry for each sample, and shapes with their number, nothing is proven."""
+    z = jnp.asarray(np.random.default_rng(1).standard_normal((N, D)), jnp.float32)
+    some = np.array([2, 0])
+    for name, apply in cases.items():
+        found = runs_alone(lh.Block("block", lambda w, z, apply=apply: apply(z)), (), z, None, len(some))
+        if found:
+            np.testing.assert_array_equal(apply(z[some]), np.asarray(apply(z))[some], err_msg=name)
+            tangents = jax.jvp(apply, (z,), (jnp.cos(z),))[1][some], jax.jvp(apply, (z[some],), (jnp.cos(z[some]),))[1]
+            np.testing.assert_array_equal(*tangents, err_msg=name)
+        assert found == (proven and name not in OF_FOUR), name
+
+
+OF_FOUR = ("cross-entropy", "labels", "image", "pooling", "split and joined", "both operands", "constant")
+"""Written for a batch of that size alone."""

@@ -74,10 +74,13 @@ def answers_of(result: Any, lead: int = 0) -> Answers:
     """
     found = Answers({}, {}, {}, {})
     is_leaf = lambda node: isinstance(node, Measurement)
-    for path, value in jax.tree_util.tree_leaves_with_path(result, is_leaf=is_leaf):
+    leaves = jax.tree_util.tree_leaves_with_path(result, is_leaf=is_leaf)
+    # Measurements of the same Hessians share their dimensions.
+    is_one = len({tuple(entry.key for entry in value.entries) for _, value in leaves if is_leaf(value)}) == 1
+    for path, value in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")  # in files / makes folders
         if isinstance(value, Measurement):
-            _add_measurement(found, name, value, lead)
+            _add_measurement(found, name, value, lead, "" if is_one or not name else f"{name}.")
             continue
         array = None if isinstance(value, str | bytes) else np.asarray(_numbers(value))
         if array is None or array.dtype.kind not in "fiub":
@@ -102,20 +105,22 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _add_measurement(found: Answers, name: str, value: Measurement, lead: int) -> None:
+def _add_measurement(found: Answers, name: str, value: Measurement, lead: int, of_dims: str) -> None:
+    """Its figures as `name.figure`, along `block`, `wrt` and `part`, after `of_dims`."""
     prefix = f"{name}." if name else ""
     data, coordinates = variables(value, ["case"] * lead)
     sides = {dim: tuple(coordinates[dim]) for dim in ("block", "wrt", "part") if isinstance(coordinates[dim], list)}
-    found.labels.update({f"{prefix}{dim}": labels for dim, labels in sides.items()})
+    dims = tuple(f"{of_dims}{dim}" for dim in sides)
+    found.labels.update(zip(dims, sides.values(), strict=True))
     for part, (_, array, attributes) in data.items():
         found.data[f"{prefix}{part}"] = array if lead else array[None]
-        found.dims[f"{prefix}{part}"] = tuple(f"{prefix}{dim}" for dim in sides)
+        found.dims[f"{prefix}{part}"] = dims
         found.attributes[f"{prefix}{part}"] = attributes
     cases = len(next(iter(found.data.values())))
     for part in ("size", "samples", "coupled"):
         array = coordinates[part][1]
         found.data[f"{prefix}{part}"] = np.broadcast_to(array, (cases, *array.shape))
-        found.dims[f"{prefix}{part}"] = tuple(f"{prefix}{dim}" for dim in sides)
+        found.dims[f"{prefix}{part}"] = dims
 
 
 def joined(results: list[Answers]) -> Answers:

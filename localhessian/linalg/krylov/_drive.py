@@ -77,7 +77,7 @@ def run_compiled(step: Callable[..., Any], restart: Callable[..., Any], state: S
     if cycles:
         state = jax.lax.while_loop(
             lambda state: (state.made < first + cycles * length) & jnp.any(state.live),
-            in_loop(lambda state: repeat(step, restart(state), length)),
+            in_loop(lambda state: repeat(step, restart(state), length, few=0)),
             state,
         )
     return repeat(step, restart(state), rest) if rest else state

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from localhessian._programs import each
+from localhessian._programs import svd
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov._arithmetic import Arithmetic
@@ -170,7 +170,7 @@ class Bidiagonal(Recurrence):
         """
         xp, rows = self.on.xp, self.on.in_use(state.row, plan.size)
         matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
-        left, sigma, right = each(xp.linalg.svd, shifted(matrix, filled, self.on))
+        left, sigma, right = svd(shifted(matrix, filled, self.on))
         left, sigma, right = left[:, :, ::-1], sigma[:, ::-1], xp.swapaxes(right, 1, 2)[:, :, ::-1]
         count = xp.sum(filled, axis=1, dtype=np.int32, keepdims=True)
         real = xp.arange(rows, dtype=np.int32)[None, :] < count

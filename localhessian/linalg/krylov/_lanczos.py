@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from localhessian._programs import each
+from localhessian._programs import eigh
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov._arithmetic import Arithmetic
@@ -140,7 +140,7 @@ class Symmetric(Recurrence):
         """Ritz values ascending (s, K), their weights (s, K, K), and how many are real; empty slots stand last."""
         xp, rows = self.on.xp, self.on.in_use(state.row, plan.size)
         matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
-        theta, weights = each(xp.linalg.eigh, shifted((matrix + xp.swapaxes(matrix, 1, 2)) / 2, filled, self.on))
+        theta, weights = eigh(shifted((matrix + xp.swapaxes(matrix, 1, 2)) / 2, filled, self.on))
         return theta, weights, xp.sum(filled, axis=1, dtype=np.int32)
 
 

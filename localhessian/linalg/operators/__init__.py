@@ -23,6 +23,8 @@ from localhessian.linalg.operators._rounding import EXACT as EXACT
 from localhessian.linalg.operators._rounding import eps_of as eps_of
 from localhessian.linalg.operators._rounding import rounding as rounding
 from localhessian.linalg.operators._rounding import skewed as skewed
+from localhessian.linalg.operators._side_by_side import are_alike as are_alike
+from localhessian.linalg.operators._side_by_side import side_by_side as side_by_side
 from localhessian.linalg.operators._stacked import weighted_sum as weighted_sum
 from localhessian.linalg.operators._streamed import Streamed as Streamed
 from localhessian.linalg.operators._streamed import triangle_of as triangle_of

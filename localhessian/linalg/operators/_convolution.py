@@ -15,6 +15,9 @@ from localhessian.linalg.operators._cpu import contains_convolution
 FEW = 8
 """Steps that are written out one after the other instead, with convolutions as they are."""
 
+UNFOLDED = 2**22
+"""Numbers of an image that is unfolded whole: 16 MiB."""
+
 
 def repeat(step: Callable[[Any], Any], state: Any, count: int, few: int = FEW) -> Any:
     """`count` steps inside a compiled program, whose size grows with them up to `few` only."""
@@ -45,29 +48,26 @@ def _by_products(eqn: Equation, turned: bool) -> Callable[[Array, Array], Array]
 
 
 def _convolve(eqn: Any, image: Array, window: Array) -> Array:
-    """A product for each place of the window, or for each place of the result where these are fewer."""
+    """A product with the unfolded image; of a large one, for each place of the window, or of the result if fewer."""
     p, shape, spec = eqn.params, eqn.outvars[0].aval.shape, eqn.params["dimension_numbers"].out_spec
     image, window = _grouped(p, image, window)  # (g, n, c, *space), (g, o, c, *window)
     places, sizes = [shape[i] for i in spec[2:]], window.shape[3:]
     by_place = math.prod(places) < math.prod(sizes)
     steps, apart = p["window_strides"], p["rhs_dilation"]
-    parts = []
+    seen, weights = list[Array](), list[Array]()
     for at in itertools.product(*map(range, places if by_place else sizes)):
         start = [i * step for i, step in zip(at, steps if by_place else apart, strict=True)]
         counts, strides = (sizes, apart) if by_place else (places, steps)
         stop = [first + (count - 1) * stride + 1 for first, count, stride in zip(start, counts, strides, strict=True)]
-        seen = jax.lax.slice(image, (0, 0, 0, *start), (*image.shape[:3], *stop), (1, 1, 1, *strides))
-        weights = window if by_place else window[(..., *at)]
-        along = tuple(range(2, weights.ndim))
-        parts.append(
-            jax.lax.dot_general(
-                weights,
-                seen,
-                ((along, along), ((0,), (0,))),
-                precision=p["precision"],
-                preferred_element_type=p["preferred_element_type"],
-            )
-        )
+        seen.append(jax.lax.slice(image, (0, 0, 0, *start), (*image.shape[:3], *stop), (1, 1, 1, *strides)))
+        weights.append(window if by_place else window[(..., *at)])
+    if not by_place and sum(part.size for part in seen) <= UNFOLDED:
+        # A sum of products would be computed anew in all that uses it.
+        seen, weights = [jnp.concatenate(seen, axis=2)], [jnp.concatenate(weights, axis=2)]
+    settings = {name: p[name] for name in ("precision", "preferred_element_type")}
+    along = tuple(range(2, weights[0].ndim))
+    numbers = ((along, along), ((0,), (0,)))
+    parts = [jax.lax.dot_general(w, part, numbers, **settings) for w, part in zip(weights, seen, strict=True)]
     total = jnp.stack(parts, axis=-1) if by_place else sum(parts[1:], parts[0])  # (g, o, n, *places)
     channels = total.transpose(2, 0, 1, *range(3, total.ndim)).reshape(-1, shape[spec[1]], *places)
     return channels.transpose([spec.index(i) for i in range(len(spec))]).astype(eqn.outvars[0].aval.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from localhessian._programs import each
+from localhessian._programs import one_by_one, qr
 from localhessian._types import Array, Float, Key
 from localhessian.linalg.operators import HIGHEST, Operator, SymmetricOperator, eps_of
 from localhessian.linalg.stochastic._hutchinson import quadratic_form
@@ -109,7 +109,7 @@ class XTrace:
 def _leave_one_out(upper: Array, small: Array, w: Array, t: Array, size: int) -> Array:
     """The estimates of one operator that leave each vector out of the basis, `(count,)`."""
     count = len(upper)
-    inverse = jax.scipy.linalg.solve_triangular(upper, jnp.eye(count, dtype=upper.dtype), trans=1)
+    inverse = _inverse_transposed(upper)
     s = inverse / jnp.linalg.norm(inverse, axis=0, keepdims=True)
     along = jnp.sum(w * s, axis=0)
     x = w - s * along[None, :]
@@ -121,9 +121,14 @@ def _leave_one_out(upper: Array, small: Array, w: Array, t: Array, size: int) ->
     return inside + scale * rest
 
 
+_inverse_transposed = one_by_one(
+    lambda upper: jax.scipy.linalg.solve_triangular(upper, jnp.eye(len(upper), dtype=upper.dtype), trans=1)
+)
+
+
 def _orthonormal(vectors: Float[Array, "p s d"]) -> tuple[Array, Array, Array]:
     """Orthonormal rows of the same span, the triangle `(s, p, p)`, and whether all rows are independent, (s,)."""
-    q, upper = each(jnp.linalg.qr, jnp.moveaxis(vectors, 0, -1))
+    q, upper = qr(jnp.moveaxis(vectors, 0, -1))
     lengths = jnp.abs(jnp.diagonal(upper, axis1=1, axis2=2))
     eps = eps_of(vectors.dtype)
     independent = jnp.min(lengths, axis=1) > 10 * eps * jnp.max(lengths, axis=1)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import each
+from localhessian._programs import eigh
 from localhessian.linalg.operators import eps_of
 
 RULES = 8
@@ -83,7 +83,7 @@ def radau_rules(diagonal: Any, off: Any, xp: ModuleType, *, even: bool = False) 
     )
     last = (center + width * cotangents.reshape(*(1 for _ in diagonal.shape[1:]), -1))[..., None]
     inner = xp.broadcast_to(diagonal[..., None, :], (*last.shape[:-1], N))
-    values, vectors = each(xp.linalg.eigh, tridiagonal(xp.concatenate([inner, last], -1), off[..., None, :], xp))
+    values, vectors = eigh(tridiagonal(xp.concatenate([inner, last], -1), off[..., None, :], xp))
     weights = vectors[..., 0, :] ** 2
     if even:
         values = xp.concatenate([values, -values[..., ::-1]], axis=-2)
@@ -96,7 +96,7 @@ def ends(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any, Any]:
 
     Rows after a breakdown have no weight.
     """
-    values, vectors = each(xp.linalg.eigh, tridiagonal(diagonal, off[..., :-1], xp))
+    values, vectors = eigh(tridiagonal(diagonal, off[..., :-1], xp))
     return values, xp.abs(off[..., -1:] * vectors[..., -1, :]), vectors[..., 0, :] ** 2
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import each
+from localhessian._programs import one_by_one
 from localhessian._types import Array
 
 
@@ -33,7 +33,10 @@ def _derivative(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
 
 
 def _by_decomposition(*factors: Array) -> Array:
-    return cast(Array, each(functools.partial(jnp.linalg.svd, compute_uv=False), _rows(*factors)))
+    return cast(Array, _alone(_rows(*factors)))
+
+
+_alone = one_by_one(lambda matrix: jnp.linalg.svd(matrix, compute_uv=False))
 
 
 def _rows(*factors: Array) -> Array:
@@ -53,7 +56,7 @@ def _by_gram(*factors: Array) -> Array:
         grams = [jnp.einsum("...ik,...jk->...ij", factor, factor) for factor in wide]
         gram = functools.reduce(jnp.multiply, grams)
         # Of a positive semi-definite matrix singular values are eigenvalues, and JAX has them without vectors.
-        squares = each(_eigenvalues, gram) if _has_eigenvalues_alone() else _by_decomposition(gram)
+        squares = (_in_turn if _has_eigenvalues_alone() else _alone)(gram)
         return jnp.sqrt(jnp.maximum(squares, 0)).astype(factors[0].dtype)
 
 
@@ -76,6 +79,9 @@ def _eigenvalues(gram: Array) -> Array:
     )
     _, values, failed = call(gram, mode=np.uint8(ord("N")), uplo=np.uint8(ord("L")))
     return jnp.where(failed[..., None] == 0, values, jnp.nan)[..., ::-1]
+
+
+_in_turn = one_by_one(_eigenvalues)
 
 
 @functools.cache

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import after
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import TRACED, unit_rows
@@ -41,9 +40,7 @@ def spectrum_of(layout: Layout, prepared: LinearMap, symmetric: SymmetricOperato
     dtype = working_dtype(prepared.dtype)
     blocks, finite = _blocks(layout, prepared, dtype)
     apart = _differs(layout, blocks, prepared, symmetric, key)
-    decomposed: list[Array] = []
-    for group, block in zip(layout.groups, blocks, strict=True):
-        decomposed.append(_singular_values(group, after(decomposed[-1], block) if decomposed else block))
+    decomposed = [_singular_values(group, block) for group, block in zip(layout.groups, blocks, strict=True)]
     sigma, counts = _ascending(layout, [values.ravel() for values in decomposed], dtype)
     sigma = jnp.where(finite[:, None], sigma, jnp.nan)
     good = finite & ~apart
