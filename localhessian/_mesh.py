@@ -59,11 +59,6 @@ def constrained(value: Tree, where: NamedSharding | None) -> Tree:
     return value if where is None else jax.lax.with_sharding_constraint(value, where)
 
 
-def is_spread(value: Any) -> bool:
-    """Whether an array is on several devices, or comes from such in a program."""
-    return isinstance(value, jax.Array) and jax.typeof(value).sharding.mesh.size > 1
-
-
 def like(tree: Tree, other: Any) -> Tree:
     """Arrays that lie as those of another tree do, wherever these lie over a mesh."""
     if is_traced(tree):

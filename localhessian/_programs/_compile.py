@@ -46,7 +46,7 @@ def compiled(function: Any = None, /, *, static_argnums: Any = (), once: bool = 
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        if core.get_opaque_trace_state() != _OUTSIDE:
+        if is_tracing():
             return plain(*args)
         found = chosen()(*args)
         # Collectives of several programs in flight have been seen to wait for each other for ever there (gloo).
@@ -97,7 +97,12 @@ def at_once() -> contextlib.AbstractContextManager:
     `jax.ensure_compile_time_eval` reaches into every program that is traced within it: what depends on none of its
     arguments is computed step by step, by a program for each step. Outside of all tracing it is not needed.
     """
-    return contextlib.nullcontext() if core.get_opaque_trace_state() == _OUTSIDE else jax.ensure_compile_time_eval()
+    return jax.ensure_compile_time_eval() if is_tracing() else contextlib.nullcontext()
+
+
+def is_tracing() -> bool:
+    """Whether a program is being traced here, whose values functions may close over."""
+    return core.get_opaque_trace_state() != _OUTSIDE
 
 
 @functools.cache

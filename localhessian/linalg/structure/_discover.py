@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from localhessian._programs import Equation, at_once, entered, evaluate
+from localhessian._programs import Equation, Program, at_once, entered, evaluate, is_tracing
 from localhessian._tree import is_concrete
 from localhessian._types import Array
 from localhessian.linalg.operators import LinearMap
@@ -74,6 +74,13 @@ def members(labels: np.ndarray) -> dict[int, np.ndarray]:
     return {int(label): part for label, part in zip(found, parts, strict=True)}
 
 
+def _program(prepared: LinearMap, v: jax.ShapeDtypeStruct) -> tuple[Program, list[Any]]:
+    """v -> R v, and what it takes before v."""
+    if is_tracing():  # R may close over what is traced
+        return jax.make_jaxpr(prepared.product)(v), []
+    return _multiply_by.trace(prepared, v).jaxpr, jax.tree.leaves(prepared)
+
+
 @jax.jit
 def _multiply_by(prepared: LinearMap, v: Array) -> Array:
     """R v; never run. JAX remembers its program for maps of the same kind and shapes."""
@@ -95,9 +102,8 @@ def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool =
     Cost: one trace for maps of one kind and shapes, one unfolding of the inputs, a few passes over the activations.
     """
     shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
-    numbers = jax.tree.leaves(prepared)
-    program = _multiply_by.trace(prepared, jax.ShapeDtypeStruct(shape, prepared.dtype)).jaxpr
-    if not (traced or is_concrete((numbers, program.consts))):
+    program, numbers = _program(prepared, jax.ShapeDtypeStruct(shape, prepared.dtype))
+    if not (traced or is_concrete(numbers, program.consts)):
         raise Declined("its numbers are not known while JAX traces it")
     walker = _Walker(by_channel, max_bytes)
     with at_once():
