@@ -24,6 +24,7 @@ def environment(devices):
     return os.environ | {"XLA_FLAGS": flags}
 
 
+@pytest.mark.once
 def test_a_mesh_of_eight_devices_and_programs_for_others():
     names = ["on_devices"] if jax.config.jax_enable_x64 else ["on_devices", "on_accelerators"]
     command = [sys.executable, "-m", "pytest", *(HERE / f"{name}.py" for name in names), "-q", "-p", "no:cacheprovider"]

@@ -17,6 +17,8 @@ import localhessian as lh
 from localhessian.lab._own import case_of
 from localhessian.lab.cli import app
 
+pytestmark = pytest.mark.once
+
 
 def mine():
     return networks.mlp()[:5]

@@ -8,6 +8,7 @@ import pytest
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
 X = jax.random.normal(jax.random.key(0), (4, 3))
 
 
