@@ -49,7 +49,7 @@ def one_by_one(decompose: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return jax.jvp(decompose, primals, tangents)
 
     del batched, derivative
-    return run
+    return jax.jit(run)  # outside of programs each call would compile its loop anew
 
 
 def _either(name: str, **settings: Any) -> Callable[[Any], Any]:
