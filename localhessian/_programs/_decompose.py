@@ -6,6 +6,7 @@ ever. A call for a single matrix hands nothing over, and decompositions of sever
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ def one_by_one(decompose: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @jax.custom_batching.custom_vmap
     def in_turn(matrices: Any) -> Any:
         *lead, m, n = matrices.shape
-        flat = matrices.reshape(-1, m, n)
+        flat = matrices.reshape(math.prod(lead), m, n)
         if len(flat) == 1:
             found = jax.tree.map(lambda part: part[None], decompose(flat[0]))
         else:
@@ -48,7 +49,7 @@ def one_by_one(decompose: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return jax.jvp(decompose, primals, tangents)
 
     del batched, derivative
-    return run
+    return jax.jit(run)  # outside of programs each call would compile its loop anew
 
 
 def _either(name: str, **settings: Any) -> Callable[[Any], Any]:

@@ -40,13 +40,13 @@ def read(path: str | Path) -> tuple[tuple[Row, ...], dict[Key, RowSpectrum], dic
         ValueError: It is not a report, is damaged, or is larger than any report.
     """
     what = f"is not a localhessian report of version {_FORMAT['version']}, or it is damaged: write it again by `save`."
-    with opened(path if Path(path).exists() else _named(path), MAX_BYTES, what) as archive:
+    with opened(path if Path(path).is_file() else _named(path), MAX_BYTES, what) as archive:
         return _parts(archive)
 
 
 def _named(path: str | Path) -> Path:
     path = Path(path)
-    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    return path if path.suffix == ".npz" else Path(f"{path}.npz")
 
 
 def _parts(archive: Archive) -> Any:

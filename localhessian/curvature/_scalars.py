@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect_choice
+from localhessian._programs import eigh
 from localhessian._tree import ravel, size
 from localhessian._types import Array, Key, Loss, Scalar
 from localhessian.curvature._recognize import loss_hessian
@@ -114,7 +115,7 @@ def _largest(product: Callable[..., Any], start: list[Array], steps: int) -> Sca
         live = length > 100 * eps_of(dtype) * whole
         basis = jnp.concatenate([basis, jnp.where(live, rest / jnp.where(live, length, 1), 0)[None]])
     projected = _matmul(basis[:steps], images.T)
-    return jnp.maximum(jnp.linalg.eigvalsh((projected + projected.T) / 2)[-1], 0)
+    return jnp.maximum(eigh((projected + projected.T) / 2)[0][-1], 0)
 
 
 def _wide(leaves: list[Array]) -> list[Array]:

@@ -49,7 +49,7 @@ def case_of(place: str) -> tuple[Any, ...]:
     """What `lh.analyze` takes, of the function at `module:function`: it returns one of `FORMS`, in order or by name.
 
     Raises:
-        ValueError: There is no such function, or it returns something else.
+        ValueError: There is no such function, or it returns something else, or a model that cannot be cut.
         RuntimeError: From whatever it raises, so that its own error keeps its traceback.
     """
     function = function_of(place)
@@ -63,6 +63,8 @@ def case_of(place: str) -> tuple[Any, ...]:
         raise ValueError(
             f"`{place}` must return {FORMS}, also by these names, the context if there is one; {error}."
         ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the model that `{place}` returns cannot be cut at its `x`: {error}") from error
 
 
 class _NoCaseError(ValueError):

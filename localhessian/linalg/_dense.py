@@ -132,6 +132,8 @@ def _from_stream(operator: Streamed, vectors: int, method: str) -> Spectrum:
 
 def _matrix(operator: Operator) -> Any:
     """The numbers of an operator: of a linear map R, of a symmetric operator H."""
+    if isinstance(operator, SymmetricOperator) and not operator.in_programs:
+        return np.asarray(operator.to_dense())
     prepared = operator.prepare()
     if isinstance(prepared, LinearMap) and prepared.in_size > prepared.out_size:
         return _rows(prepared.T, prepared.in_size)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from localhessian._programs import svd
 from localhessian._status import Status
 from localhessian._tree import floating_leaves
 from localhessian._types import Array
@@ -68,7 +69,7 @@ def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
         return jnp.atleast_2d(arrangement.lay(jvp(unravel(jnp.broadcast_to(unit, start.shape))))[0])
 
     jacobian = jax.vmap(column, out_axes=-1)(jnp.eye(shape[2], dtype=target.dtype))
-    left, sigma, right = jnp.linalg.svd(jacobian, full_matrices=False)
+    left, sigma, right = svd(jacobian)
     top = sigma[:, :1]
     kept = sigma > cutoff(target.dtype) * top
     weights = jnp.where(kept, sigma / jnp.where(kept, sigma**2 + ridge * top**2, 1), 0)

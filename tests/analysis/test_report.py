@@ -52,6 +52,8 @@ def test_save_and_load_are_the_same_and_use_no_pickle(report, tmp_path):
     with np.load(path, allow_pickle=False) as file:
         assert json.loads(str(file["head"]))["version"] == 1
     assert list(path.parent.iterdir()) == [path]
+    (tmp_path / "deep" / "report").mkdir()
+    assert lh.Report.load(tmp_path / "deep" / "report").meta == report.meta  # not the folder of that name
 
 
 def test_files_of_version_0_1_still_load(report, tmp_path):

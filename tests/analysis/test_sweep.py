@@ -254,6 +254,15 @@ def test_what_comes_back_keeps_its_names():
     found = nested(measured, deeper)
     assert found["net.kappa_plus"].dims == ("scale", "net.block", "net.wrt")
     assert found["other.kappa_plus"].dims == ("scale", "other.block", "other.wrt")
+    # Of the same Hessians in one case, of different ones in the next.
+    case = lambda depth: {"net": deeper if depth == 2 else measured, "other": measured}
+    for depths in ([1, 2], [2, 1]):
+        found = lh.sweep(case, {"depth": depths}, compiled=False)
+        assert found["error"].values.tolist() == ["", ""]
+        assert found["net.status"].sel({"net.block": "layer0", "depth": 1}).values.tolist() == [-1]
+        assert found["other.kappa_plus"].dims == ("depth", "other.block", "other.wrt")
+        one, two = (found["other.kappa_plus"].sel(depth=depth, drop=True) for depth in (1, 2))
+        assert one.equals(two)
 
 
 def test_models_and_programs_of_finished_shapes_are_freed(monkeypatch):

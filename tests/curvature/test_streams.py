@@ -138,6 +138,10 @@ def test_estimates_are_those_of_one_batch(both, tol):
         for summed, whole in (pair, weighted):
             found, truth = (np.asarray(estimate(H).value) for H in (summed, whole))
             np.testing.assert_allclose(found, truth, atol=100 * tol.product * np.abs(truth).max())
+    found, truth = (lh.spectrum(H, lh.Dense()) for H in weighted)
+    np.testing.assert_allclose(found.lambda_max, truth.lambda_max, rtol=tol.eigenvalue)
+    assert lh.explain(weighted[0]).method == lh.Dense()
+    np.testing.assert_allclose(weighted[0].to_dense(), weighted[1].to_dense(), atol=100 * tol.product)
 
 
 def test_what_takes_one_batch_says_so(both):

@@ -62,6 +62,10 @@ def too_few():
     return model()[:3]
 
 
+def misfit():
+    return model()[0], jnp.ones((6, 2)), *model()[2:]
+
+
 def nothing():
     return None
 
@@ -125,6 +129,7 @@ def test_what_is_no_case_is_told():
         ("absent", "there is no"),
         ("unknown", r"or, of linen, \(model, variables, x, y, loss\), also by these names, .* `params` is unknown"),
         ("too_few", "got 3 values, the first a `Sequential`"),
+        ("misfit", "the model that `own_models:misfit` returns cannot be cut at its `x`: "),
     ):
         with pytest.raises(ValueError, match=words):
             case_of(f"own_models:{name}")

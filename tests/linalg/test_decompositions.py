@@ -34,6 +34,19 @@ def test_as_numpy(way):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_of_matrices_without_entries():
+    for shape in [(0, 3, 3), (2, 0, 3)]:
+        assert svd(jnp.zeros(shape))[1].shape == jnp.linalg.svd(jnp.zeros(shape), compute_uv=False).shape
+
+
+def test_outside_of_programs_each_shape_compiles_once(count_compilations):
+    once = jnp.asarray(SQUARE), jnp.asarray(SQUARE + 1)
+    svd(once[0])
+    with count_compilations() as seen:
+        svd(once[1])
+    assert seen.names == []
+
+
 def test_lapack_meets_one_matrix_at_a_time():
     """A call for several hands them to threads that such calls occupy, and waits for ever where all are occupied."""
     program = jax.jit(jax.vmap(lambda a: (eigh(a)[0], svd(a)[1], qr(a)[1]))).lower(SQUARE).compile().as_text()

@@ -74,13 +74,10 @@ def answers_of(result: Any, lead: int = 0) -> Answers:
     """
     found = Answers({}, {}, {}, {})
     is_leaf = lambda node: isinstance(node, Measurement)
-    leaves = jax.tree_util.tree_leaves_with_path(result, is_leaf=is_leaf)
-    # Measurements of the same Hessians share their dimensions.
-    is_one = len({tuple(entry.key for entry in value.entries) for _, value in leaves if is_leaf(value)}) == 1
-    for path, value in leaves:
+    for path, value in jax.tree_util.tree_leaves_with_path(result, is_leaf=is_leaf):
         name = jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")  # in files / makes folders
         if isinstance(value, Measurement):
-            _add_measurement(found, name, value, lead, "" if is_one or not name else f"{name}.")
+            _add_measurement(found, name, value, lead)
             continue
         array = None if isinstance(value, str | bytes) else np.asarray(_numbers(value))
         if array is None or array.dtype.kind not in "fiub":
@@ -105,12 +102,12 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _add_measurement(found: Answers, name: str, value: Measurement, lead: int, of_dims: str) -> None:
-    """Its figures as `name.figure`, along `block`, `wrt` and `part`, after `of_dims`."""
+def _add_measurement(found: Answers, name: str, value: Measurement, lead: int) -> None:
+    """Its figures as `name.figure`, along `name.block`, `name.wrt` and `name.part`."""
     prefix = f"{name}." if name else ""
     data, coordinates = variables(value, ["case"] * lead)
     sides = {dim: tuple(coordinates[dim]) for dim in ("block", "wrt", "part") if isinstance(coordinates[dim], list)}
-    dims = tuple(f"{of_dims}{dim}" for dim in sides)
+    dims = tuple(f"{prefix}{dim}" for dim in sides)
     found.labels.update(zip(dims, sides.values(), strict=True))
     for part, (_, array, attributes) in data.items():
         found.data[f"{prefix}{part}"] = array if lead else array[None]
@@ -140,13 +137,16 @@ def dataset(axes: Axes, records: Iterable[Record], attributes: Mapping[str, Any]
     lead = list(axes.values)
     shaped = lambda array: array.reshape(*axes.shape, *array.shape[1:])
     labels = _labels(known)
+    called = _shared(labels)
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for answers in known for name in answers.data):
         parts = [(r.good, r.answers) for r in records if r.answers is not None and name in r.answers.data]
         dims, told = parts[0][1].dims[name], parts[0][1].attributes.get(name, {})
-        found[name] = ([*lead, *dims], shaped(_laid_out(name, parts, labels, axes.count)), told)
+        array = shaped(_laid_out(name, parts, labels, axes.count))
+        found[name] = ([*lead, *(called.get(dim, dim) for dim in dims)], array, told)
     found["error"], found["finished"] = (lead, shaped(errors)), (lead, shaped(finished))
-    coordinates = {name: list(values) for name, values in {**axes.values, **labels}.items()}
+    of_labels = {called[dim]: values for dim, values in labels.items()}
+    coordinates = {name: list(values) for name, values in {**axes.values, **of_labels}.items()}
     return optional("xarray").Dataset(found, coordinates, dict(attributes))
 
 
@@ -157,6 +157,16 @@ def _labels(known: list[Answers]) -> dict[str, tuple[str, ...]]:
         for dim, labels in answers.labels.items():
             found.setdefault(dim, {}).update(dict.fromkeys(labels))
     return {dim: tuple(labels) for dim, labels in found.items()}
+
+
+def _shared(labels: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """What each dimension is called: without the name of its measurement where all have the same labels."""
+    sides = {dim: dim.rpartition(".") for dim in labels}
+    of_measurements: dict[str, dict[str, tuple[str, ...]]] = {}
+    for dim, (name, _, side) in sides.items():
+        of_measurements.setdefault(name, {})[side] = labels[dim]
+    every = list(of_measurements.values())
+    return {dim: sides[dim][2] if all(one == every[0] for one in every) else dim for dim in labels}
 
 
 def _laid_out(name: str, parts: list[tuple[np.ndarray, Answers]], labels: Mapping[str, tuple], count: int) -> Any:

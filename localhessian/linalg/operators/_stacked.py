@@ -103,6 +103,12 @@ class Sum(SymmetricOperator):
         check_vector("v", v, self.size, self.batch)
         return _total(self.weights, [part.mv(v) for part in self.parts])
 
+    def to_dense(self) -> Float[Array, "*s d d"]:
+        """The matrix, by products in one batched call; from those of the parts where one of them is a stream."""
+        if self.in_programs:
+            return super().to_dense()
+        return _total(self.weights, [part.to_dense() for part in self.parts])
+
     def prepare(self) -> SymmetricOperator:
         """With the set-up of every part done."""
         return _sum([part.prepare() for part in self.parts], self.weights)
