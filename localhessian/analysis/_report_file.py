@@ -40,8 +40,14 @@ def read(path: str | Path) -> tuple[tuple[Row, ...], dict[Key, RowSpectrum], dic
         ValueError: It is not a report, is damaged, or is larger than any report.
     """
     what = f"is not a localhessian report of version {_FORMAT['version']}, or it is damaged: write it again by `save`."
-    with opened(path if Path(path).is_file() else _named(path), MAX_BYTES, what) as archive:
+    with opened(_found(path), MAX_BYTES, what) as archive:
         return _parts(archive)
+
+
+def _found(path: str | Path) -> Path:
+    """What `save` wrote under this name; a folder only where there is nothing else."""
+    path, named = Path(path), _named(path)
+    return path if path.is_file() or (path.exists() and not named.exists()) else named
 
 
 def _named(path: str | Path) -> Path:
