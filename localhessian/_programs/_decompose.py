@@ -19,7 +19,7 @@ def one_by_one(decompose: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The same function of matrices (*, m, n), which LAPACK meets alone; under `jax.vmap` too.
 
     Args:
-        decompose: Of one matrix, or of several; arrays of NumPy too if it takes them.
+        decompose: Of one matrix, or of several.
 
     Returns:
         A function of arrays of JAX. Its derivatives are those of `decompose`.
