@@ -167,5 +167,29 @@ def test_recurrent_layers_are_blocks_by_their_own_names(check_cut):
     assert set(cut.params["encoder"]) == {"h", "i"}
     assert set(cut.params["Bidirectional_0"]) == {"SimpleCell_1", "SimpleCell_2"}
     check_cut(cut, lambda p, x: model.apply({"params": p}, x), variables["params"], x)
+    assert "`Bidirectional_0` reads its input in two directions: `carry=True` makes a block of each." in (
+        cut.chain.describe()
+    )
     for form in (freeze(variables), freeze(variables["params"]), variables["params"]):
         assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), cut.chain.split(form), cut.params))
+
+
+def test_directions_are_blocks_where_z_may_carry(check_cut):
+    """The first layer reads `x`, which its other direction has as context; the second is handed its input in z."""
+
+    class Tagger(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for name in ("low", "high"):
+                x = nn.Bidirectional(nn.RNN(nn.SimpleCell(2)), nn.RNN(nn.SimpleCell(2)), name=name)(x)
+            return nn.Dense(2)(x)
+
+    model, x = Tagger(), jnp.stack([ROWS, ROWS + 1]).astype(jnp.float32)
+    variables = model.init(jax.random.key(0), x)
+    cut = lh.chain_from_linen(model, variables, x, carry=True)
+    low, high = (tuple(f"{name}.{way}_rnn" for way in ("forward", "backward")) for name in ("low", "high"))
+    assert cut.chain.names == (*low, *high, "Dense_0")
+    counts = [len(jax.tree.leaves(z)) for z in jax.eval_shape(cut.chain.forward, cut.params, x, cut.context)]
+    assert counts == [1, 1, 1, 2, 1, 1]
+    assert "directions" not in cut.chain.describe()
+    check_cut(cut, lambda p, x: model.apply({"params": p}, x), variables["params"], x, cut.context)

@@ -309,6 +309,35 @@ def test_default_boundaries(build, names, check_cut):
     check_cut(cut, run, params, ROWS, cut.context)
 
 
+@pytest.mark.parametrize(
+    ("beside", "carry", "names"),
+    [
+        (False, False, ("stem", "both", "head")),
+        (False, True, ("stem", "both.forward_rnn", "both.backward_rnn", "head")),
+        (True, True, ("stem", "both.forward_rnn", "both.backward_rnn", "head")),  # with a layer beside it
+    ],
+)
+def test_directions_of_a_recurrent_layer(beside, carry, names, check_cut):
+    dtype, rngs = jnp.zeros(()).dtype, nnx.Rngs(0)
+
+    class Tagger(nnx.Module):
+        def __init__(self):
+            cells = (nnx.SimpleCell(2, 2, dtype=dtype, param_dtype=dtype, rngs=rngs) for _ in range(2))
+            self.stem, self.main = (nnx.Linear(i, o, param_dtype=dtype, rngs=rngs) for i, o in ((1, 2), (2, 4)))
+            self.both = nnx.Bidirectional(*(nnx.RNN(cell) for cell in cells))
+            self.head = nnx.Linear(4, 2, param_dtype=dtype, rngs=rngs)
+
+        def __call__(self, x):
+            h = nnx.tanh(self.stem(x[:, :, None]))
+            return self.head(self.main(h) + self.both(h) if beside else self.both(h))
+
+    model = made(lambda _: Tagger())
+    run, params = of_params(model)
+    cut = lh.chain_from_nnx(model, ROWS, carry=carry)
+    assert cut.chain.names == names
+    check_cut(cut, run, params, ROWS, cut.context)
+
+
 def test_bfloat16_model():
     rngs = nnx.Rngs(0)
     layers = [nnx.Linear(3, 4, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs), nnx.relu]

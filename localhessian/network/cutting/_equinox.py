@@ -85,7 +85,7 @@ def chain_from_equinox(
         return eqx.filter(params, eqx.is_inexact_array)
 
     more: dict[str, Any] = {"takes": "the model, or its inexact arrays", "has_aux": has_aux}
-    given = Model.of(modules, marked), params, x, context, choose(modules, at)
+    given = Model.of(modules, marked, at, carry=carry), params, x, context, choose(modules, at)
     return cut_model(*given, carry=carry, to_params=to_params, **more)
 
 

@@ -175,7 +175,16 @@ def boundaries_of(graph: Graph, first: str | None) -> list[Boundary]:
     names = [_first_name(graph, entries) or first or "output", *_names(graph, entries)]
     places = [*(entry.place for entry in entries), tuple(graph.outputs)]
     kept = [Boundary(name, _mark.END, place) for name, place in zip(names, places, strict=True)]
+    for i, mark in reversed(list(enumerate(graph.boundaries))):
+        block = sum(entry.begin < i for entry in entries)
+        if mark.kind == _mark.HALF and _parent(mark.name) == _parent(names[block]) and graph.may_end(mark):
+            kept.insert(block, Boundary(mark.name, _mark.END, graph.needed(mark)))
     return _numbered(_without_empty(graph, kept))
+
+
+def _parent(name: str) -> str:
+    """The layer of a direction."""
+    return name.rpartition(".")[0]
 
 
 def ends_at(graph: Graph, marks: Sequence[Boundary]) -> list[Boundary]:
@@ -202,6 +211,8 @@ def _proposed(graph: Graph) -> list[_Entry]:
     end = 0
     while (begin := end) < len(marks):
         mark, end = marks[begin], _entered(marks, begin)
+        if mark.kind == _mark.HALF:
+            continue
         if mark.kind == _mark.STOP:
             returned = graph.needed(mark) if graph.cuts(mark) else None
             continue

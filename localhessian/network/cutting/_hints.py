@@ -36,6 +36,13 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
+def two_ways(model: Model, names: Collection[str]) -> Iterator[str]:
+    """A sentence for the blocks that read their input in two directions."""
+    if found := [name for name in model.two_ways if name in names]:
+        reads = "reads its input" if len(found) == 1 else "read their inputs"
+        yield f"{_some(found)} {reads} in two directions: `carry=True` makes a block of each."
+
+
 def largest_opened(model: Model, trees: Mapping[str, Any], size: Callable[[Slot], int], trace: Trace) -> list[str]:
     """How to cut inside a block of several modules that holds more than half of all parameters, after a trial.
 

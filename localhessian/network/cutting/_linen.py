@@ -37,7 +37,8 @@ def chain_from_linen(
             blocks count as their items).
         call: `call(module, x)` says how to run the bound module. Default: `module(x)`.
         rngs: Random keys by name, `{"dropout": key}`.
-        carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
+        carry: Whether an activation that jumps over a boundary becomes part of z there; each direction of a layer of
+            two (`Bidirectional`) is a block of its own then. Otherwise it is refused.
 
     Returns:
         `Cut(chain, params, context)`; `chain.split` takes the variables or their `params`, `chain.merge` returns the
@@ -98,7 +99,7 @@ def chain_from_linen(
         return given["params"] if isinstance(given, Mapping) and "params" in given else given
 
     takes = "the variables of the model or their `params`, as dicts or FrozenDicts"
-    given_model = Model.of(modules, marked), params, x, context, choose(modules, at)
+    given_model = Model.of(modules, marked, at, carry=carry), params, x, context, choose(modules, at, carry=carry)
     return cut_model(*given_model, carry=carry, to_params=to_params, takes=takes)
 
 
@@ -116,7 +117,9 @@ def _modules(nn: Any, apply: Callable[..., Any], params: Params, x: Activations,
         repeats = isinstance(module, nn.RNN | nn.Bidirectional)
         has_params = repeats or bool(module.variables.get("params"))
         is_container = isinstance(module, nn.Sequential)
-        found.setdefault(module.path, Submodule(module.path, module, has_params, is_container, recurrent > 0))
+        forward = module.forward_rnn.path if isinstance(module, nn.Bidirectional) else None
+        one = Submodule(module.path, module, has_params, is_container, recurrent > 0, forward)
+        found.setdefault(module.path, one)
         recurrent += repeats
         try:
             return call(*args, **kwargs)

@@ -11,6 +11,7 @@ from localhessian.network._leaves import check_arrays
 
 ALIGN = MARKS + "align"
 END = "end"
+HALF = "half"
 OUT = "out"
 START = "start"
 STOP = "stop"
@@ -22,7 +23,8 @@ class Tag:
 
     An `end` tag (of `mark`) names the block before it and must cut, and so must an `out` tag, where a module or a scope
     asked for ends; what the outputs do not need of its values is no part of z. Adapters propose: a `start` tag where a
-    layer of that name begins, a `stop` tag where it returns. These are dropped where they do not cut.
+    layer of that name begins, a `stop` tag where it returns, a `half` tag where the first of its two directions does.
+    These are dropped where they do not cut.
     """
 
     kind: str

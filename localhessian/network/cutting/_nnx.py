@@ -29,7 +29,8 @@ def chain_from_nnx(
             is a block where that cuts the model (lists, `nnx.Sequential` and modules that hold repeated blocks count as
             their items).
         call: `call(model, x)` says how to run it. Default: `model(x)`.
-        carry: Whether an activation that jumps over a boundary becomes part of z there. Otherwise it is refused.
+        carry: Whether an activation that jumps over a boundary becomes part of z there; each direction of a layer of
+            two (`Bidirectional`) is a block of its own then. Otherwise it is refused.
 
     Returns:
         `Cut(chain, params, context)`; `chain.split` takes the model, its `nnx.State`, or a dict of its parameters;
@@ -80,7 +81,7 @@ def chain_from_nnx(
 
     context = _fresh(state) if len(nnx.to_flat_state(state)) else None
     takes = "the model, its `nnx.State`, or a dict of its `nnx.Param`s"
-    given = Model.of(modules, marked), params, x, context, choose(modules, at)
+    given = Model.of(modules, marked, at, carry=carry), params, x, context, choose(modules, at, carry=carry)
     return cut_model(*given, carry=carry, to_params=to_params, takes=takes)
 
 
@@ -97,6 +98,7 @@ def _modules(nnx: Any, model: Any) -> list[Submodule]:
             module=module,
             has_params=len(nnx.to_flat_state(nnx.state(module, nnx.Param))) > 0,
             is_container=isinstance(module, containers),
+            forward=(*map(str, path), "forward_rnn") if isinstance(module, nnx.Bidirectional) else None,
         )
         for path, module in nnx.iter_modules(model)
     ]

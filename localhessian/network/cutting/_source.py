@@ -14,7 +14,7 @@ from localhessian._types import Activations, Context, Params
 from localhessian.network._context import CutContext, given_of
 from localhessian.network._leaves import check_arrays, check_real, check_samples
 from localhessian.network.cutting import _graph, _layout
-from localhessian.network.cutting._hints import largest_opened, tied_arrays
+from localhessian.network.cutting._hints import largest_opened, tied_arrays, two_ways
 from localhessian.network.cutting._open import CutError, Stack, Whole, opened
 from localhessian.network.cutting._program import (
     Key,
@@ -224,6 +224,7 @@ class Source:
         """In words: which arrays are tied, and how to look into a block that holds most of the parameters."""
         notes = list(tied_arrays(self.trees()))
         if self.model is not None:
+            notes += two_ways(self.model, self.trees())
             notes += largest_opened(self.model, self.trees(), self._size, self._opened)
         return notes
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 import jax
 
 from localhessian._arguments import expect, expect_function
-from localhessian.network.cutting._mark import OUT, START, STOP, tagged
+from localhessian.network.cutting._mark import HALF, OUT, START, STOP, tagged
 
 Path: TypeAlias = tuple[str, ...]
 Kinds: TypeAlias = tuple[str, ...]
@@ -32,6 +32,8 @@ class Submodule:
     is_container: bool
     is_inner: bool = False
     """Whether it runs inside another module than its path says, and belongs to the block of that one."""
+    forward: Path | None = None
+    """Of a layer that reads its input in two directions: the module that reads it first, forward."""
 
     @property
     def name(self) -> str:
@@ -53,23 +55,34 @@ class Model:
 
     Attributes:
         paths: Of every submodule that `at` may name, and whether it could make a block.
+        two_ways: The layers that read their input in two directions and would be two blocks if z might carry it.
         marked: From the submodules to mark to a function of (params, x, context).
     """
 
     paths: dict[Path, bool]
+    two_ways: tuple[str, ...]
     marked: Callable[[dict[Path, Wish]], Callable[..., Any]]
 
     @classmethod
-    def of(cls, modules: Sequence[Submodule], marked: Callable[[dict[Path, Wish]], Callable[..., Any]]) -> "Model":
-        """Of every module, the root included."""
-        return cls({module.path: module.has_params and not module.is_inner for module in _nameable(modules)}, marked)
+    def of(
+        cls,
+        modules: Sequence[Submodule],
+        marked: Callable[[dict[Path, Wish]], Callable[..., Any]],
+        at: At = None,
+        *,
+        carry: bool,
+    ) -> "Model":
+        """Of every module, the root included, and what was asked for."""
+        paths = {module.path: module.has_params and not module.is_inner for module in _nameable(modules)}
+        two_ways = [module.name for module in modules if module.forward is not None and at is None and not carry]
+        return cls(paths, tuple(two_ways), marked)
 
 
 def _nameable(modules: Sequence[Submodule]) -> list[Submodule]:
     return [module for module in modules if module.path and not (module.is_container and not callable(module.module))]
 
 
-def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dict[Path, Wish]:
+def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule", *, carry: bool = False) -> dict[Path, Wish]:
     """The submodules to mark.
 
     Args:
@@ -77,6 +90,7 @@ def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dic
         at: One or more patterns, a function of (path, module), or None for the outermost layers, and for what lies in
             those of them that hold repeated blocks.
         noun: What a module is called in messages.
+        carry: Whether z may carry the input of a layer of two directions past the first of them: each is a block then.
 
     Raises:
         TypeError: It is none of these.
@@ -85,7 +99,14 @@ def choose(modules: Sequence[Submodule], at: At, noun: str = "submodule") -> dic
     if at is None:
         # What follows a layer (its activation function) belongs to its block; a block of layers is complete in itself.
         kinds = {True: (START, STOP), False: (START,)}
-        return {unit.path: Wish(unit.name, kinds[_has_inside(modules, unit.path)]) for unit in _opened(modules)}
+        wishes: dict[Path, Wish] = {}
+        for unit in _opened(modules):
+            name = unit.name
+            if carry and unit.forward is not None:
+                wishes[unit.forward] = Wish(f"{name}.forward_rnn", (HALF,))
+                name = f"{name}.backward_rnn"
+            wishes[unit.path] = Wish(name, kinds[_has_inside(modules, unit.path)])
+        return wishes
     inner = _nameable(modules)
     if callable(at):
         expect_function("at", at, AT, takes=2)
@@ -203,7 +224,7 @@ def call_marked(call: Callable[..., Any], wish: Wish, args: tuple[Any, ...], kwa
     if START in wish.kinds and args and _is_activations(args[0]):
         args = (tagged(args[0], wish.name, START), *args[1:])
     out = call(*args, **kwargs)
-    for kind in (OUT, STOP):
+    for kind in (OUT, HALF, STOP):
         if kind in wish.kinds and _is_activations(out):
             out = tagged(out, wish.name, kind)
     return out
