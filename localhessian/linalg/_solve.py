@@ -95,6 +95,10 @@ def spectrum(
         ValueError: The operator does not fit the method, or has fewer than `vectors` eigenvectors; `start` has
             another shape.
 
+    Eigenvalues, and condition numbers of them, may be differentiated (`jax.grad`): of an iterative method as v^T dH v,
+    at the cost of a derivative of one product for each value, and as exact as the vector v is; its vectors and
+    residuals are constants then.
+
     Cost: see the method; of a symmetric operator of your own five products more, which test what it claims to be.
 
     Example:

@@ -24,6 +24,10 @@ class Arithmetic(abc.ABC):
     """numpy or jax.numpy."""
 
     @abc.abstractmethod
+    def held(self, tree: Any) -> Any:
+        """The same numbers, as constants to derivatives."""
+
+    @abc.abstractmethod
     def random(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Any:
         """Normal random numbers."""
 
@@ -95,6 +99,10 @@ class Host(Arithmetic):
     """Numbers are at hand: nothing is computed that is not needed, arrays are changed in place, nothing compiles."""
 
     xp: Any = np
+
+    def held(self, tree: Any) -> Any:
+        """As they are: nothing is differentiated here."""
+        return tree
 
     def random(self, key: Key, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """By NumPy, so that no shape needs a program."""
@@ -181,6 +189,10 @@ class Traced(Arithmetic):
     """Numbers come when the program runs: all rows are computed with, and masks say which count."""
 
     xp: Any = jnp
+
+    def held(self, tree: Any) -> Any:
+        """By `jax.lax.stop_gradient`."""
+        return jax.lax.stop_gradient(tree)
 
     def random(self, key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """By JAX."""

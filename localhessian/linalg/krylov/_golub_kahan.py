@@ -90,9 +90,9 @@ class Bidiagonal(Recurrence):
     def __init__(self, factor: LinearMap, on: Arithmetic) -> None:
         """Around its products, of the prepared factor."""
         self.wide = factor.out_size < factor.in_size
-        self.narrow, self.on = (factor.T if self.wide else factor).prepare(), on
+        self.prepared, self.on = (factor.T if self.wide else factor).prepare(), on
         self.batch, self.dtype, self.size = factor.batch, factor.dtype, factor.in_size
-        self.order, self.start_size = self.narrow.in_size, self.narrow.out_size
+        self.order, self.start_size = self.prepared.in_size, self.prepared.out_size
         self.long: int | None = self.start_size
 
     def start(self, start: Array | None, key: Key, p: int, mix: bool) -> Any:
@@ -150,10 +150,10 @@ class Bidiagonal(Recurrence):
         return values, multiplicities, residuals
 
     def _forward(self, block: Any) -> Any:
-        return self.on.products(self.narrow.mv, block, self.batch, self.dtype)
+        return self.on.products(self.prepared.mv, block, self.batch, self.dtype)
 
     def _backward(self, block: Any) -> Any:
-        return self.on.products(self.narrow.rmv, block, self.batch, self.dtype)
+        return self.on.products(self.prepared.rmv, block, self.batch, self.dtype)
 
     def _examine(self, state: State, plan: Plan) -> tuple[Any, tuple[Any, Any, Any, Any]]:
         """Which problems have every wanted value, and the decomposition that tells."""

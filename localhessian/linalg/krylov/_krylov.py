@@ -5,9 +5,10 @@ goes on, restarts and ends, how its results are judged, sorted and packed stands
 """
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,9 @@ class Pairs(NamedTuple):
 class Recurrence(abc.ABC):
     """One method around the products of a prepared operator; vectors of `order` numbers, of U of `long`."""
 
+    on: Arithmetic
+    prepared: Any
+    """What it multiplies by."""
     batch: int | None
     dtype: Any
     """Of the operator."""
@@ -65,6 +69,12 @@ class Recurrence(abc.ABC):
     """What a component of a product means that was not foretold."""
     rounding: ClassVar[float]
     """Residuals of rounding * eps * norm are what rounding leaves."""
+
+    def held(self) -> Self:
+        """The same with products that are constants to derivatives."""
+        other = copy.copy(self)
+        other.prepared = self.on.held(self.prepared)
+        return other
 
     @abc.abstractmethod
     def start(self, start: Array | None, key: Key, p: int, mix: bool) -> Any:
@@ -156,8 +166,10 @@ class Krylov(abc.ABC):
         plan = self.plan(run.order, numbers, run.dtype, vectors)
         block = run.start(start, key, plan.block, self.which != "largest")
         state = begin(block, run.long, plan, key, on)
-        state, interrupted = self._steps(run, state, plan, show, operator.label, on)
-        pairs = run.pairs(state, plan)
+        state, interrupted = self._steps(run.held(), state, plan, show, operator.label, on)
+        # A derivative is that of a Rayleigh quotient of a fixed vector, v^T dH v: the iteration has none.
+        pairs = run.pairs(on.held(state), plan)
+        pairs = pairs._replace(residuals=on.held(pairs.residuals))
         verdict = _judge(pairs, state, run, plan, on)
         largest = largest_vectors(pairs.vectors, pairs.values, verdict.real, vectors, on)
         values, real, residuals = sort_real_first(pairs.values, verdict.real, pairs.residuals, on=on)

@@ -1,0 +1,88 @@
+"""Eigenvalues and condition numbers are differentiated as v^T dH v, by every method and without its iteration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import localhessian as lh
+
+pytestmark = pytest.mark.relaxed
+
+RANDOM = np.random.default_rng(0)
+ROWS, SLOPES = RANDOM.standard_normal((12, 8)), np.arange(8) / 8
+METHODS = (lh.Dense(), lh.Lanczos(k=2), lh.GolubKahan(k=2))
+
+
+def operator(s, closed):
+    """R^T R with R = ROWS (I + s diag(SLOPES)), its numbers held as data, or closed over."""
+    R = jnp.asarray(ROWS) * (1 + s * jnp.asarray(SLOPES))
+    product, forward = lambda R, v: R.T @ (R @ v), lambda R, v: R @ v
+    if closed:
+        product, forward = (lambda v, f=f: f(R, v) for f in (product, forward))
+    else:
+        product, forward = Partial(product, R), Partial(forward, R)
+    return lh.symmetric_operator(product, 8, factor=lh.linear_map(forward, None, 8, 12))
+
+
+def truth():
+    """Derivatives at s = 1 of the eigenvalues, ascending, and of kappa."""
+    R = ROWS * (1 + SLOPES)
+    values, vectors = np.linalg.eigh(R.T @ R)
+    change = R.T @ (ROWS * SLOPES)
+    slopes = np.diagonal(vectors.T @ (change + change.T) @ vectors)
+    kappa = values[-1] / values[0]
+    return slopes, kappa * (slopes[-1] / values[-1] - slopes[0] / values[0])
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["data", "closure"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_by_the_formula(method, closed, tol):
+    def figures(s):
+        found = lh.spectrum(operator(s, closed), method)
+        return found.eigenvalues, lh.condition_number(found).value
+
+    slopes, kappa = truth()
+    ours, of_kappa = jax.jit(jax.jacrev(figures))(1.0)
+    # Rounding of an eigenvalue is eps lambda_max, of its vector and so of its slope eps lambda_max over the gap.
+    np.testing.assert_allclose(ours, slopes, rtol=100 * tol.identity)
+    np.testing.assert_allclose(of_kappa, kappa, rtol=1000 * tol.identity)
+
+
+@pytest.mark.once
+def test_a_run_that_has_not_converged_gives_the_slope_of_its_quotient():
+    """Of few steps, in a compiled loop of restarts: as near as the Ritz vector is to the eigenvector."""
+    diagonal = jnp.linspace(0, 1, 200).at[-1].set(2.0)
+    direction = jnp.cos(jnp.arange(200.0))
+
+    def largest(s):
+        H = lh.symmetric_operator(Partial(lambda d, v: d * v, diagonal + s * direction), 200)
+        return lh.spectrum(H, lh.Lanczos(which="largest", k=1, max_matvecs=40, basis_size=12)).lambda_max
+
+    np.testing.assert_allclose(jax.grad(largest)(0.0), direction[-1], rtol=1e-3)
+
+
+@pytest.mark.once
+def test_of_a_network_by_its_parameters(tol):
+    """What a regularizer takes: the derivative of log kappa_plus of H_z, against differences in float64."""
+    chain = lh.Chain([lh.Block("a", lambda w, z: jnp.tanh(z @ w)), lh.Block("b", lambda w, z: z @ w)])
+    start, along = ({"a": RANDOM.standard_normal((4, 5)), "b": RANDOM.standard_normal((5, 3))} for _ in range(2))
+    x, y = jnp.asarray(RANDOM.standard_normal((6, 4))), jnp.arange(6) % 3
+    loss = lambda z, y: 0.5 * jnp.sum((z - jax.nn.one_hot(y, 3)) ** 2, axis=1)
+
+    def log_kappa(s, method):
+        params = {name: jnp.asarray(start[name]) + s * jnp.asarray(along[name]) for name in start}
+        matching = lh.back_match(chain, params, x, y, loss)
+        found = lh.spectrum(lh.local_hessian(matching, "a", "input", samples=0), method)
+        return jnp.log(lh.condition_number(found).value)
+
+    def by_hand(s):
+        w = start["a"] + s * along["a"]
+        z = np.asarray(x, np.float64)[0]
+        values = np.linalg.svd((1 - np.tanh(z @ w) ** 2)[:, None] * w.T, compute_uv=False)
+        return 2 * np.log(values[0] / values[-1])
+
+    step = 1e-5  # of central differences in float64: their error is step^2
+    wanted = (by_hand(step) - by_hand(-step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(log_kappa)(0.0, lh.GolubKahan()), wanted, rtol=1000 * tol.identity + 1e-8)
