@@ -20,7 +20,7 @@ from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
-from localhessian.curvature._recipe import Layout, LocalHessian, Part, Point, Recipe, with_root
+from localhessian.curvature._recipe import Layout, LocalHessian, Part, Point, Recipe, Rooted
 from localhessian.curvature._streamed import streamed_hessian
 from localhessian.linalg import SymmetricOperator, gram, repeated
 from localhessian.network import (
@@ -162,7 +162,7 @@ def _operator(recipe: Recipe, point: Point, y: Any, label: str) -> SymmetricOper
         layout = Layout(leaves, recipe.side.arrangement)
         point = dataclasses.replace(point, curvature=found.hessian)
         if factor is not None:
-            factor = None if found.root is None else with_root(factor, found.root, layout)
+            factor = None if found.root is None else Rooted(factor, found.root, layout, **factor.form)
     if factor is not None and (layout is None or found.product is None):
         return gram(factor)
     d, _, dtype, batch = recipe.side.sizes(point.place)

@@ -80,21 +80,7 @@ class Rooted(LinearMap):
 
     def prepare(self) -> LinearMap:
         """With the block linearized."""
-        return with_root(self.jacobian.prepare(), self.root, self.layout)
-
-
-def with_root(jacobian: LinearMap, root: Root, layout: Layout) -> LinearMap:
-    """L^T R."""
-    return Rooted(
-        jacobian,
-        root,
-        layout,
-        size=jacobian.size,
-        out_size=jacobian.out_size,
-        dtype=jacobian.dtype,
-        batch=jacobian.batch,
-        label=jacobian.label,
-    )
+        return dataclasses.replace(self, jacobian=self.jacobian.prepare(), label="")
 
 
 @pytree

@@ -118,7 +118,7 @@ class KhatriRao:
 
     def maps(self, prepared: LinearMap) -> LinearMap:
         """The one block, as a batch."""
-        return _AsBatch(prepared, size=prepared.size, out_size=prepared.out_size, dtype=prepared.dtype, batch=1)
+        return _AsBatch(prepared, **prepared.form | {"batch": 1})
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         left = self.inputs.take(self.places[start:stop])
