@@ -16,15 +16,10 @@ from localhessian.network import MISFIT, Block, ByInput, Place, Side, applied, j
 def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activations) -> bool:
     """Whether a block gives the samples alone the outputs and the derivatives that it gives them in the batch.
 
-    Args:
-        side: The input of the block, and how it is laid out.
-        in_batch: The whole batch, with the samples meant.
-        alone: These samples.
-        outputs: z_b of the whole batch.
+    To rounding, each relative to its own sample; `outputs` is z_b of the whole batch.
 
-    Returns:
-        Whether they agree to rounding, each relative to its own sample. Cost: a forward pass and a jvp, of the samples
-        and of the batch; the programs are those that back-matching and products with the samples take.
+    Cost: a forward pass and a jvp, of the samples and of the batch; the programs are those that back-matching and
+    products with the samples take.
     """
     block, index = side.block, in_batch.index
     try:

@@ -45,19 +45,12 @@ def local_scalar(
 
     With H = s J^T S J and random signs v, w: tr H = s E <Jv, S J v>, tr H^2 = s^2 E <Jv, S J w>^2.
 
-    Args:
-        side: The block, by its parameters (s = 1/n) or its input (s = 1).
-        loss: Of the last block; None before it (S = I).
-        scalar: `mean` = tr(H) / dimension, the multiple of I nearest to H; `range_mean` = tr(H^2) / tr(H), the mean
-            curvature where gradients lie; `max` = lambda_max, from below: the largest Ritz value after `probes` steps
-            of Lanczos, a lower bound up to rounding, and equal to it where H has no more than `probes` eigenvalues.
-        place: Its parameters, input and context.
-        y: What the loss compares with.
-        words: From `random_words`, for the floating-point variables of this side.
-        probes: Random vectors, at least 2; of `max` products.
+    `mean` is tr(H) / dimension, the multiple of I nearest to H; `range_mean` tr(H^2) / tr(H), the mean curvature where
+    gradients lie; `max` lambda_max, from below: the largest Ritz value after `probes` steps of Lanczos, a lower bound
+    up to rounding, and equal to it where H has no more than `probes` eigenvalues. `loss` is that of the last block,
+    None before it (S = I); `words` are from `random_words`, for the floating-point variables of this side.
 
-    Returns:
-        m >= 0. Cost: one forward pass of the block and `probes` jvps; of `max` as many vjps too.
+    Cost: one forward pass of the block and `probes` jvps (at least 2); of `max` as many vjps too.
 
     Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """

@@ -15,15 +15,9 @@ from localhessian.network._apart import Axis, Unknown, axis_of
 
 
 def answers_alone(batch: Program, fewer: Program, axes: Sequence[Axis]) -> bool:
-    """Whether the second program gives fewer samples what the first one gives them among all.
+    """Whether the second program gives fewer samples what the first one, which keeps them apart, gives among all.
 
-    Args:
-        batch: Of a block, that keeps samples apart; as `keeps_apart` takes it.
-        fewer: The same, for fewer samples.
-        axes: For each input, on which axis it holds the samples.
-
-    Returns:
-        True is proof; False says nothing.
+    True is proof; False says nothing. Programs and axes are as `keeps_apart` takes them.
     """
     try:
         return all(axis in (0, None) for axis in _together(batch, fewer, axes))

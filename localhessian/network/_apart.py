@@ -21,13 +21,8 @@ class Unknown(Exception):
 def keeps_apart(program: Program, axes: Sequence[Axis]) -> bool:
     """Whether each entry of the outputs along their leading axis depends on that sample alone.
 
-    Args:
-        program: Of a block or a loss; with rules of differentiation of its own, which may mix what it does not, that of
-            its derivative.
-        axes: For each input, on which axis it holds the samples.
-
-    Returns:
-        True is proof; False says nothing.
+    True is proof; False says nothing. With rules of differentiation of its own, which may mix what a block or a loss
+    does not, the program is that of its derivative; `axes` tell where each input holds the samples.
     """
     try:
         return all(axis in (0, None) for axis in _run(program, axes))

@@ -24,16 +24,9 @@ def couples_samples(by_input: LinearMap | None, before: Activations, after: Acti
     Tangents that are zero for some samples: without coupling the outputs of these stay zero, exactly and in every
     dtype, because a linear map rounds zero to zero. Of each ordered pair of samples some tangent moves the one and not
     the other. Coupling that vanishes to first order at this very point is not seen, and is not in the Gauss-Newton
-    part either.
+    part either. A block whose input has no floating-point leaf has no Jacobian `by_input`, and couples nothing.
 
-    Args:
-        by_input: The Jacobian of the block; None where its input has no floating-point leaf.
-        before: z_{b-1}.
-        after: z_b.
-
-    Returns:
-        A boolean scalar, on the host where there are numbers. Cost: about log_2 n + 3 jvps (8 for 64 samples, 12 for
-        900); fewer where coupling is found.
+    Cost: about log_2 n + 3 jvps (8 for 64 samples, 12 for 900); fewer where coupling is found.
     """
     if by_input is None:
         return np.False_

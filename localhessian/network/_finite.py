@@ -66,14 +66,8 @@ def _derivative_of_loss(loss: Loss) -> Any:
 def check_finite(what: str, tree: Any, hint: str = "", why: Callable[[], str] = str) -> None:
     """Refuse a tree with a floating-point leaf that is not finite.
 
-    Args:
-        what: It is.
-        tree: To be looked at.
-        hint: The end of the sentence; else that they must be removed.
-        why: What follows it, found out only when it is needed.
-
     Raises:
-        ValueError: with all of that.
+        ValueError: What it is, the hint (else that they must be removed), and why, found out only now.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not all_finite(leaf):

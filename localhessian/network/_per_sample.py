@@ -114,20 +114,9 @@ def first_samples(
 ) -> tuple[Activations, Any, Context]:
     """x, y and context of the first `count` samples; of all where it cannot be said what belongs to them.
 
-    Args:
-        chain: The network.
-        loss: `loss(z_B, y)`.
-        params: The parameters of each block by its name; only shapes are used.
-        x: Inputs.
-        y: What the loss compares with.
-        context: As the user gave it.
-        count: How many samples are wanted.
-        per_sample: Told the path of a leaf (`"y['label']"`, `"context[0]"`), whether it belongs to the samples; None
-            finds out (`belongs_to_samples`).
-
-    Returns:
-        x, y, and the context as the blocks take it. Works under `jax.jit`: what belongs to samples is found from shapes
-        and from made-up numbers.
+    `per_sample` tells of the path of a leaf (`"y['label']"`, `"context[0]"`) whether it belongs to the samples; None
+    finds out (`belongs_to_samples`). The context comes as the blocks take it. Works under `jax.jit`: what belongs to
+    samples is found from shapes and from made-up numbers.
     """
     n, given = jax.tree.leaves(x)[0].shape[0], given_of(context)
     if n <= count:
@@ -181,19 +170,13 @@ class _OfLoss:
 def belongs_to_samples(
     function: Callable[..., Any], params: Any, z: Any, extra: Any, n: int, count: int
 ) -> Flags | None:
-    """Which leaves of `extra` belong to the samples of z; None where that cannot be said.
+    """Which leaves of `extra` belong to the n samples of z; None where that cannot be said. Only shapes are used.
 
-    Args:
-        function: `function(params, z, extra)` -> arrays with the samples on the leading axis. Hashable.
-        params: What else it takes.
-        z: With n samples on the leading axis; only shapes are used, as of all here.
-        extra: A pytree; candidates are the leaves whose leading axis has n entries.
-        n: The number of samples.
-        count: Fewer samples, that the function is tried with.
+    `function(params, z, extra)`, hashable, gives arrays with the samples on the leading axis, and is tried with `count`
+    of them. Candidates are the leaves whose leading axis has n entries.
 
-    Returns:
-        A boolean for each leaf. Cost: a trace for each combination of candidates; where shapes leave several, a forward
-        pass or two with made-up numbers.
+    Cost: a trace for each combination of candidates; where shapes leave several, a forward pass or two with made-up
+    numbers.
     """
     leading = have_leading(extra, n)
     possible = [some for some in _combinations(leading) if _takes(function, params, z, extra, some, count)]

@@ -163,15 +163,6 @@ def match_stream(
 ) -> StreamMatching:
     """One pass through the stream: every batch is checked, and what sums over samples is summed.
 
-    Args:
-        chain: The network.
-        params: The parameters of each block by its name.
-        stream: The data.
-        y: None.
-        loss: Per-sample losses.
-        context: Of all batches that have none of their own.
-        match: `back_match` of a batch, with its checks or without.
-
     Raises:
         ValueError: `y` is given too; there is no batch; as from `match`.
     """

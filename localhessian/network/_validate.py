@@ -90,15 +90,7 @@ def validate_values(
 ) -> None:
     """Check numbers: finite parameters, data, activations and losses, and the same answer twice.
 
-    Args:
-        chain: The network.
-        params: The parameters of each block.
-        y: What the loss compares with.
-        context: As the blocks take it.
-        activations: (z_0, .., z_B).
-        losses: Of each sample.
-        loss: Their function.
-        unlike: The blocks that answered otherwise when they were run again; None runs them again.
+    `unlike` are the blocks that answered otherwise when they were run again; None runs them again.
 
     Raises:
         ValueError: The message names the block, or what is wrong with the labels.

@@ -39,12 +39,8 @@ def _is_gap(node: Any) -> bool:
 def scaled(chain: Chain, factors: Array, updates: Any, by_block: dict[str, Params]) -> Any:
     """The gradients of each block times its factor, in the layout they came in.
 
-    Args:
-        chain: The network.
-        factors: One for each block.
-        updates: In the layout of the blocks each use of a tied array has its own gradient: at each use stands the sum
-            of the scaled ones. In that of the model only their sum is there: it is multiplied by the mean factor.
-        by_block: The parameters in the layout of the blocks.
+    In the layout of the blocks each use of a tied array has its own gradient: at each use stands the sum of the scaled
+    ones. In that of the model only their sum is there: it is multiplied by the mean factor.
     """
     if in_blocks(chain, updates, "updates"):
         times = each_block(updates, lambda name, of_block: _times(factors[chain.index(name)], of_block))

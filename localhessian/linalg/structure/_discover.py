@@ -88,13 +88,10 @@ def _multiply_by(prepared: LinearMap, v: Array) -> Array:
 
 
 def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool = False) -> Found:
-    """Follow the variables of a prepared map through its product.
+    """Follow the variables of a prepared map through its product, keeping channels of u apart, or its places.
 
-    Args:
-        prepared: A map whose set-up is done.
-        by_channel: Whether the units to keep apart are the channels of u, or its places.
-        max_bytes: For the unfolded inputs of a convolution; beyond it rows are unfolded when they are needed.
-        traced: Whether numbers may be missing: coefficients and inputs that they make are NaN.
+    Inputs of a convolution that unfolded take more than `max_bytes` are unfolded when rows are needed. `traced`:
+    numbers may be missing, and what they make is NaN.
 
     Raises:
         Declined: the product does something that does not keep the units apart.

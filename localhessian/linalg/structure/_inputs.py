@@ -14,14 +14,7 @@ class Inputs:
     """A, (places, d): a matrix, or a view of images whose rows are patches, unfolded when they are taken."""
 
     def __init__(self, view: np.ndarray, dims: int, scale: float = 1.0, max_bytes: float = math.inf) -> None:
-        """Unfold at once where that takes no more than `max_bytes`.
-
-        Args:
-            view: Places on the first `dims` axes, what is multiplied on the others.
-            dims: How many axes of places there are.
-            scale: A number that multiplies all.
-            max_bytes: Above this a view stays a view.
-        """
+        """Of a view with places on the first `dims` axes; unfold at once where that takes no more than `max_bytes`."""
         self.lead, self.scale, self.ones = view.shape[:dims], scale, 0
         self.depth = math.prod(view.shape[dims:])
         if view.size * view.itemsize <= max_bytes:

@@ -30,11 +30,6 @@ class Summed:
     def __init__(self, operator: Streamed, walk: Walk, max_bytes: float) -> None:
         """Look at the first part.
 
-        Args:
-            operator: The sum.
-            walk: Finds the blocks of a part.
-            max_bytes: Of memory.
-
         Raises:
             Declined: It does not split by the channels of a layer.
         """

@@ -39,11 +39,7 @@ def _some(names: Collection[str]) -> str:
 def largest_opened(model: Model, trees: Mapping[str, Any], size: Callable[[Slot], int], trace: Trace) -> list[str]:
     """How to cut inside a block of several modules that holds more than half of all parameters, after a trial.
 
-    Args:
-        model: Where it can be cut.
-        trees: The slots of every block.
-        size: Of a slot.
-        trace: Takes a function of (params, x, context) apart; called once, and only where there is such a block.
+    `trace` takes a function of (params, x, context) apart; called once, and only where there is such a block.
     """
     totals = {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in trees.items()}
     whole = sum(totals.values())

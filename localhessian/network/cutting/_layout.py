@@ -84,14 +84,10 @@ def gather(tree: dict[str, Any], leaves: Sequence[Any]) -> dict[str, Any]:
 def scatter(
     trees: dict[str, dict[str, Any]], blocks: dict[str, Any], shapes: Sequence[Any], tied: str, like: list[Any] | None
 ) -> list[Any]:
-    """The leaves of the model out of the arrays of the blocks.
+    """The leaves of the model, of these shapes, out of the arrays of the blocks, in the structure of their slots.
 
-    Args:
-        trees: The slots of every block.
-        blocks: The arrays in the same structure.
-        shapes: Shape and dtype of every leaf of the model.
-        tied: `owner`: of several uses of one array the first counts. `sum`: they are added.
-        like: Leaves for what no block uses; None: zeros under `sum`, an error under `owner`.
+    Of several uses of one array the first counts (`tied` = `owner`), or they are added (`sum`). What no block uses is
+    that of `like`; where that is None, zeros under `sum`, and an error under `owner`.
     """
     found: dict[Slot, Any] = {}
     for _, slot, array in _uses(trees, blocks):
