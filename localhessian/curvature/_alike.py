@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import compiled
 from localhessian._tree import floating_leaves, ravel_samples
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator, eps_of
-from localhessian.network import MISFIT, Block, ByInput, Place, Side, applied, jacobian, meant
+from localhessian.network import MISFIT, ByInput, Place, Side, answer, jacobian, meant
 
 
 def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activations) -> bool:
@@ -29,7 +28,7 @@ def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activation
     if not all(leaf.shape[:1] == index.shape for leaf in jax.tree.leaves(few)):  # type: ignore[union-attr]
         return False
     wanted = ravel_samples(meant(outputs, index))[0]
-    if not _near(ravel_samples(floating_leaves(_outputs(block, alone)))[0], wanted):
+    if not _near(ravel_samples(floating_leaves(answer(block, alone.params, alone.z, alone.context)))[0], wanted):
         return False
     whole = dataclasses.replace(in_batch, index=None)
     leaves = _random([leaf.shape for leaf in floating_leaves(whole.z)])
@@ -48,11 +47,6 @@ def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
     shape = (one.size,) if one.batch is None else (one.batch, one.size)
     (v,) = (jnp.asarray(leaf, one.dtype) for leaf in _random([shape]))
     return _near(np.atleast_2d(one.mv(v)), np.atleast_2d(other.mv(v)))
-
-
-@compiled(static_argnums=0)
-def _outputs(block: Block, place: Place) -> Activations:
-    return applied(block, place)
 
 
 def _random(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from localhessian.network._finite import check_finite as check_finite
 from localhessian.network._jacobian import jacobian as jacobian
 from localhessian.network._leaves import check_arrays as check_arrays
 from localhessian.network._per_sample import MISFIT as MISFIT
+from localhessian.network._per_sample import answer as answer
 from localhessian.network._per_sample import contexts_of as contexts_of
 from localhessian.network._per_sample import first_samples as first_samples
 from localhessian.network._per_sample import rows as rows

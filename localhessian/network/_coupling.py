@@ -89,7 +89,7 @@ def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, know
     noise = [_noise(leaf.shape, dtype, xp) for leaf in inputs]
 
     def moved_by(moves: Any) -> Any:
-        return push(_joined([leaf * _beside(moves, leaf, dtype) for leaf in noise], xp))
+        return push(_joined([leaf * moves.astype(dtype).reshape(n, *(1,) * (leaf.ndim - 1)) for leaf in noise], xp))
 
     if known:
         return np.bool_(any(_is_moved(moved_by(moves), moves) for moves in _patterns(n)))
@@ -121,11 +121,6 @@ def _patterns(n: int) -> np.ndarray:
     for sample, patterns in enumerate(itertools.islice(itertools.combinations(range(m), m // 2), n)):
         moves[list(patterns), sample] = True
     return moves
-
-
-def _beside(moves: Any, leaf: Any, dtype: Any) -> Any:
-    """0 or 1 for each sample, to multiply a leaf by."""
-    return moves.astype(dtype).reshape(moves.shape + (1,) * (leaf.ndim - 1))
 
 
 def _rows(vector: Any, like: list[Array]) -> Any:

@@ -44,7 +44,10 @@ def sample_indices(samples: Any, n: int) -> tuple[Array, bool]:
     """
     if not is_concrete(samples):
         return jnp.atleast_1d(samples) % n, jnp.ndim(samples) == 0
-    asked = _as_array(samples)
+    try:
+        asked = np.asarray(samples)
+    except ValueError:  # ragged
+        asked = None
     if asked is not None and asked.dtype == bool and asked.shape == (n,):
         asked = np.flatnonzero(asked)
     is_right = asked is not None and asked.ndim <= 1 and asked.dtype.kind in "iu" and asked.size > 0
@@ -57,16 +60,10 @@ def sample_indices(samples: Any, n: int) -> tuple[Array, bool]:
         return jnp.asarray(np.atleast_1d(asked) % n), asked.ndim == 0
 
 
-def _as_array(samples: Any) -> np.ndarray | None:
-    try:
-        return np.asarray(samples)
-    except ValueError:  # ragged
-        return None
-
-
-def take(tree: Any, index: Any, belongs: Flags) -> Any:
-    """The samples of `index` out of the leaves that belong to samples; the others as they are."""
+def take(tree: Any, index: Any, belongs: Flags | None = None) -> Any:
+    """The samples of `index` out of the leaves that belong to samples (None: all do); the others as they are."""
     leaves, treedef = jax.tree.flatten(tree)
+    belongs = (True,) * len(leaves) if belongs is None else belongs
     taken = [_taken(leaf, index) if own else leaf for leaf, own in zip(leaves, belongs, strict=True)]
     return jax.tree.unflatten(treedef, taken)
 
@@ -88,7 +85,7 @@ def rows(tree: Any, index: Array) -> Any:
 
 
 def contexts_of(
-    chain: Chain, x: Activations, context: Context, index: Array, n: int, params: dict[str, Params] | None = None
+    chain: Chain, x: Activations, context: Context, index: Array, n: int, params: dict[str, Params]
 ) -> Iterator[Context]:
     """What the context of the samples `index` may be, the likeliest first; to be proven by what the blocks answer."""
     few, given = rows(x, index), given_of(context)
@@ -221,14 +218,15 @@ def _is_equivariant(function: Callable[..., Any], params: Any, z: Any, extra: An
     params, z, extra = jax.tree.map(_made_up, (params, z, extra))
     turn = np.roll(np.arange(n), 1)
     of_samples: Callable[..., Any] = lambda tree: jax.tree.map(lambda leaf: leaf[turn], tree)
-    straight = of_samples(_answer(function, params, z, extra))
-    other = _answer(function, params, of_samples(z), take(extra, turn, belongs))
+    straight = of_samples(answer(function, params, z, extra))
+    other = answer(function, params, of_samples(z), take(extra, turn, belongs))
     return all(map(_alike, jax.tree.leaves(straight), jax.tree.leaves(other)))
 
 
 @compiled(static_argnums=0)
-def _answer(function: Callable[..., Any], params: Any, z: Any, extra: Any) -> Any:
-    return function(params, z, extra)
+def answer(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a block, a loss or a chain answers, by one program for each of them and shapes."""
+    return function(*arguments)
 
 
 def _alike(one: Any, two: Any) -> bool:

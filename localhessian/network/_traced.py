@@ -67,11 +67,7 @@ def trace(chain: Chain, params: dict[str, Params], x: Activations, context: Cont
     Raises:
         ValueError: The message names the block.
     """
-    return _traced(chain, *abstracted((_of_all(chain, params), x, context)))
-
-
-def _of_all(chain: Chain, params: dict[str, Params]) -> dict[str, Params]:
-    return {name: params.get(name, ()) for name in chain.names}
+    return _traced(chain, *abstracted(({name: params.get(name, ()) for name in chain.names}, x, context)))
 
 
 @remembered
@@ -89,7 +85,7 @@ def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
             seen.append(one)
             _check_derivatives(block, *given)
             one.is_steady = _same(program, _applied(block, *given)[0])
-            one.is_apart = _is_apart(block, program, *given)
+            one.is_apart = keeps_apart(*_differentiated(block, program, *given))
         firsts.append(first)
         _check_output(block.name, z, n)
     kinds = tuple(first.number for first in firsts)
@@ -141,11 +137,6 @@ def _same(one: Program, two: Program) -> bool:
     """Whether two traces of one function are equal; functions of the host that it calls are new ones in each."""
     pairs = zip(one.consts, two.consts, strict=True)
     return str(one) == str(two) and all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
-
-
-def _is_apart(block: Block, program: Program, params: Any, z: Any, context: Any) -> bool:
-    """Whether block and derivative keep the samples apart."""
-    return keeps_apart(*_differentiated(block, program, params, z, context))
 
 
 def runs_alone(block: Block, params: Any, z: Any, context: Any, count: int) -> bool:
@@ -232,18 +223,13 @@ def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
             return floating_leaves(block(params, z, context))
 
         values, jvp = jax.linearize(outputs, inputs)
-        return _forward_and_reverse(jvp, inputs, values)
+        # A custom_vjp shows only when its linearization is transformed again.
+        return jax.vmap(jvp)([leaf[None] for leaf in inputs]), jax.linear_transpose(jvp, inputs)(values)
 
     try:
         jax.eval_shape(products, params, z, context)
     except _NO_DERIVATIVE as error:
         raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
-
-
-def _forward_and_reverse(jvp: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    # A custom_vjp shows only when its linearization is transformed again.
-    forward = jax.vmap(jvp)([leaf[None] for leaf in inputs])
-    return forward, jax.linear_transpose(jvp, inputs)(outputs)
 
 
 def _no_derivative(what: str, error: Exception) -> str:
