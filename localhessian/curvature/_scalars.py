@@ -12,6 +12,7 @@ from localhessian._programs import eigh
 from localhessian._tree import ravel, size
 from localhessian._types import Array, Key, Loss, Scalar
 from localhessian.curvature._recognize import loss_hessian
+from localhessian.curvature._root import at_least_single
 from localhessian.linalg import eps_of
 from localhessian.network import Leaves, Place, Side, applied, curved
 
@@ -55,21 +56,22 @@ def local_scalar(
     Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """
     variables, outputs, scale = side.variables(place)[0], side.outputs(place), side.scale(place)
-    hessian = None if loss is None else loss_hessian(loss, jax.tree.map(_wider, applied(side.block, place)), y)
+    hessian = None if loss is None else loss_hessian(loss, jax.tree.map(at_least_single, applied(side.block, place)), y)
 
     def curve(image: Leaves) -> Leaves:
-        return _wide(image) if hessian is None else hessian(_wide(image))
+        wide = list(map(at_least_single, image))
+        return wide if hessian is None else hessian(wide)
 
     signs = _signs(words, variables, probes)
     if scalar == "max":
         product = curved(jax.linearize(outputs, variables)[1], variables, curve, 1.0)
         return scale * _largest(product, [leaf[0] for leaf in signs], min(probes, size(variables)))
-    images = jax.vmap(lambda sign: _wide(jax.jvp(outputs, (variables,), (sign,))[1]))(signs)
+    images = jax.vmap(lambda sign: list(map(at_least_single, jax.jvp(outputs, (variables,), (sign,))[1])))(signs)
     pairs = list(zip(images, jax.vmap(curve)(images), strict=True))
     if scalar == "mean":
         total = scale * sum(jnp.sum(one * two) for one, two in pairs)
         return jnp.maximum(total, 0) / (probes * size(variables))
-    gram = scale * sum(_gram(one, two) for one, two in pairs)
+    gram = scale * sum(_matmul(one.reshape(probes, -1), two.reshape(probes, -1).T) for one, two in pairs)
     trace = jnp.maximum(jnp.mean(jnp.diagonal(gram)), 0)
     different = ~jnp.eye(probes, dtype=bool)
     squares = jnp.sum(jnp.where(different, gram**2, 0)) / (probes * (probes - 1))
@@ -93,12 +95,12 @@ def _signs(words: Array, variables: list[Array], probes: int) -> list[Array]:
 def _largest(product: Callable[..., Any], start: list[Array], steps: int) -> Scalar:
     """The largest Ritz value of a positive semi-definite operator after `steps` products."""
     first, unravel = ravel(start)
-    narrow, first = first.dtype, _wider(first)
+    narrow, first = first.dtype, at_least_single(first)
     dtype = first.dtype
     basis = first[None] / jnp.linalg.norm(first)
     images = jnp.zeros((0, first.size), dtype)
     for _ in range(steps):
-        image = _wider(ravel(product(unravel(basis[-1].astype(narrow))))[0])
+        image = at_least_single(ravel(product(unravel(basis[-1].astype(narrow))))[0])
         images = jnp.concatenate([images, image[None]])
         rest = image
         for _ in range(2):
@@ -109,21 +111,6 @@ def _largest(product: Callable[..., Any], start: list[Array], steps: int) -> Sca
         basis = jnp.concatenate([basis, jnp.where(live, rest / jnp.where(live, length, 1), 0)[None]])
     projected = _matmul(basis[:steps], images.T)
     return jnp.maximum(eigh((projected + projected.T) / 2)[0][-1], 0)
-
-
-def _wide(leaves: list[Array]) -> list[Array]:
-    """In float32 at least."""
-    return [_wider(leaf) for leaf in leaves]
-
-
-def _wider(leaf: Array) -> Array:
-    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
-    return leaf.astype(jnp.float32) if narrow else leaf
-
-
-def _gram(one: Array, two: Array) -> Array:
-    rows = one.shape[0]
-    return _matmul(one.reshape(rows, -1), two.reshape(rows, -1).T)
 
 
 def _matmul(one: Array, two: Array) -> Array:

@@ -44,41 +44,25 @@ def streamed_hessian(
     Raises:
         ValueError: A batch couples its samples; of H_z no samples are named.
     """
+    why = coupling(matching, block, wrt, part)
     if not SIDES[wrt].per_sample:
         like = of_batch(matching.first, block, wrt, part, samples=samples, select=select)
-        check_apart(matching, block, wrt, part)
+        if why:
+            raise ValueError(why)
         parts = _Parts(matching, block, wrt, part, select, of_batch)
         of_first = like.size if like.factor is None else like.factor.out_size
         rows = -(-of_first * matching.samples // matching.first.samples)
-        kind: dict[str, Any] = {"size": like.size, "dtype": like.dtype, "label": like.label}
-        return Streamed(parts, rows, like.factor is not None, **kind)
+        return Streamed(parts, rows, like.factor is not None, **like.form)
     if samples is None:
         raise ValueError(
             f"H_z of all {matching.samples} samples of a stream is one small matrix for each: name some by `samples=`, "
             "which are taken out of their batches."
         )
-    check_apart(matching, block, wrt, part)
-    return of_samples(matching, block, wrt, part, samples, of_batch, select)
-
-
-def of_samples(
-    matching: StreamMatching, block: str, wrt: Wrt, part: Part, samples: Any, of_batch: OfBatch, select: Any = None
-) -> SymmetricOperator:
-    """H_z of samples that make a batch of their own."""
-    one = matching.of_samples(samples, back_match_partly)
-    is_one = not hasattr(samples, "__len__") and getattr(samples, "ndim", 0) == 0
-    return of_batch(one, block, wrt, part, samples=0 if is_one else range(one.samples), select=select)
-
-
-def check_apart(matching: StreamMatching, block: str, wrt: Wrt, part: Part) -> None:
-    """Refuse what would be another Hessian in another batch, unless the batches' own are meant.
-
-    Raises:
-        ValueError: A block on the way couples its samples.
-    """
-    why = coupling(matching, block, wrt, part)
     if why:
         raise ValueError(why)
+    one = matching.of_samples(samples, back_match_partly)  # they make a batch of their own
+    is_one = not hasattr(samples, "__len__") and getattr(samples, "ndim", 0) == 0
+    return of_batch(one, block, wrt, part, samples=0 if is_one else range(one.samples), select=select)
 
 
 def coupling(matching: StreamMatching, block: str, wrt: Wrt, part: Part) -> str:

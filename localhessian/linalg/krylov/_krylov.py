@@ -180,7 +180,7 @@ class Krylov(abc.ABC):
         pairs = run.pairs(state, plan)
         verdict = _judge(pairs, state, run, plan, on)
         largest = largest_vectors(pairs.vectors, pairs.values, verdict.real, vectors, on)
-        values, real, residuals = sort_real_first(pairs.values, verdict.real, pairs.residuals, on=on)
+        values, residuals, real = sort_real_first(pairs.values, pairs.residuals, verdict.real, on)
         values, multiplicities, errors = run.whole(values, residuals, real, verdict, on.in_use(state.row, plan.size))
         made = (state.made + run.start_products) * plan.block + pairs.values.shape[1]
         parts = (values, multiplicities, errors, largest, verdict.status, verdict.complete, verdict.norm)
