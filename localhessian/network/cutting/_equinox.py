@@ -60,7 +60,13 @@ def chain_from_equinox(
     """
     import equinox as eqx  # noqa: PLC0415  optional, and only who brings such a model imports it
 
-    modules = [_submodule(eqx, path, module) for path, module in _walk(eqx, model)]
+    def to_params(params: Any) -> Params:
+        return eqx.filter(params, eqx.is_inexact_array)
+
+    modules = [
+        Submodule(p, m, bool(jax.tree.leaves(to_params(m))), isinstance(m, eqx.nn.Sequential))
+        for p, m in _walk(eqx, model)
+    ]
     if not modules:
         expect("model", model, eqx.Module, "an `eqx.Module`")
     check_samples("x", x)
@@ -81,17 +87,9 @@ def chain_from_equinox(
 
         return fn
 
-    def to_params(params: Any) -> Params:
-        return eqx.filter(params, eqx.is_inexact_array)
-
     more: dict[str, Any] = {"takes": "the model, or its inexact arrays", "has_aux": has_aux}
     given = Model.of(modules, marked), params, x, context, choose(modules, at)
     return cut_model(*given, carry=carry, to_params=to_params, **more)
-
-
-def _submodule(eqx: Any, path: Path, module: Any) -> Submodule:
-    has_params = bool(jax.tree.leaves(eqx.filter(module, eqx.is_inexact_array)))
-    return Submodule(path, module, has_params, isinstance(module, eqx.nn.Sequential))
 
 
 def _walk(eqx: Any, node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -1,6 +1,7 @@
 """What stands behind a traced chain: the function, cut once for every set of shapes it meets."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -149,8 +150,8 @@ class Source:
     def _types_of(self, params: dict[str, Params]) -> Shapes:
         """The parameters of the model in the types that the blocks have them in; of a tied array, the first's."""
         types: dict[int, Any] = {}
-        for piece, tree in zip(self.program.pieces, self.program.trees, strict=True):
-            slots, leaves = jax.tree.leaves(tree), jax.tree.leaves(params.get(piece.name, ()))
+        for name, tree in self.trees().items():
+            slots, leaves = jax.tree.leaves(tree), jax.tree.leaves(params.get(name, ()))
             if len(slots) == len(leaves):
                 types = {slot.leaf: shape.dtype for slot, shape in zip(slots, shapes(leaves), strict=True)} | types
         return tuple(jax.ShapeDtypeStruct(s.shape, types.get(i, s.dtype)) for i, s in enumerate(self.template[0]))
@@ -242,8 +243,7 @@ class Source:
         given = self.to_params(model_params)
         self._check_params(given)
         leaves = self._leaves(0, given, "model_params")
-        pieces = zip(self.program.pieces, self.program.trees, strict=True)
-        return {piece.name: _layout.gather(tree, leaves) for piece, tree in pieces}
+        return {name: jax.tree.map(lambda slot: slot.read(leaves), tree) for name, tree in self.trees().items()}
 
     def merge(self, block_params: dict[str, Params], tied: str, like: Params) -> Params:
         """Parameters of the blocks to parameters of the model."""
@@ -326,12 +326,8 @@ def _split_shape(shape: jax.ShapeDtypeStruct, parts: int | None) -> list[jax.Sha
 
 
 def _stacks(arrays: Sequence[Any], count: int, parts: dict[int, int]) -> list[Any]:
-    arrays = list(arrays)
-    stacks: list[Any] = []
-    for i in range(count):
-        n = parts.get(i)
-        stacks.append(arrays.pop(0) if n is None else Stack([arrays.pop(0) for _ in range(n)]))
-    return stacks
+    rest = iter(arrays)
+    return [Stack(list(itertools.islice(rest, parts[i]))) if i in parts else next(rest) for i in range(count)]
 
 
 def _check_floating(params: Params) -> None:
