@@ -107,7 +107,12 @@ def local_hessian(
     if kind.per_sample:
         if select is not None:
             raise ValueError('`select` belongs to wrt="params": it chooses parameters.')
-        _check_input(matching, block, b)
+        z = matching.activations[b - 1]
+        if not floating_leaves(z):
+            raise ValueError(
+                f"the input of block `{block}` holds integers ({shapes(z)}), which have no derivative, so its H_z does "
+                'not exist: ask for wrt="params", or for H_z of a later block.'
+            )
         if samples is not None:
             _check_uncoupled(matching, block, samples)
             index, is_one = sample_indices(samples, matching.samples)
@@ -261,12 +266,3 @@ def _selected(matching: BackMatching, block: str, select: Any) -> tuple[bool, ..
             "return True for at least one."
         )
     return keep
-
-
-def _check_input(matching: BackMatching, block: str, b: int) -> None:
-    z = matching.activations[b - 1]
-    if not floating_leaves(z):
-        raise ValueError(
-            f"the input of block `{block}` holds integers ({shapes(z)}), which have no derivative, so its H_z does "
-            'not exist: ask for wrt="params", or for H_z of a later block.'
-        )

@@ -154,15 +154,12 @@ def _sentence(operator: Operator, status: Status) -> str:
 
 def _check_start(start: Array, operator: Operator, size: int) -> None:
     lead = () if operator.batch is None else (operator.batch,)
-    shape = start.shape if _is_real(start) else None
+    kind = start.dtype if hasattr(start, "shape") and hasattr(start, "dtype") else None
+    is_real = kind is not None and any(jnp.issubdtype(kind, real) for real in (jnp.floating, jnp.integer))
+    shape = start.shape if is_real else None
     if shape is None or len(shape) != len(lead) + 2 or shape[:-1] != (*lead, size) or not shape[-1]:
         got = short(start) if shape is None else f"shape {shape}"
         raise ValueError(f"`start` must hold vectors in columns, shape {(*lead, size)} and one more axis, got {got}.")
-
-
-def _is_real(array: Any) -> bool:
-    kinds = (jnp.floating, jnp.integer)
-    return hasattr(array, "shape") and hasattr(array, "dtype") and any(jnp.issubdtype(array.dtype, k) for k in kinds)
 
 
 def _run(

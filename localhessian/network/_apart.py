@@ -82,10 +82,6 @@ def _untouched(axis: int, moved: Sequence[int]) -> int:
     return axis
 
 
-def _elementwise(_: Any, given: list[Axis]) -> Axis:
-    return _one(given)
-
-
 def _along(name: str) -> Callable[[Any, list[Axis]], Axis]:
     """Something is done along one axis, or some."""
 
@@ -210,7 +206,7 @@ sin sinh sqrt square stop_gradient sub tan tanh xor
 """
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
 _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(_ELEMENTWISE.split(), lambda _, given: _one(given)),
     **dict.fromkeys(_REDUCTIONS.split(), _without("axes")),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split"), _along("axis")),
     **dict.fromkeys(("concatenate", "sort"), _along("dimension")),

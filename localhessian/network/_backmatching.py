@@ -121,7 +121,7 @@ def match_batch(
         if by_input is not None and b > 1:
             cotangent = by_input.rmv(cotangent)
             residuals.insert(0, _as_tree(before, cotangent))
-    if not trace_loss(loss, activations[-1], y, len(at_loss.losses)):
+    if not trace_loss(loss, activations[-1], y):
         coupled[chain.names[-1]] |= gradients_leak(at_loss.moved, activations[-1])
     if is_known:
         residuals, gradients, coupled = _on_device((residuals, gradients, coupled))

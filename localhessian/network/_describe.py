@@ -41,7 +41,7 @@ def table(
             _short(before),
             _short(after),
             f"{size:,}",
-            _share(size, total),
+            f"{size / total:.1%}" if total else "",
             _modules(params.get(name)),
             uses.get(name, ""),
         )
@@ -62,10 +62,6 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
         for cell, width, number in zip(cells, widths, right, strict=True)
     ]
     return "  ".join(aligned).rstrip()
-
-
-def _share(size: int, total: int) -> str:
-    return f"{size / total:.1%}" if total else ""
 
 
 def _modules(params: Params) -> str:

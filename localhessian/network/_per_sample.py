@@ -144,8 +144,8 @@ def owned(
     if per_sample is not None:
         return _told(per_sample, "context", given, n), _told(per_sample, "y", y, n)
     forward = _Forward(chain)
-    of_context = belongs_to_samples(forward, params, x, given, n, count)
-    return of_context, belongs_to_samples(_OfLoss(loss), (), jax.eval_shape(forward, params, x, given), y, n, count)
+    of_context = belongs_to_samples(forward, (params,), x, given, n, count)
+    return of_context, belongs_to_samples(loss, (), jax.eval_shape(forward, params, x, given), y, n, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,31 +156,23 @@ class _Forward:
         return self.chain.forward(params, x, context)[-1]
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfLoss:
-    loss: Loss
-
-    def __call__(self, _: Any, z: Activations, y: Any) -> Array:
-        return self.loss(z, y)
-
-
 def belongs_to_samples(
-    function: Callable[..., Any], params: Any, z: Any, extra: Any, n: int, count: int
+    function: Callable[..., Any], before: tuple[Any, ...], z: Any, extra: Any, n: int, count: int
 ) -> Flags | None:
     """Which leaves of `extra` belong to the n samples of z; None where that cannot be said. Only shapes are used.
 
-    `function(params, z, extra)`, hashable, gives arrays with the samples on the leading axis, and is tried with `count`
-    of them. Candidates are the leaves whose leading axis has n entries.
+    `function(*before, z, extra)`, hashable, gives arrays with the samples on the leading axis, and is tried with
+    `count` of them. Candidates are the leaves whose leading axis has n entries.
 
     Cost: a trace for each combination of candidates; where shapes leave several, a forward pass or two with made-up
     numbers.
     """
     leading = have_leading(extra, n)
-    possible = [some for some in _combinations(leading) if _takes(function, params, z, extra, some, count)]
+    possible = [some for some in _combinations(leading) if _takes(function, before, z, extra, some, count)]
     if len(possible) <= 1:
         return possible[0] if possible else None
     with at_once():
-        return next((some for some in possible if _is_equivariant(function, params, z, extra, some, n)), None)
+        return next((some for some in possible if _is_equivariant(function, before, z, extra, some, n)), None)
 
 
 def _combinations(leading: Flags) -> Iterator[Flags]:
@@ -192,11 +184,11 @@ def _combinations(leading: Flags) -> Iterator[Flags]:
             yield tuple(i in chosen for i in range(len(leading)))
 
 
-def _takes(function: Callable[..., Any], params: Any, z: Any, extra: Any, belongs: Flags, count: int) -> bool:
+def _takes(function: Callable[..., Any], before: Any, z: Any, extra: Any, belongs: Flags, count: int) -> bool:
     """Whether the function takes `count` samples, and gives as many, with those leaves cut."""
     few, some = _cut_shapes(z, None, count), _cut_shapes(extra, belongs, count)
     try:
-        found = jax.eval_shape(function, params, few, some)
+        found = jax.eval_shape(function, *before, few, some)
     except MISFIT:
         return False
     return all(leaf.shape[:1] == (count,) for leaf in jax.tree.leaves(found))
@@ -213,13 +205,13 @@ def _cut_shapes(tree: Any, belongs: Flags | None, count: int) -> Any:
     return jax.tree.unflatten(treedef, structs)
 
 
-def _is_equivariant(function: Callable[..., Any], params: Any, z: Any, extra: Any, belongs: Flags, n: int) -> bool:
+def _is_equivariant(function: Callable[..., Any], before: Any, z: Any, extra: Any, belongs: Flags, n: int) -> bool:
     """Whether samples in another order are answered alike, in that order; on made-up numbers."""
-    params, z, extra = jax.tree.map(_made_up, (params, z, extra))
+    before, z, extra = jax.tree.map(_made_up, (before, z, extra))
     turn = np.roll(np.arange(n), 1)
     of_samples: Callable[..., Any] = lambda tree: jax.tree.map(lambda leaf: leaf[turn], tree)
-    straight = of_samples(answer(function, params, z, extra))
-    other = answer(function, params, of_samples(z), take(extra, turn, belongs))
+    straight = of_samples(answer(function, *before, z, extra))
+    other = answer(function, *before, of_samples(z), take(extra, turn, belongs))
     return all(map(_alike, jax.tree.leaves(straight), jax.tree.leaves(other)))
 
 

@@ -73,7 +73,9 @@ def trace(chain: Chain, params: dict[str, Params], x: Activations, context: Cont
 @remembered
 def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
     params, z, context = of_shapes(treedef, leaves)
-    n, seen, firsts = batch_size("x", z), list[_Seen](), list[_Seen]()
+    n, seen, firsts = check_samples("x", z), list[_Seen](), list[_Seen]()
+    if n == 0:
+        raise ValueError(f"`x` is an empty batch, got {shapes(z)}: pass at least one sample.")
     for b, block in enumerate(chain.blocks):
         given = (params[block.name], z, context)
         program, z = _applied(block, *given)
@@ -175,18 +177,6 @@ def _differentiated(block: Block, program: Program, params: Any, z: Any, context
     return jax.make_jaxpr(moved)(params, z, context, tangents), axes + [0] * len(tangents)
 
 
-def batch_size(name: str, tree: Any) -> int:
-    """The number of samples.
-
-    Raises:
-        ValueError: There are none, or leaves differ or are no arrays.
-    """
-    n = check_samples(name, tree)
-    if n == 0:
-        raise ValueError(f"`{name}` is an empty batch, got {shapes(tree)}: pass at least one sample.")
-    return n
-
-
 def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[Program, Any]:
     """The program of a block, and the shapes of what it returns."""
     try:
@@ -250,7 +240,7 @@ def _no_derivative(what: str, error: Exception) -> str:
 # ---- the loss
 
 
-def trace_loss(loss: Loss, z: Any, y: Any, n: int) -> bool:
+def trace_loss(loss: Loss, z: Any, y: Any) -> bool:
     """Trace the loss and its Hessian for these shapes; remembered for as long as the loss lives.
 
     Returns:
@@ -259,12 +249,13 @@ def trace_loss(loss: Loss, z: Any, y: Any, n: int) -> bool:
     Raises:
         ValueError: It cannot be applied, returns no loss for each sample, or has no derivative.
     """
-    return _traced_loss(loss, n, *abstracted((z, y)))
+    return _traced_loss(loss, *abstracted((z, y)))
 
 
 @remembered
-def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
+def _traced_loss(loss: Loss, treedef: Any, leaves: Any) -> bool:
     z, y = of_shapes(treedef, leaves)
+    n = jax.tree.leaves(z)[0].shape[0]
     try:
         program, out = traced(loss, z, y)
     except (TypeError, ValueError, KeyError, IndexError) as error:

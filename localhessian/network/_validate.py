@@ -19,7 +19,7 @@ from localhessian.network._chain import Chain, check_chain, check_params
 from localhessian.network._finite import all_finite, check_finite
 from localhessian.network._leaves import check_leaves
 from localhessian.network._per_sample import answer
-from localhessian.network._traced import Inapplicable, batch_size, first_line, trace, trace_loss
+from localhessian.network._traced import Inapplicable, first_line, trace, trace_loss
 
 
 def admit(
@@ -44,7 +44,6 @@ def admit(
         context = chain.context_for(x, context, params)
     for name in params:
         chain.index(name)
-    n = batch_size("x", x)
     try:
         z = trace(chain, params, x, context).output
     except Inapplicable as error:
@@ -54,7 +53,7 @@ def admit(
             f"`params` has no entry for block `{error.name}`, and the block cannot be applied without: "
             f"add `params[{error.name!r}]`. ({first_line(error.error)})"
         ) from error
-    trace_loss(loss, z, y, n)
+    trace_loss(loss, z, y)
     return loss, context
 
 

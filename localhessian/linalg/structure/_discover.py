@@ -200,14 +200,6 @@ def _divide(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [x.times(1 / _numbers(y))]
 
 
-def _negate(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].times(np.float32(-1))]
-
-
-def _reduce_sum(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))]
-
-
 def _pooled(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     """Max pooling; where the maxima are not known, each result may be any element of its window."""
     x, by = values
@@ -246,8 +238,8 @@ _RULES: dict[str, Callable[[_Walker, Equation, list[Any]], list[Any]]] = {
     "sub": _subtract,
     "mul": _multiply,
     "div": _divide,
-    "neg": _negate,
-    "reduce_sum": _reduce_sum,
+    "neg": lambda walker, eqn, values: [values[0].times(np.float32(-1))],
+    "reduce_sum": lambda walker, eqn, values: [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))],
     "select_and_gather_add": _pooled,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,

@@ -8,7 +8,6 @@ import jax
 
 from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
-from localhessian.network._leaves import check_samples
 from localhessian.network.cutting._cut import Cut, check_cut, cut_model
 from localhessian.network.cutting._submodules import At, Model, Path, Submodule, Wish, choose, marking_class
 
@@ -69,7 +68,6 @@ def chain_from_equinox(
     ]
     if not modules:
         expect("model", model, eqx.Module, "an `eqx.Module`")
-    check_samples("x", x)
     check_cut(call, 2 if context is None else 3, carry=carry, has_aux=has_aux)
     if context is not None and call is None:
         raise ValueError("`context` is given: say by `call(model, x, context)` how the model takes it.")

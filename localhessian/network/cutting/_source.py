@@ -84,8 +84,7 @@ class Source:
         graph, slots, output = self._taken_apart(self.fn, key)
         pieces, hoist = _graph.cut(graph, _graph.boundaries_of(graph, self.first), self.carry)
         marks = tuple(boundary.name for boundary in graph.boundaries)
-        taken = structs(key.params), structs(key.inputs), structs(key.context)
-        return Program(*taken, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
+        return Program(key, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
 
     def _taken_apart(self, fn: Callable[..., Any], key: Key) -> tuple[_graph.Graph, tuple[_layout.Slot, ...], Any]:
         """A function traced and opened: its graph, the slots of its parameters, the form of what it returns."""
@@ -191,11 +190,12 @@ class Source:
         """Refuse a block at other shapes than those that its context was derived for."""
         b = members[0]
         *wanted, derived = program.takes(b)
-        got = (params, z, shapes(jax.tree.leaves(context.given)), shapes(context.derived))
-        if tuple(map(leaf_types, got)) != tuple(map(leaf_types, (*wanted, program.context, derived))):
+        got = tuple(map(leaf_types, (params, z, shapes(context.derived), shapes(jax.tree.leaves(context.given)))))
+        if got != (*map(leaf_types, (*wanted, derived)), program.key.context):
+            x = text(structs(program.key.inputs))
             raise ValueError(
                 f"block `{program.pieces[b].name}` got parameters {text(params)} and z {text(z)}, but its `context` "
-                f"was derived for x {text(program.inputs)}, where they are {' and '.join(map(text, wanted))}: derive "
+                f"was derived for x {x}, where they are {' and '.join(map(text, wanted))}: derive "
                 "it for the new `x` by `chain.context_for(x, context, params)`, or apply the whole chain, which does."
             )
         # Of a block that has no equal nothing need be compared, and fingerprints take traces.
