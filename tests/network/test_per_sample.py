@@ -21,7 +21,7 @@ def flags(loss, y, n=4, classes=4):
 
 
 _of_loss = {
-    "labels": lambda z, y: entropy(z, y),
+    "labels": entropy,
     "class weights": lambda z, y: entropy(z, y[0]) * y[1][y[0]],
     "sample weights": lambda z, y: entropy(z, y[0]) * y[1],
     "normalized": lambda z, y: entropy(z, y[0]) * y[1] / y[1].mean(),
