@@ -32,7 +32,7 @@ def couples_samples(by_input: LinearMap | None, before: Activations, after: Acti
         return np.False_
     like = floating_leaves(after)
     known = not is_traced(by_input, before)
-    return _leaks(lambda v: _rows(by_input.mv(v), like), floating_leaves(before), by_input.dtype, known)
+    return _leaks(lambda v: by_sample(by_input.mv(v), like), floating_leaves(before), by_input.dtype, known)
 
 
 def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array | np.bool_:
@@ -123,8 +123,8 @@ def _patterns(n: int) -> np.ndarray:
     return moves
 
 
-def _rows(vector: Any, like: list[Array]) -> Any:
-    """A vector of leaves (n, ...) as one row for each sample."""
+def by_sample(vector: Any, like: list[Array]) -> Any:
+    """A vector of leaves (n, ...) as one row for each sample, on the host where there are numbers."""
     xp: Any = np if is_concrete(vector) else jnp
     vector = xp.asarray(vector)
     if len(like) == 1:
