@@ -1,6 +1,5 @@
 """Local Hessians over a stream of batches."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,30 +9,6 @@ from localhessian.network import SIDES, StreamMatching, Wrt, back_match_partly
 
 OfBatch = Callable[..., SymmetricOperator]
 """`local_hessian` of one batch."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Parts:
-    """H_W of each batch with its share of the samples."""
-
-    matching: StreamMatching
-    block: str
-    wrt: Wrt
-    part: Part
-    select: Any
-    of_batch: OfBatch
-
-    def __call__(self) -> Iterator[tuple[float, SymmetricOperator]]:
-        """All of them again."""
-        matching, is_last = self.matching, self.block == self.matching.chain.names[-1]
-        # The Gauss-Newton part is that of the block at its input; what is above it matters for the loss alone.
-        depth = len(matching.chain) if is_last else matching.chain.index(self.block)
-        match = None if self.part == "gauss_newton" else back_match_partly
-        for one in matching.matchings(depth, match):
-            yield (
-                one.samples / matching.samples,
-                self.of_batch(one, self.block, self.wrt, self.part, select=self.select),
-            )
 
 
 def streamed_hessian(
@@ -49,7 +24,15 @@ def streamed_hessian(
         like = of_batch(matching.first, block, wrt, part, samples=samples, select=select)
         if why:
             raise ValueError(why)
-        parts = _Parts(matching, block, wrt, part, select, of_batch)
+        # The Gauss-Newton part is that of the block at its input; what is above it matters for the loss alone.
+        depth = len(matching.chain) if block == matching.chain.names[-1] else matching.chain.index(block)
+        match = None if part == "gauss_newton" else back_match_partly
+
+        def parts() -> Iterator[tuple[float, SymmetricOperator]]:
+            """H_W of each batch with its share of the samples."""
+            for one in matching.matchings(depth, match):
+                yield one.samples / matching.samples, of_batch(one, block, wrt, part, select=select)
+
         of_first = like.size if like.factor is None else like.factor.out_size
         rows = -(-of_first * matching.samples // matching.first.samples)
         return Streamed(parts, rows, like.factor is not None, **like.form)
