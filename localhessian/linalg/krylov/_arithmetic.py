@@ -96,7 +96,7 @@ class Arithmetic:
         return jax.vmap(apply, in_axes=1, out_axes=1)(block.astype(dtype)).astype(block.dtype)
 
 
-class Host(Arithmetic):
+class _Host(Arithmetic):
     """Numbers are at hand: nothing is computed that is not needed, arrays are changed in place, nothing compiles."""
 
     xp: Any = np
@@ -107,7 +107,6 @@ class Host(Arithmetic):
         return np.random.default_rng(seed).standard_normal(shape, dtype)
 
     def multiply(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """In the type of the arrays."""
         return cast(np.ndarray, np.matmul(a, b))
 
     def lengths(self, vectors: np.ndarray) -> Any:
@@ -118,25 +117,20 @@ class Host(Arithmetic):
         return _scaled_lengths(vectors, np)
 
     def pick(self, array: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """By indices."""
         return cast(np.ndarray, array[np.arange(len(array))[:, None], places])
 
     def subtract(self, block: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """Over `part`."""
         return cast(np.ndarray, np.subtract(block, part, out=part))
 
     def put_rows(self, basis: np.ndarray, row: int, block: np.ndarray) -> np.ndarray:
-        """In place."""
         basis[:, row : row + block.shape[1]] = block
         return basis
 
     def add_rows(self, matrix: np.ndarray, place: slice, block: np.ndarray) -> np.ndarray:
-        """In place."""
         matrix[:, place] += block
         return matrix
 
     def take_rows(self, matrix: np.ndarray, row: int, count: int) -> np.ndarray:
-        """A view."""
         return matrix[:, row : row + count]
 
     def replace_rows(self, basis: np.ndarray, block: np.ndarray) -> np.ndarray:
@@ -144,16 +138,13 @@ class Host(Arithmetic):
         return self.put_rows(basis, 0, block)
 
     def in_use(self, row: int, size: int) -> int:
-        """Those alone."""
         del size
         return row
 
     def near(self, row: int, before: int, after: int, kept: int) -> slice:
-        """Those."""
         return slice(None) if row <= kept else slice(max(row - before, 0), row + after)
 
     def counter(self, value: int) -> int:
-        """A number of Python."""
         return value
 
     def small(self, dtype: Any) -> Any:
@@ -162,11 +153,9 @@ class Host(Arithmetic):
         return np.dtype(np.float64)
 
     def surely(self, mask: Any) -> bool:
-        """Look."""
         return bool(np.all(mask))
 
     def if_any(self, mask: np.ndarray, function: Callable[[], Any], otherwise: Any) -> Any:
-        """One of them."""
         return function() if mask.any() else otherwise
 
     def products(self, product: Callable[..., Any], block: np.ndarray, batch: int | None, dtype: Any) -> np.ndarray:
@@ -182,7 +171,7 @@ class Host(Arithmetic):
         return out.astype(v.dtype, copy=False)
 
 
-HOST: Arithmetic = Host()
+HOST: Arithmetic = _Host()
 TRACED = Arithmetic()
 
 

@@ -36,10 +36,12 @@ def only_product(found: Found, max_bytes: float, max_size: float) -> Grid:
 
 
 class KhatriRao:
-    """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables."""
+    """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables, as one piece."""
 
     visits: float = 0.0
     """How often it is looked for again when it is decomposed."""
+    blocks = ((1, 0),)
+    pieces = workers = 1
 
     def __init__(self, found: Found, size: int, eps: float, max_bytes: float, max_size: float) -> None:
         """Collect the rows g of every place, made independent up to `eps`.
@@ -62,24 +64,9 @@ class KhatriRao:
         return len(self.places), self.inputs.shape[1] * self.mixing.shape[1]
 
     @property
-    def blocks(self) -> list[tuple[int, int]]:
-        """One, once, of one map."""
-        return [(1, 0)]
-
-    @property
-    def pieces(self) -> int:
-        """How many parts the spectrum comes in."""
-        return 1
-
-    @property
     def splits(self) -> bool:
         """Whether there is more than one channel to mix."""
         return bool(self.mixing.shape[1] > 1)
-
-    @property
-    def workers(self) -> int:
-        """One block occupies one core."""
-        return 1
 
     @property
     def order(self) -> int:
