@@ -135,11 +135,6 @@ class Chain:
     def check_tied(self, params: dict[str, Params]) -> None:
         """Refuse parameters in which the uses of one array of the model hold different values; needs numbers."""
 
-    def _check_names(self, what: str, by_block: Any) -> None:
-        check_params(what, by_block)
-        for name in by_block:
-            self.index(name)
-
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B) with z_0 = x.
 
@@ -151,7 +146,7 @@ class Chain:
         Returns:
             B + 1 pytrees. Cost: one forward pass.
         """
-        self._check_names("params", params)
+        check_params("params", params, self)
         check_arrays("`x`", x)
         activations = [x]
         for block in self.blocks:
@@ -169,7 +164,7 @@ class Chain:
         Returns:
             Text for `print`. Nothing is computed.
         """
-        self._check_names("params", params)
+        check_params("params", params, self)
         return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
 
 
@@ -185,13 +180,16 @@ def check_chain(chain: Any, params: Any = None) -> None:
     expect("chain", chain, Chain, wanted)
 
 
-def check_params(name: str, value: Any) -> None:
-    """Refuse what does not hold something for each block by its name.
+def check_params(name: str, value: Any, chain: Chain) -> None:
+    """Refuse what does not hold something for blocks of a chain by their names.
 
     Raises:
         TypeError: it is no dictionary.
+        UnknownBlock: it holds something for a block that is not in the chain (a KeyError).
     """
     expect(name, value, Mapping, "a dictionary with the parameters of each block by its name")
+    for block in value:
+        chain.index(block)
 
 
 class UnknownBlock(KeyError):

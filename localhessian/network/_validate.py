@@ -36,14 +36,12 @@ def admit(
         ValueError: Anything else.
     """
     check_chain(chain, params)
-    check_params("params", params)
+    check_params("params", params, chain)
     expect_function("loss", loss, "a function of (z_B, y)", takes=2)
     loss = as_key(loss, "`loss`")
     check_leaves(params, x, y, context)
     with full_precision():  # a cut chain is cut for settings of JAX, which it keeps in its context
         context = chain.context_for(x, context, params)
-    for name in params:
-        chain.index(name)
     try:
         z = trace(chain, params, x, context).output
     except Inapplicable as error:

@@ -220,9 +220,7 @@ def initial_state(
         {'a': ((), ()), 'b': ((), ())}
     """
     check_chain(chain, params)
-    check_params("params", params)
-    for name in params:
-        chain.index(name)
+    check_params("params", params, chain)
     of_weight_side = _picked("weight_solver", chain, weight_solver, 0.0)
     of_input_side = _picked("input_solver", chain, input_solver, 1.0)
     states = {}

@@ -47,7 +47,9 @@ def largest_opened(model: Model, trees: Mapping[str, Any], size: Callable[[Slot]
     if large is None:
         return []
     owned = {name: _owned(model, trees, name) for name in trees}
-    inside = _parts(owned[large], lambda path: sum(map(size, _slots_at(trees[large], path))), whole / 2)
+    slots_of_large = jax.tree.leaves(trees[large])
+    size_at = lambda path: sum(size(slot) for slot in slots_of_large if slot.path[: len(path)] == path)
+    inside = _parts(owned[large], size_at, whole / 2)
     if len(inside) < 2:
         return []
     candidates = {name: inside if name == large else _outermost(owned[name]) for name in trees}
@@ -73,10 +75,6 @@ def _owned(model: Model, trees: Mapping[str, Any], name: str) -> set[Path]:
 
 def _paths(tree: Any) -> set[Path]:
     return {slot.path for slot in jax.tree.leaves(tree)}
-
-
-def _slots_at(tree: Any, path: Path) -> list[Slot]:
-    return [slot for slot in jax.tree.leaves(tree) if slot.path[: len(path)] == path]
 
 
 def _outermost(paths: set[Path]) -> list[Path]:

@@ -121,10 +121,6 @@ class Source:
         result = fn(*trees)
         return result[0] if self.has_aux else result
 
-    def has_boundaries(self) -> bool:
-        """Whether the function is cut at all."""
-        return len(self.program.pieces) > 1 or self.program.pieces[0].name != "output"
-
     def applies(self) -> dict[str, "Apply"]:
         """One callable for each block; equal blocks share one."""
         groups: dict[str, list[int]] = {}
