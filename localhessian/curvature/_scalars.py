@@ -23,11 +23,7 @@ WORD = 32
 
 
 def check_scalar(name: str) -> None:
-    """Refuse an unknown scalar.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
+    """Refuse an unknown scalar (ValueError)."""
     expect_choice("scalar", name, SCALARS, f"one of {', '.join(SCALARS)}")
 
 

@@ -132,11 +132,7 @@ def spectrum(
 
 
 def check_method(method: Any) -> None:
-    """Refuse what is no method.
-
-    Raises:
-        TypeError: it is a name or a class, or has no `run`.
-    """
+    """Refuse what is no method (TypeError): a name or a class, or what has no `run`."""
     if method is not None and (isinstance(method, type) or not hasattr(method, "run")):
         name = next((kind.__name__ for kind in _METHODS if method is kind), "Lanczos")
         raise TypeError(f"`method` must be a method, as `lh.{name}()`, or None, got {short(method)}.")

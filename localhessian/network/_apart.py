@@ -19,11 +19,7 @@ class Unknown(Exception):
 
 
 def expect(holds: bool) -> None:
-    """Say that nothing is proven where something does not hold.
-
-    Raises:
-        Unknown: It does not.
-    """
+    """Raise `Unknown` where what a proof rests on does not hold."""
     if not holds:
         raise Unknown
 
@@ -52,11 +48,7 @@ def _results(eqn: Equation, given: list[Axis]) -> list[Axis]:
 
 
 def axis_of(eqn: Equation, given: list[Axis]) -> Axis:
-    """On which axis the results of an equation, which is no call, hold the samples of its operands.
-
-    Raises:
-        Unknown: No rule says so.
-    """
+    """The axis on which results of an equation, which is no call, hold the samples; `Unknown` if no rule says so."""
     rule = _RULES.get(eqn.primitive.name)
     if rule is None:
         raise Unknown

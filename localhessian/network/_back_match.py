@@ -86,11 +86,7 @@ def back_match_partly(
 
 
 def _check_derivatives(matching: BackMatching) -> None:
-    """Check that back-propagation stays finite, where there are numbers.
-
-    Raises:
-        ValueError: the message names the block where it does not, and the operation.
-    """
+    """Refuse derivatives that are not finite, by a ValueError with the block and the operation."""
     residuals, gradients, y = matching.residuals, matching.gradients, matching.y
     if is_traced(residuals, gradients) or all_finite((residuals, gradients)):
         return

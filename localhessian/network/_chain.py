@@ -169,11 +169,7 @@ class Chain:
 
 
 def check_chain(chain: Any, params: Any = None) -> None:
-    """Refuse what is no chain, and say so where it changed places with the parameters.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """Refuse what is no chain (TypeError), and say so where it changed places with the parameters."""
     wanted = "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)"
     if isinstance(params, Chain) and not isinstance(chain, Chain):
         raise TypeError(f"`chain` must be {wanted}, got {short(chain)}; `params` is one: swap the two.")
@@ -181,12 +177,7 @@ def check_chain(chain: Any, params: Any = None) -> None:
 
 
 def check_params(name: str, value: Any, chain: Chain) -> None:
-    """Refuse what does not hold something for blocks of a chain by their names.
-
-    Raises:
-        TypeError: it is no dictionary.
-        UnknownBlock: it holds something for a block that is not in the chain (a KeyError).
-    """
+    """Refuse what is no dictionary (TypeError), and names that are no blocks of the chain (`UnknownBlock`)."""
     expect(name, value, Mapping, "a dictionary with the parameters of each block by its name")
     for block in value:
         chain.index(block)

@@ -13,11 +13,7 @@ from localhessian._tree import is_floating
 
 
 def check_finite(what: str, tree: Any, hint: str = "", why: Callable[[], str] = str) -> None:
-    """Refuse a tree with a floating-point leaf that is not finite.
-
-    Raises:
-        ValueError: What it is, the hint (else that they must be removed), and why, found out only now.
-    """
+    """Refuse numbers that are not finite: a ValueError with what, where, a hint, and why, found out only then."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not all_finite(leaf):
             place = f" at `{jax.tree_util.keystr(path)}`" if path else ""

@@ -17,11 +17,7 @@ _NUMBERS = (bool, int, float, complex, np.generic, np.ndarray)
 
 
 def check_leaves(params: dict[str, Params], x: Activations, y: Any, context: Context) -> None:
-    """Refuse what is no array, complex variables, and arrays that vary over a mesh axis by their type.
-
-    Raises:
-        ValueError: The message says what holds it, and where.
-    """
+    """Refuse what is no array, complex variables, and arrays that vary over a mesh axis by their type (ValueError)."""
     if all(map(_is_plain, jax.tree.leaves((list(params.values()), x, y, context)))):
         return
     parts = {f"the parameters of block `{name}`": value for name, value in params.items()}
@@ -63,11 +59,7 @@ def check_arrays(what: str, tree: Any) -> None:
 
 
 def check_samples(name: str, tree: Any) -> int:
-    """The number of samples; refuse what holds no array, or arrays without a leading axis that they share.
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """The number of samples; a ValueError where there is no array, or no leading axis that all of them share."""
     check_arrays(f"`{name}`", tree)
     sizes = {leaf.shape[0] if getattr(leaf, "shape", ()) else None for leaf in jax.tree.leaves(tree)}
     n = next(iter(sizes), None)

@@ -101,11 +101,7 @@ class Stream:
 
 
 def expect_batch(function: str, x: Any) -> None:
-    """Refuse a stream.
-
-    Raises:
-        TypeError: It is one.
-    """
+    """Refuse a stream (TypeError)."""
     if isinstance(x, Stream):
         raise TypeError(f"`{function}` takes one batch as `x`, and no stream: `lh.back_match` and `lh.analyze` do.")
 

@@ -241,10 +241,7 @@ def _no_derivative(what: str, error: Exception) -> str:
 
 
 def trace_loss(loss: Loss, z: Any, y: Any) -> bool:
-    """Trace the loss and its Hessian for these shapes; remembered for as long as the loss lives.
-
-    Returns:
-        Whether its program proves that it keeps the samples apart.
+    """Whether the program of a loss proves that it keeps the samples apart; remembered for as long as the loss lives.
 
     Raises:
         ValueError: It cannot be applied, returns no loss for each sample, or has no derivative.

@@ -19,11 +19,7 @@ def each_block(tree: dict[str, Params], function: Callable[[str, Params], Params
 
 
 def check_unmasked(tree: Any) -> None:
-    """Refuse the gaps that `optax.masked` leaves.
-
-    Raises:
-        ValueError: There are some.
-    """
+    """Refuse the gaps that `optax.masked` leaves (ValueError)."""
     if any(map(_is_gap, jax.tree.leaves(tree, is_leaf=_is_gap))):
         raise ValueError(
             "`scale_by_local_hessian` needs the parameters and gradients of every block, and a mask (`optax.masked`, "

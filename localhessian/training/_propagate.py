@@ -269,12 +269,7 @@ def _plus(leaf: Array, step: Array) -> Array:
 
 
 def _picked(name: str, chain: Chain, solvers: Solvers, rate: float) -> dict[str, Solver]:
-    """The solver of each block.
-
-    Raises:
-        KeyError: One is for a block that is not in the chain.
-        TypeError: What is no solver.
-    """
+    """The solver of each block; KeyError for one of no block of the chain, TypeError for what is no solver."""
     if isinstance(solvers, Mapping):
         for block in solvers:
             chain.index(block)

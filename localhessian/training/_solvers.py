@@ -87,11 +87,7 @@ class ScaledGradient:
     trusted = False
 
     def __post_init__(self) -> None:
-        """Check the name.
-
-        Raises:
-            ValueError: An unknown scalar.
-        """
+        """Refuse settings that mean nothing."""
         expect_number("rate", self.rate)
         check_scalar(self.scalar)
         expect_count("probes", self.probes, 2)

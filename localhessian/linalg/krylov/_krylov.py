@@ -134,11 +134,7 @@ class Krylov(abc.ABC):
     block_size: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing.
-
-        Raises:
-            ValueError: with the setting and what it must be.
-        """
+        """Refuse settings that mean nothing, by a ValueError with the setting and what it must be."""
         expect_choice("which", self.which, ("both", "largest", "smallest"))
         for name, least in (("max_matvecs", 1), ("k", 1), ("basis_size", 4), ("block_size", 1)):
             if name != "basis_size" or self.basis_size is not None:

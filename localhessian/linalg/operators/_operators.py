@@ -287,11 +287,7 @@ def unbatched(value: Any, batch: int | None) -> Any:
 
 
 def check_operator(operator: Any) -> None:
-    """Refuse what is no operator.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Refuse what is no operator (TypeError)."""
     expect(
         "operator",
         operator,

@@ -44,11 +44,7 @@ class KhatriRao:
     pieces = workers = 1
 
     def __init__(self, found: Found, size: int, eps: float, max_bytes: float, max_size: float) -> None:
-        """Collect the rows g of every place, made independent up to `eps`.
-
-        Raises:
-            Declined: as `only_product` does.
-        """
+        """Collect the rows g of every place, made independent up to `eps`; `Declined` as by `only_product`."""
         output, grid = found.output, only_product(found, max_bytes, max_size)
         self.size, place_of = size, found.flat(output.unit)
         mixing = np.zeros((len(place_of), grid.channels))

@@ -28,11 +28,7 @@ class Summed:
     grids: tuple[()] = ()
 
     def __init__(self, operator: Streamed, walk: Walk, max_bytes: float) -> None:
-        """Look at the first part.
-
-        Raises:
-            Declined: It does not split by the channels of a layer.
-        """
+        """Look at the first part; `Declined` where it does not split by the channels of a layer."""
         self.operator, self.walk = operator, walk
         self.size = operator.size
         share, part = next(operator.parts())
