@@ -89,7 +89,8 @@ def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, know
     noise = [_noise(leaf.shape, dtype, xp) for leaf in inputs]
 
     def moved_by(moves: Any) -> Any:
-        return push(_joined([leaf * moves.astype(dtype).reshape(n, *(1,) * (leaf.ndim - 1)) for leaf in noise], xp))
+        parts = [(leaf * moves.astype(dtype).reshape(n, *(1,) * (leaf.ndim - 1))).ravel() for leaf in noise]
+        return push(parts[0] if len(parts) == 1 else xp.concatenate(parts))
 
     if known:
         return np.bool_(any(_is_moved(moved_by(moves), moves) for moves in _patterns(n)))
@@ -107,10 +108,6 @@ def _is_moved(moved: Any, moves: np.ndarray) -> bool:
     rows = np.asarray(moved)[~moves]
     nonzero = rows != 0
     return bool(nonzero.any()) and bool((nonzero & ~np.isnan(rows)).any())
-
-
-def _joined(leaves: list[Any], xp: Any) -> Any:
-    return leaves[0].ravel() if len(leaves) == 1 else xp.concatenate([leaf.ravel() for leaf in leaves])
 
 
 @functools.lru_cache(64)

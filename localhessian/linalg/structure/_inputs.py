@@ -20,22 +20,14 @@ class Inputs:
         if view.size * view.itemsize <= max_bytes:
             self.lead = (math.prod(self.lead),)
             view = view.reshape(self.lead[0], self.depth)
-        self._view = view
+        self._view, self.dtype = view, view.dtype
+        self.nbytes = view.nbytes if view.ndim == 2 else 0
+        """That are held beside the images."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Places, and columns with those of ones."""
         return math.prod(self.lead), self.depth + self.ones
-
-    @property
-    def dtype(self) -> Any:
-        """Of the numbers."""
-        return self._view.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """That are held beside the images."""
-        return self._view.nbytes if self._view.ndim == 2 else 0
 
     def add_ones(self) -> None:
         """Append a 1 to every row, for a bias."""

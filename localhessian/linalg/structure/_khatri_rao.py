@@ -53,21 +53,11 @@ class KhatriRao:
             mixing += found.flat(coefficient)[:, None] * found.sums[k][place_of]
         self.places, self.mixing = _independent_rows(place_of, mixing, eps)
         self.grids, self.inputs = [grid], grid.inputs[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
+        self.shape = len(self.places), self.inputs.shape[1] * grid.channels
         """Of R, its rows made independent at each place."""
-        return len(self.places), self.inputs.shape[1] * self.mixing.shape[1]
-
-    @property
-    def splits(self) -> bool:
-        """Whether there is more than one channel to mix."""
-        return bool(self.mixing.shape[1] > 1)
-
-    @property
-    def order(self) -> int:
+        self.order = min(self.shape)
         """Of the matrix to decompose."""
-        return min(self.shape)
+        self.splits = grid.channels > 1
 
     def __str__(self) -> str:
         """In words."""
