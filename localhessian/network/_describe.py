@@ -53,7 +53,7 @@ def table(
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
     sides = [str.rjust if i in _NUMBERS else str.ljust for i in shown]
-    aligned = [[side(*cell) for side, *cell in zip(sides, row, widths, strict=True)] for row in cells]
+    aligned = [[put(cell, width) for put, cell, width in zip(sides, row, widths, strict=True)] for row in cells]
     lines = ["  ".join(row).rstrip() for row in aligned]
     return "\n".join([*lines, *_carried(chain.names, activations), *notes])
 
