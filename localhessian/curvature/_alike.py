@@ -6,25 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import compiled
 from localhessian._tree import floating_leaves, ravel_samples
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator, eps_of
-from localhessian.network import MISFIT, Block, ByInput, Place, Side, applied, jacobian, meant
+from localhessian.network import MISFIT, ByInput, Place, Side, answer, by_sample, jacobian, meant
 
 
 def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activations) -> bool:
     """Whether a block gives the samples alone the outputs and the derivatives that it gives them in the batch.
 
-    Args:
-        side: The input of the block, and how it is laid out.
-        in_batch: The whole batch, with the samples meant.
-        alone: These samples.
-        outputs: z_b of the whole batch.
+    To rounding, each relative to its own sample; `outputs` is z_b of the whole batch.
 
-    Returns:
-        Whether they agree to rounding, each relative to its own sample. Cost: a forward pass and a jvp, of the samples
-        and of the batch; the programs are those that back-matching and products with the samples take.
+    Cost: a forward pass and a jvp, of the samples and of the batch; the programs are those that back-matching and
+    products with the samples take.
     """
     block, index = side.block, in_batch.index
     try:
@@ -34,35 +28,24 @@ def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activation
     if not all(leaf.shape[:1] == index.shape for leaf in jax.tree.leaves(few)):  # type: ignore[union-attr]
         return False
     wanted = ravel_samples(meant(outputs, index))[0]
-    if not _near(ravel_samples(floating_leaves(_outputs(block, alone)))[0], wanted):
+    if not _near(ravel_samples(floating_leaves(answer(block, alone.params, alone.z, alone.context)))[0], wanted):
         return False
     whole = dataclasses.replace(in_batch, index=None)
-    leaves = _random([leaf.shape for leaf in floating_leaves(whole.z)])
+    inputs = floating_leaves(whole.z)
     by_input = jacobian(ByInput(block), whole)
-    moved = by_input.prepare().mv(jnp.asarray(np.concatenate([leaf.ravel() for leaf in leaves]), by_input.dtype))
-    rows = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)[np.asarray(index)]
+    v = np.random.default_rng(0).standard_normal(by_input.size)
+    moved = by_input.prepare().mv(jnp.asarray(v, by_input.dtype))
+    rows = by_sample(v, inputs)[np.asarray(index)]
     of_alone = jacobian(side, alone)
     moved_alone = of_alone.mv(jnp.asarray(rows if of_alone.batch else rows[0], of_alone.dtype))
-    ends = np.cumsum([leaf.size for leaf in floating_leaves(outputs)])[:-1]
-    parts = [part.reshape(len(leaves[0]), -1) for part in np.split(np.asarray(moved), ends)]
-    return _near(np.atleast_2d(moved_alone), np.concatenate(parts, axis=1)[np.asarray(index)])
+    return _near(np.atleast_2d(moved_alone), by_sample(moved, floating_leaves(outputs))[np.asarray(index)])
 
 
 def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
     """Whether two operators of as many samples agree on a random vector, each relative to its own sample."""
     shape = (one.size,) if one.batch is None else (one.batch, one.size)
-    (v,) = (jnp.asarray(leaf, one.dtype) for leaf in _random([shape]))
+    v = jnp.asarray(np.random.default_rng(0).standard_normal(shape), one.dtype)
     return _near(np.atleast_2d(one.mv(v)), np.atleast_2d(other.mv(v)))
-
-
-@compiled(static_argnums=0)
-def _outputs(block: Block, place: Place) -> Activations:
-    return applied(block, place)
-
-
-def _random(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-    random = np.random.default_rng(0)
-    return [random.standard_normal(shape) for shape in shapes]
 
 
 def _near(ours: Array | np.ndarray, wanted: Array | np.ndarray) -> bool:

@@ -17,7 +17,16 @@ from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._recognize import loss_hessian
 from localhessian.linalg import SymmetricOperator
-from localhessian.network import SIDES, BackMatching, Chain, Side, back_match, back_matching_loss, expect_batch
+from localhessian.network import (
+    SIDES,
+    BackMatching,
+    Chain,
+    Side,
+    back_match,
+    back_matching_loss,
+    by_sample,
+    expect_batch,
+)
 
 TOLERANCES = {"float64": 1e-12, "float32": 2.5e-5, "bfloat16": 0.35, "float16": 0.04}
 """Relative, by dtype: the roundings that deep networks and means over a few samples accumulate.
@@ -267,15 +276,8 @@ def _assemble(
 
 def _per_sample(matching: BackMatching, name: str, b: int, v: ArrayLike, whole: ArrayLike) -> float:
     rows = local_hessian(matching, name, "input", samples=range(matching.samples))
-    v, whole = (_by_sample(matching.activations[b - 1], vector) for vector in (v, whole))
+    v, whole = (by_sample(vector, floating_leaves(matching.activations[b - 1])) for vector in (v, whole))
     return _distance([rows.mv(jax.device_put(v))], [whole])
-
-
-def _by_sample(z: Activations, vector: ArrayLike) -> np.ndarray:
-    """A vector over the leaves of a batch as one row for each sample."""
-    leaves = floating_leaves(z)
-    parts = np.split(np.asarray(vector), np.cumsum([leaf.size for leaf in leaves])[:-1])
-    return np.concatenate([part.reshape(len(leaf), -1) for part, leaf in zip(parts, leaves, strict=True)], axis=1)
 
 
 def _distance(ours: Sequence[ArrayLike], truth: Sequence[ArrayLike]) -> float:

@@ -20,7 +20,7 @@ from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
-from localhessian.curvature._recipe import Layout, LocalHessian, Part, Point, Recipe, with_root
+from localhessian.curvature._recipe import Layout, LocalHessian, Part, Point, Recipe, Rooted
 from localhessian.curvature._streamed import streamed_hessian
 from localhessian.linalg import SymmetricOperator, gram, repeated
 from localhessian.network import (
@@ -107,7 +107,12 @@ def local_hessian(
     if kind.per_sample:
         if select is not None:
             raise ValueError('`select` belongs to wrt="params": it chooses parameters.')
-        _check_input(matching, block, b)
+        z = matching.activations[b - 1]
+        if not floating_leaves(z):
+            raise ValueError(
+                f"the input of block `{block}` holds integers ({shapes(z)}), which have no derivative, so its H_z does "
+                'not exist: ask for wrt="params", or for H_z of a later block.'
+            )
         if samples is not None:
             _check_uncoupled(matching, block, samples)
             index, is_one = sample_indices(samples, matching.samples)
@@ -162,7 +167,7 @@ def _operator(recipe: Recipe, point: Point, y: Any, label: str) -> SymmetricOper
         layout = Layout(leaves, recipe.side.arrangement)
         point = dataclasses.replace(point, curvature=found.hessian)
         if factor is not None:
-            factor = None if found.root is None else with_root(factor, found.root, layout)
+            factor = None if found.root is None else Rooted(factor, found.root, layout, **factor.form)
     if factor is not None and (layout is None or found.product is None):
         return gram(factor)
     d, _, dtype, batch = recipe.side.sizes(point.place)
@@ -261,12 +266,3 @@ def _selected(matching: BackMatching, block: str, select: Any) -> tuple[bool, ..
             "return True for at least one."
         )
     return keep
-
-
-def _check_input(matching: BackMatching, block: str, b: int) -> None:
-    z = matching.activations[b - 1]
-    if not floating_leaves(z):
-        raise ValueError(
-            f"the input of block `{block}` holds integers ({shapes(z)}), which have no derivative, so its H_z does "
-            'not exist: ask for wrt="params", or for H_z of a later block.'
-        )

@@ -45,17 +45,9 @@ class Curvature:
 
 
 def curvature(loss: Loss, z: Activations, y: Any, index: Array | None = None) -> Curvature:
-    """S of some samples in their batch.
+    """S of the samples `index` (no sample twice; None for all) in their batch.
 
-    Args:
-        loss: Per-sample losses.
-        z: The outputs z_B of the whole batch.
-        y: What the loss compares with.
-        index: The samples meant, no sample twice; None for all.
-
-    Returns:
-        Its product and its root. Cost: a few products with S; where it is not recognized, one for each output of a
-        sample.
+    Cost: a few products with S; where it is not recognized, one for each output of a sample.
     """
     z = jax.tree.map(at_least_single, z)
     if not is_concrete(z, y, index):

@@ -80,21 +80,7 @@ class Rooted(LinearMap):
 
     def prepare(self) -> LinearMap:
         """With the block linearized."""
-        return with_root(self.jacobian.prepare(), self.root, self.layout)
-
-
-def with_root(jacobian: LinearMap, root: Root, layout: Layout) -> LinearMap:
-    """L^T R."""
-    return Rooted(
-        jacobian,
-        root,
-        layout,
-        size=jacobian.size,
-        out_size=jacobian.out_size,
-        dtype=jacobian.dtype,
-        batch=jacobian.batch,
-        label=jacobian.label,
-    )
+        return dataclasses.replace(self, jacobian=self.jacobian.prepare(), label="")
 
 
 @pytree
@@ -160,12 +146,9 @@ class _Terms:
         if recipe.part != "gauss_newton":
             # Of the last block the residual part beside J^T S J: S of the loss is known more exactly than it rounds.
             scalar = _residual_form if self.layout is not None or recipe.part == "residual" else _matching_form
-            terms.append(Partial(_as_variables, _second_derivative(scalar(recipe, point, view), view), view.start))
+            second = jax.linearize(jax.grad(scalar(recipe, point, view)), view.start)[1]
+            terms.append(Partial(_as_variables, second, view.start))
         return terms
-
-
-def _second_derivative(scalar: Callable[[Array], Array], view: View) -> Partial:
-    return cast(Partial, jax.linearize(jax.grad(scalar), view.start)[1])
 
 
 def _as_variables(derivative: Partial, start: Array, v: Array) -> Array:

@@ -12,6 +12,7 @@ from localhessian._programs import eigh
 from localhessian._tree import ravel, size
 from localhessian._types import Array, Key, Loss, Scalar
 from localhessian.curvature._recognize import loss_hessian
+from localhessian.curvature._root import at_least_single
 from localhessian.linalg import eps_of
 from localhessian.network import Leaves, Place, Side, applied, curved
 
@@ -22,11 +23,7 @@ WORD = 32
 
 
 def check_scalar(name: str) -> None:
-    """Refuse an unknown scalar.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
+    """Refuse an unknown scalar (ValueError)."""
     expect_choice("scalar", name, SCALARS, f"one of {', '.join(SCALARS)}")
 
 
@@ -45,38 +42,32 @@ def local_scalar(
 
     With H = s J^T S J and random signs v, w: tr H = s E <Jv, S J v>, tr H^2 = s^2 E <Jv, S J w>^2.
 
-    Args:
-        side: The block, by its parameters (s = 1/n) or its input (s = 1).
-        loss: Of the last block; None before it (S = I).
-        scalar: `mean` = tr(H) / dimension, the multiple of I nearest to H; `range_mean` = tr(H^2) / tr(H), the mean
-            curvature where gradients lie; `max` = lambda_max, from below: the largest Ritz value after `probes` steps
-            of Lanczos, a lower bound up to rounding, and equal to it where H has no more than `probes` eigenvalues.
-        place: Its parameters, input and context.
-        y: What the loss compares with.
-        words: From `random_words`, for the floating-point variables of this side.
-        probes: Random vectors, at least 2; of `max` products.
+    `mean` is tr(H) / dimension, the multiple of I nearest to H; `range_mean` tr(H^2) / tr(H), the mean curvature where
+    gradients lie; `max` lambda_max, from below: the largest Ritz value after `probes` steps of Lanczos, a lower bound
+    up to rounding, and equal to it where H has no more than `probes` eigenvalues. `loss` is that of the last block,
+    None before it (S = I); `words` are from `random_words`, for the floating-point variables of this side.
 
-    Returns:
-        m >= 0. Cost: one forward pass of the block and `probes` jvps; of `max` as many vjps too.
+    Cost: one forward pass of the block and `probes` jvps (at least 2); of `max` as many vjps too.
 
     Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """
     variables, outputs, scale = side.variables(place)[0], side.outputs(place), side.scale(place)
-    hessian = None if loss is None else loss_hessian(loss, jax.tree.map(_wider, applied(side.block, place)), y)
+    hessian = None if loss is None else loss_hessian(loss, jax.tree.map(at_least_single, applied(side.block, place)), y)
 
     def curve(image: Leaves) -> Leaves:
-        return _wide(image) if hessian is None else hessian(_wide(image))
+        wide = list(map(at_least_single, image))
+        return wide if hessian is None else hessian(wide)
 
     signs = _signs(words, variables, probes)
     if scalar == "max":
         product = curved(jax.linearize(outputs, variables)[1], variables, curve, 1.0)
         return scale * _largest(product, [leaf[0] for leaf in signs], min(probes, size(variables)))
-    images = jax.vmap(lambda sign: _wide(jax.jvp(outputs, (variables,), (sign,))[1]))(signs)
+    images = jax.vmap(lambda sign: list(map(at_least_single, jax.jvp(outputs, (variables,), (sign,))[1])))(signs)
     pairs = list(zip(images, jax.vmap(curve)(images), strict=True))
     if scalar == "mean":
         total = scale * sum(jnp.sum(one * two) for one, two in pairs)
         return jnp.maximum(total, 0) / (probes * size(variables))
-    gram = scale * sum(_gram(one, two) for one, two in pairs)
+    gram = scale * sum(_matmul(one.reshape(probes, -1), two.reshape(probes, -1).T) for one, two in pairs)
     trace = jnp.maximum(jnp.mean(jnp.diagonal(gram)), 0)
     different = ~jnp.eye(probes, dtype=bool)
     squares = jnp.sum(jnp.where(different, gram**2, 0)) / (probes * (probes - 1))
@@ -100,12 +91,12 @@ def _signs(words: Array, variables: list[Array], probes: int) -> list[Array]:
 def _largest(product: Callable[..., Any], start: list[Array], steps: int) -> Scalar:
     """The largest Ritz value of a positive semi-definite operator after `steps` products."""
     first, unravel = ravel(start)
-    narrow, first = first.dtype, _wider(first)
+    narrow, first = first.dtype, at_least_single(first)
     dtype = first.dtype
     basis = first[None] / jnp.linalg.norm(first)
     images = jnp.zeros((0, first.size), dtype)
     for _ in range(steps):
-        image = _wider(ravel(product(unravel(basis[-1].astype(narrow))))[0])
+        image = at_least_single(ravel(product(unravel(basis[-1].astype(narrow))))[0])
         images = jnp.concatenate([images, image[None]])
         rest = image
         for _ in range(2):
@@ -116,21 +107,6 @@ def _largest(product: Callable[..., Any], start: list[Array], steps: int) -> Sca
         basis = jnp.concatenate([basis, jnp.where(live, rest / jnp.where(live, length, 1), 0)[None]])
     projected = _matmul(basis[:steps], images.T)
     return jnp.maximum(eigh((projected + projected.T) / 2)[0][-1], 0)
-
-
-def _wide(leaves: list[Array]) -> list[Array]:
-    """In float32 at least."""
-    return [_wider(leaf) for leaf in leaves]
-
-
-def _wider(leaf: Array) -> Array:
-    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
-    return leaf.astype(jnp.float32) if narrow else leaf
-
-
-def _gram(one: Array, two: Array) -> Array:
-    rows = one.shape[0]
-    return _matmul(one.reshape(rows, -1), two.reshape(rows, -1).T)
 
 
 def _matmul(one: Array, two: Array) -> Array:

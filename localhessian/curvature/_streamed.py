@@ -1,6 +1,5 @@
 """Local Hessians over a stream of batches."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,30 +11,6 @@ OfBatch = Callable[..., SymmetricOperator]
 """`local_hessian` of one batch."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Parts:
-    """H_W of each batch with its share of the samples."""
-
-    matching: StreamMatching
-    block: str
-    wrt: Wrt
-    part: Part
-    select: Any
-    of_batch: OfBatch
-
-    def __call__(self) -> Iterator[tuple[float, SymmetricOperator]]:
-        """All of them again."""
-        matching, is_last = self.matching, self.block == self.matching.chain.names[-1]
-        # The Gauss-Newton part is that of the block at its input; what is above it matters for the loss alone.
-        depth = len(matching.chain) if is_last else matching.chain.index(self.block)
-        match = None if self.part == "gauss_newton" else back_match_partly
-        for one in matching.matchings(depth, match):
-            yield (
-                one.samples / matching.samples,
-                self.of_batch(one, self.block, self.wrt, self.part, select=self.select),
-            )
-
-
 def streamed_hessian(
     matching: StreamMatching, block: str, wrt: Wrt, part: Part, samples: Any, select: Any, of_batch: OfBatch
 ) -> SymmetricOperator:
@@ -44,41 +19,33 @@ def streamed_hessian(
     Raises:
         ValueError: A batch couples its samples; of H_z no samples are named.
     """
+    why = coupling(matching, block, wrt, part)
     if not SIDES[wrt].per_sample:
         like = of_batch(matching.first, block, wrt, part, samples=samples, select=select)
-        check_apart(matching, block, wrt, part)
-        parts = _Parts(matching, block, wrt, part, select, of_batch)
+        if why:
+            raise ValueError(why)
+        # The Gauss-Newton part is that of the block at its input; what is above it matters for the loss alone.
+        depth = len(matching.chain) if block == matching.chain.names[-1] else matching.chain.index(block)
+        match = None if part == "gauss_newton" else back_match_partly
+
+        def parts() -> Iterator[tuple[float, SymmetricOperator]]:
+            """H_W of each batch with its share of the samples."""
+            for one in matching.matchings(depth, match):
+                yield one.samples / matching.samples, of_batch(one, block, wrt, part, select=select)
+
         of_first = like.size if like.factor is None else like.factor.out_size
         rows = -(-of_first * matching.samples // matching.first.samples)
-        kind: dict[str, Any] = {"size": like.size, "dtype": like.dtype, "label": like.label}
-        return Streamed(parts, rows, like.factor is not None, **kind)
+        return Streamed(parts, rows, like.factor is not None, **like.form)
     if samples is None:
         raise ValueError(
             f"H_z of all {matching.samples} samples of a stream is one small matrix for each: name some by `samples=`, "
             "which are taken out of their batches."
         )
-    check_apart(matching, block, wrt, part)
-    return of_samples(matching, block, wrt, part, samples, of_batch, select)
-
-
-def of_samples(
-    matching: StreamMatching, block: str, wrt: Wrt, part: Part, samples: Any, of_batch: OfBatch, select: Any = None
-) -> SymmetricOperator:
-    """H_z of samples that make a batch of their own."""
-    one = matching.of_samples(samples, back_match_partly)
-    is_one = not hasattr(samples, "__len__") and getattr(samples, "ndim", 0) == 0
-    return of_batch(one, block, wrt, part, samples=0 if is_one else range(one.samples), select=select)
-
-
-def check_apart(matching: StreamMatching, block: str, wrt: Wrt, part: Part) -> None:
-    """Refuse what would be another Hessian in another batch, unless the batches' own are meant.
-
-    Raises:
-        ValueError: A block on the way couples its samples.
-    """
-    why = coupling(matching, block, wrt, part)
     if why:
         raise ValueError(why)
+    one = matching.of_samples(samples, back_match_partly)  # they make a batch of their own
+    is_one = not hasattr(samples, "__len__") and getattr(samples, "ndim", 0) == 0
+    return of_batch(one, block, wrt, part, samples=0 if is_one else range(one.samples), select=select)
 
 
 def coupling(matching: StreamMatching, block: str, wrt: Wrt, part: Part) -> str:

@@ -136,11 +136,7 @@ def spectrum(
 
 
 def check_method(method: Any) -> None:
-    """Refuse what is no method.
-
-    Raises:
-        TypeError: it is a name or a class, or has no `run`.
-    """
+    """Refuse what is no method (TypeError): a name or a class, or what has no `run`."""
     if method is not None and (isinstance(method, type) or not hasattr(method, "run")):
         name = next((kind.__name__ for kind in _METHODS if method is kind), "Lanczos")
         raise TypeError(f"`method` must be a method, as `lh.{name}()`, or None, got {short(method)}.")
@@ -158,15 +154,12 @@ def _sentence(operator: Operator, status: Status) -> str:
 
 def _check_start(start: Array, operator: Operator, size: int) -> None:
     lead = () if operator.batch is None else (operator.batch,)
-    shape = start.shape if _is_real(start) else None
+    kind = start.dtype if hasattr(start, "shape") and hasattr(start, "dtype") else None
+    is_real = kind is not None and any(jnp.issubdtype(kind, real) for real in (jnp.floating, jnp.integer))
+    shape = start.shape if is_real else None
     if shape is None or len(shape) != len(lead) + 2 or shape[:-1] != (*lead, size) or not shape[-1]:
         got = short(start) if shape is None else f"shape {shape}"
         raise ValueError(f"`start` must hold vectors in columns, shape {(*lead, size)} and one more axis, got {got}.")
-
-
-def _is_real(array: Any) -> bool:
-    kinds = (jnp.floating, jnp.integer)
-    return hasattr(array, "shape") and hasattr(array, "dtype") and any(jnp.issubdtype(array.dtype, k) for k in kinds)
 
 
 def _run(

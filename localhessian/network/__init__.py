@@ -9,11 +9,13 @@ from localhessian.network._chain import Chain as Chain
 from localhessian.network._chain import UnknownBlock as UnknownBlock
 from localhessian.network._chain import check_chain as check_chain
 from localhessian.network._chain import check_params as check_params
+from localhessian.network._coupling import by_sample as by_sample
 from localhessian.network._coupling import loss_couples_samples as loss_couples_samples
 from localhessian.network._finite import check_finite as check_finite
 from localhessian.network._jacobian import jacobian as jacobian
 from localhessian.network._leaves import check_arrays as check_arrays
 from localhessian.network._per_sample import MISFIT as MISFIT
+from localhessian.network._per_sample import answer as answer
 from localhessian.network._per_sample import contexts_of as contexts_of
 from localhessian.network._per_sample import first_samples as first_samples
 from localhessian.network._per_sample import rows as rows

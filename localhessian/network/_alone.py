@@ -11,19 +11,13 @@ import numpy as np
 
 from localhessian._programs import Equation, Program, entered, is_variable
 from localhessian._tree import raw_bytes
-from localhessian.network._apart import Axis, Unknown, axis_of
+from localhessian.network._apart import Axis, Unknown, axis_of, expect
 
 
 def answers_alone(batch: Program, fewer: Program, axes: Sequence[Axis]) -> bool:
-    """Whether the second program gives fewer samples what the first one gives them among all.
+    """Whether the second program gives fewer samples what the first one, which keeps them apart, gives among all.
 
-    Args:
-        batch: Of a block, that keeps samples apart; as `keeps_apart` takes it.
-        fewer: The same, for fewer samples.
-        axes: For each input, on which axis it holds the samples.
-
-    Returns:
-        True is proof; False says nothing.
+    True is proof; False says nothing. Programs and axes are as `keeps_apart` takes them.
     """
     try:
         return all(axis in (0, None) for axis in _together(batch, fewer, axes))
@@ -34,25 +28,25 @@ def answers_alone(batch: Program, fewer: Program, axes: Sequence[Axis]) -> bool:
 def _together(batch: Program, fewer: Program, axes: Sequence[Axis]) -> list[Axis]:
     """For each output the axis of its samples."""
     one, two = batch.jaxpr, fewer.jaxpr
-    _expect(len(one.eqns) == len(two.eqns) and len(batch.consts) == len(fewer.consts))
-    _expect(all(map(_same, batch.consts, fewer.consts)))
+    expect(len(one.eqns) == len(two.eqns) and len(batch.consts) == len(fewer.consts))
+    expect(all(map(_same, batch.consts, fewer.consts)))
     axis = dict(zip(one.constvars, [None] * len(one.constvars), strict=True)) | dict(zip(one.invars, axes, strict=True))
     twin = dict(zip([*one.constvars, *one.invars], [*two.constvars, *two.invars], strict=True))
 
     def read(atoms: Sequence[Any], others: Sequence[Any]) -> list[Axis]:
-        _expect(len(atoms) == len(others))
+        expect(len(atoms) == len(others))
         for atom, other in zip(atoms, others, strict=True):
             if is_variable(atom):
-                _expect(twin[atom] is other)
+                expect(twin[atom] is other)
             else:
-                _expect(not is_variable(other) and _same(atom.val, other.val))
+                expect(not is_variable(other) and _same(atom.val, other.val))
         return [axis[atom] if is_variable(atom) else None for atom in atoms]
 
     for eqn, other in zip(one.eqns, two.eqns, strict=True):
-        _expect(eqn.primitive is other.primitive and len(eqn.outvars) == len(other.outvars))
+        expect(eqn.primitive is other.primitive and len(eqn.outvars) == len(other.outvars))
         results = _results(eqn, other, read(eqn.invars, other.invars))
         for atom, to, along in zip(eqn.outvars, other.outvars, results, strict=True):
-            _expect(_differs_along(along, atom.aval, to.aval))
+            expect(_differs_along(along, atom.aval, to.aval))
             axis[atom], twin[atom] = along, to
     return read(one.outvars, two.outvars)
 
@@ -63,10 +57,10 @@ def _results(eqn: Any, other: Any, given: list[Axis]) -> list[Axis]:
         return _together(inner, of_other, given)
     if any(axis is not None for axis in given):
         along: Axis = axis_of(eqn, given)
-        _expect(_settings_agree(eqn, other))
+        expect(_settings_agree(eqn, other))
     elif eqn.outvars[0].aval.shape == other.outvars[0].aval.shape:
         along = None
-        _expect(all(_same_setting(eqn.params[name], other.params[name]) for name in eqn.params))
+        expect(all(_same_setting(eqn.params[name], other.params[name]) for name in eqn.params))
     else:
         along = _repeated_along(eqn, other)
     return [along] * len(eqn.outvars)
@@ -74,10 +68,10 @@ def _results(eqn: Any, other: Any, given: list[Axis]) -> list[Axis]:
 
 def _repeated_along(eqn: Any, other: Any) -> int:
     """Along which axis what is the same for all samples is repeated for each of them."""
-    _expect(eqn.primitive.name == "broadcast_in_dim" and _settings_agree(eqn, other))
+    expect(eqn.primitive.name == "broadcast_in_dim" and _settings_agree(eqn, other))
     sizes = zip(eqn.outvars[0].aval.shape, other.outvars[0].aval.shape, strict=True)
     axes = [axis for axis, (n, few) in enumerate(sizes) if n != few]
-    _expect(len(axes) == 1 and axes[0] not in eqn.params["broadcast_dimensions"])
+    expect(len(axes) == 1 and axes[0] not in eqn.params["broadcast_dimensions"])
     return axes[0]
 
 
@@ -109,8 +103,3 @@ def _differs_along(axis: Axis, one: Any, other: Any) -> bool:
     if one.dtype != other.dtype or one.weak_type != other.weak_type or len(one.shape) != len(other.shape):
         return False
     return all(n == few or i == axis for i, (n, few) in enumerate(zip(one.shape, other.shape, strict=True)))
-
-
-def _expect(holds: bool) -> None:
-    if not holds:
-        raise Unknown

@@ -18,16 +18,17 @@ class Unknown(Exception):
     """No rule says where the samples go."""
 
 
+def expect(holds: bool) -> None:
+    """Raise `Unknown` where what a proof rests on does not hold."""
+    if not holds:
+        raise Unknown
+
+
 def keeps_apart(program: Program, axes: Sequence[Axis]) -> bool:
     """Whether each entry of the outputs along their leading axis depends on that sample alone.
 
-    Args:
-        program: Of a block or a loss; with rules of differentiation of its own, which may mix what it does not, that of
-            its derivative.
-        axes: For each input, on which axis it holds the samples.
-
-    Returns:
-        True is proof; False says nothing.
+    True is proof; False says nothing. With rules of differentiation of its own, which may mix what a block or a loss
+    does not, the program is that of its derivative; `axes` tell where each input holds the samples.
     """
     try:
         return all(axis in (0, None) for axis in _run(program, axes))
@@ -47,11 +48,7 @@ def _results(eqn: Equation, given: list[Axis]) -> list[Axis]:
 
 
 def axis_of(eqn: Equation, given: list[Axis]) -> Axis:
-    """On which axis the results of an equation, which is no call, hold the samples of its operands.
-
-    Raises:
-        Unknown: No rule says so.
-    """
+    """The axis on which results of an equation, which is no call, hold the samples; `Unknown` if no rule says so."""
     rule = _RULES.get(eqn.primitive.name)
     if rule is None:
         raise Unknown
@@ -61,8 +58,7 @@ def axis_of(eqn: Equation, given: list[Axis]) -> Axis:
 def _one(given: list[Axis]) -> int:
     """The axis of all operands that have one."""
     found = {axis for axis in given if axis is not None}
-    if len(found) != 1:
-        raise Unknown
+    expect(len(found) == 1)
     return found.pop()
 
 
@@ -74,18 +70,8 @@ def _only_first(given: list[Axis]) -> int:
 
 
 def _untouched(axis: int, moved: Sequence[int]) -> int:
-    if axis in moved:
-        raise Unknown
+    expect(axis not in moved)
     return axis
-
-
-def _elementwise(_: Any, given: list[Axis]) -> Axis:
-    return _one(given)
-
-
-def _reduced(eqn: Any, given: list[Axis]) -> Axis:
-    axis = _untouched(_only_first(given), eqn.params["axes"])
-    return cast(Axis, axis - sum(gone < axis for gone in eqn.params["axes"]))
 
 
 def _along(name: str) -> Callable[[Any, list[Axis]], Axis]:
@@ -98,20 +84,26 @@ def _along(name: str) -> Callable[[Any, list[Axis]], Axis]:
     return rule
 
 
+def _without(name: str) -> Callable[[Any, list[Axis]], Axis]:
+    """One axis goes, or some."""
+
+    def rule(eqn: Any, given: list[Axis]) -> Axis:
+        gone = eqn.params[name]
+        gone = gone if isinstance(gone, tuple) else [gone]
+        axis = _untouched(_only_first(given), gone)
+        return axis - sum(bool(other < axis) for other in gone)
+
+    return rule
+
+
 def _stacked(eqn: Any, given: list[Axis]) -> Axis:
     axis = _one(given)
     return cast(Axis, axis + (eqn.params["axis"] <= axis))
 
 
-def _unstacked(eqn: Any, given: list[Axis]) -> Axis:
-    axis = _untouched(_only_first(given), [eqn.params["axis"]])
-    return cast(Axis, axis - (eqn.params["axis"] < axis))
-
-
 def _tiled(eqn: Any, given: list[Axis]) -> Axis:
     axis = _only_first(given)
-    if eqn.params["reps"][axis] != 1:
-        raise Unknown
+    expect(eqn.params["reps"][axis] == 1)
     return axis
 
 
@@ -123,8 +115,7 @@ def _broadcast(eqn: Any, given: list[Axis]) -> Axis:
 
 def _of_length(eqn: Any, axis: int, to: int) -> int:
     """The new place of the axis, as long as it was."""
-    if eqn.invars[0].aval.shape[axis] != eqn.outvars[0].aval.shape[to]:
-        raise Unknown
+    expect(eqn.invars[0].aval.shape[axis] == eqn.outvars[0].aval.shape[to])
     return to
 
 
@@ -132,15 +123,8 @@ def _reshaped(eqn: Any, given: list[Axis]) -> Axis:
     """The axis whose length and number of entries before it stay."""
     axis, old, new = _only_first(given), eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     places = [i for i in range(len(new)) if new[i] == old[axis] and math.prod(new[:i]) == math.prod(old[:axis])]
-    if eqn.params.get("dimensions") is not None or not places or old[axis] == 1:
-        raise Unknown
+    expect(eqn.params.get("dimensions") is None and bool(places) and old[axis] != 1)
     return places[0]
-
-
-def _squeezed(eqn: Any, given: list[Axis]) -> Axis:
-    gone = eqn.params["dimensions"]
-    axis = _untouched(_only_first(given), gone)
-    return cast(Axis, axis - sum(other < axis for other in gone))
 
 
 def _transposed(eqn: Any, given: list[Axis]) -> Axis:
@@ -154,8 +138,7 @@ def _sliced(eqn: Any, given: list[Axis]) -> Axis:
 
 def _padded(eqn: Any, given: list[Axis]) -> Axis:
     axis = _only_first(given)
-    if eqn.params["padding_config"][axis] != (0, 0, 0):
-        raise Unknown
+    expect(eqn.params["padding_config"][axis] == (0, 0, 0))
     return axis
 
 
@@ -166,28 +149,24 @@ def _multiplied(eqn: Any, given: list[Axis]) -> Axis:
     sides = [side for side, axis in enumerate(given) if axis is not None]
     places = {tuple(batched[side]).index(given[side]) for side in sides if given[side] in batched[side]}
     if len(sides) == 2 or places:
-        if len(places) != 1 or any(given[side] not in batched[side] for side in sides):
-            raise Unknown
+        expect(len(places) == 1 and all(given[side] in batched[side] for side in sides))
         return places.pop()
-    side, axis = sides[0], left if right is None else right
+    side, axis = sides[0], cast(int, left if right is None else right)
     kept = [[i for i in range(len(eqn.invars[s].aval.shape)) if i not in (*contracted[s], *batched[s])] for s in (0, 1)]
-    if axis not in kept[side]:
-        raise Unknown
+    expect(axis in kept[side])
     return len(batched[0]) + side * len(kept[0]) + kept[side].index(axis)
 
 
 def _convolved(eqn: Any, given: list[Axis]) -> Axis:
     numbers = eqn.params["dimension_numbers"]
-    if _only_first(given) != numbers.lhs_spec[0] or eqn.params["batch_group_count"] != 1:
-        raise Unknown
+    expect(_only_first(given) == numbers.lhs_spec[0] and eqn.params["batch_group_count"] == 1)
     return cast(Axis, numbers.out_spec[0])
 
 
 def _windowed(eqn: Any, given: list[Axis]) -> Axis:
     axis = _only_first(given)
     widths = {eqn.params[name][axis] for name in ("window_dimensions", "window_strides", "base_dilation")}
-    if widths != {1} or tuple(eqn.params["padding"][axis]) != (0, 0):
-        raise Unknown
+    expect(widths == {1} and tuple(eqn.params["padding"][axis]) == (0, 0))
     return axis
 
 
@@ -203,13 +182,11 @@ def _gathered(eqn: Any, given: list[Axis]) -> Axis:
         return of_indices[indices]
     if operand in numbers.operand_batching_dims:
         pair = numbers.start_indices_batching_dims[tuple(numbers.operand_batching_dims).index(operand)]
-        if indices not in (None, pair):
-            raise Unknown
+        expect(indices in (None, pair))
         return cast(Axis, of_indices[pair])
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     is_whole = sizes[operand] == eqn.invars[0].aval.shape[operand] and operand not in (*gone, *numbers.start_index_map)
-    if indices is not None or not is_whole:
-        raise Unknown
+    expect(indices is None and is_whole)
     return cast(Axis, of_windows[[i for i in range(len(sizes)) if i not in gone].index(operand)])
 
 
@@ -219,20 +196,20 @@ digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite
 lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sharding_constraint sign
 sin sinh sqrt square stop_gradient sub tan tanh xor
 """
+_REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
 _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"), _reduced),
-    **dict.fromkeys(("argmax", "argmin"), _reduced),
+    **dict.fromkeys(_ELEMENTWISE.split(), lambda _, given: _one(given)),
+    **dict.fromkeys(_REDUCTIONS.split(), _without("axes")),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split"), _along("axis")),
     **dict.fromkeys(("concatenate", "sort"), _along("dimension")),
     "rev": _along("dimensions"),
     "stack": _stacked,
-    "unstack": _unstacked,
+    "unstack": _without("axis"),
     "tile": _tiled,
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _windowed),
     "broadcast_in_dim": _broadcast,
     "reshape": _reshaped,
-    "squeeze": _squeezed,
+    "squeeze": _without("dimensions"),
     "transpose": _transposed,
     "slice": _sliced,
     "pad": _padded,

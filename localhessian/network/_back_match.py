@@ -1,10 +1,17 @@
 """The door of back-matching: one batch, or a stream of them."""
 
+import functools
 from typing import Any, overload
 
+import jax
+
+from localhessian._mesh import is_traced
+from localhessian._tree import floating, floating_leaves
 from localhessian._types import Activations, Context, Loss, Params
-from localhessian.network._backmatching import BackMatching, back_match_batch, back_match_batch_partly
+from localhessian.network._backmatching import BackMatching, match_batch
+from localhessian.network._birth import birth
 from localhessian.network._chain import Chain
+from localhessian.network._finite import all_finite, check_finite
 from localhessian.network._stream import Stream
 from localhessian.network._streamed import StreamMatching, match_stream
 
@@ -63,22 +70,51 @@ def back_match(
     Source: Zhang, Chen & Liu (2018), Procedure 1, with gradient steps.
     """
     if isinstance(x, Stream):
-        return match_stream(chain, params, x, y, loss, context, back_match_batch)
-    return back_match_batch(chain, params, x, y, loss, context)
+        return match_stream(chain, params, x, y, loss, context, back_match)
+    matching = match_batch(chain, params, x, y, loss, context)
+    _check_derivatives(matching)
+    return matching
 
 
-@overload
-def back_match_partly(
-    chain: Chain, params: dict[str, Params], x: Stream, y: None, loss: Loss, context: Context = None
-) -> StreamMatching: ...
-@overload
-def back_match_partly(
-    chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context = None
-) -> BackMatching: ...
 def back_match_partly(
     chain: Chain, params: dict[str, Params], x: Any, y: Any, loss: Loss, context: Context = None
-) -> BackMatching | StreamMatching:
+) -> Any:
     """As `back_match`, for whoever tells what is not finite: a block without a derivative costs no other."""
     if isinstance(x, Stream):
-        return match_stream(chain, params, x, y, loss, context, back_match_batch_partly)
-    return back_match_batch_partly(chain, params, x, y, loss, context)
+        return match_stream(chain, params, x, y, loss, context, match_batch)
+    return match_batch(chain, params, x, y, loss, context)
+
+
+def _check_derivatives(matching: BackMatching) -> None:
+    """Refuse derivatives that are not finite, by a ValueError with the block and the operation."""
+    residuals, gradients, y = matching.residuals, matching.gradients, matching.y
+    if is_traced(residuals, gradients) or all_finite((residuals, gradients)):
+        return
+    why = functools.partial(birth, _derivative_of_loss(matching.loss), matching.activations[-1], y)
+    what = "the derivative of the loss by the network's output"
+    check_finite(what, residuals[-1], "the loss is finite, its derivative is ", why)
+    for b, block in reversed(list(enumerate(matching.chain.blocks, start=1))):
+        place = matching.place(block.name)
+        why = functools.partial(birth, _pullback(block), place.params, place.z, residuals[b], place.context)
+        for side, tree in (("parameters", gradients[block.name]), ("input", residuals[b - 1] if b > 1 else None)):
+            what = f"the derivative of block `{block.name}` by its {side}"
+            check_finite(what, tree, "its output is finite, its derivative is ", why)
+
+
+def _pullback(block: Any) -> Any:
+    """(params, z, cotangent, context) -> the derivatives by floating-point parameters and input."""
+
+    def pull(params: Any, z: Any, cotangent: Any, context: Any) -> Any:
+        (weights, rebuild), (inputs, refill) = floating(params), floating(z)
+        outputs = lambda weights, inputs: floating_leaves(block(rebuild(weights), refill(inputs), context))
+        return jax.vjp(outputs, weights, inputs)[1](floating_leaves(cotangent))
+
+    return pull
+
+
+def _derivative_of_loss(loss: Loss) -> Any:
+    def derivative(z: Any, y: Any) -> Any:
+        outputs, rebuild = floating(z)
+        return jax.grad(lambda leaves: loss(rebuild(leaves), y).sum())(outputs)
+
+    return derivative

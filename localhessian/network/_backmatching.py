@@ -22,7 +22,6 @@ from localhessian._tree import floating, floating_leaves, is_concrete, is_floati
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
 from localhessian.network._coupling import couples_samples, gradients_leak, linearized_loss
-from localhessian.network._finite import validate_derivatives
 from localhessian.network._jacobian import jacobian_of, linearized, root_scale
 from localhessian.network._side import ByInput, ByParams, Place, applied, half_square, matching_loss
 from localhessian.network._traced import trace, trace_loss
@@ -93,29 +92,10 @@ class BackMatching:
         return cast(int, jax.tree.leaves(self.activations[0])[0].shape[0])
 
 
-def back_match_batch(
+def match_batch(
     chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context = None
 ) -> BackMatching:
-    """`lh.back_match` of one batch."""
-    matching = back_match_batch_partly(chain, params, x, y, loss, context)
-    if not is_traced(matching.residuals, matching.gradients):
-        validate_derivatives(
-            chain,
-            matching.params,
-            y,
-            matching.loss,
-            matching.context,
-            matching.activations,
-            matching.residuals,
-            matching.gradients,
-        )
-    return matching
-
-
-def back_match_batch_partly(
-    chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context = None
-) -> BackMatching:
-    """The same, for whoever tells what is not finite: a block without a derivative costs no other."""
+    """`lh.back_match` of one batch, whose derivatives need not be finite."""
     loss, context = admit(chain, params, x, y, loss, context)
     params = {name: params.get(name, ()) for name in chain.names}
     traced = trace(chain, params, x, context)
@@ -141,7 +121,7 @@ def back_match_batch_partly(
         if by_input is not None and b > 1:
             cotangent = by_input.rmv(cotangent)
             residuals.insert(0, _as_tree(before, cotangent))
-    if not trace_loss(loss, activations[-1], y, len(at_loss.losses)):
+    if not trace_loss(loss, activations[-1], y):
         coupled[chain.names[-1]] |= gradients_leak(at_loss.moved, activations[-1])
     if is_known:
         residuals, gradients, coupled = _on_device((residuals, gradients, coupled))

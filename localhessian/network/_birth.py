@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from localhessian._mesh import is_elsewhere
 from localhessian._programs import Equation, Program, bind, entered, evaluate, primitives, run, unrolled, where
+from localhessian._tree import is_floating
 
 UNDEFINED = (
     "an undefined operation (0/0, the derivative of a norm or a square root at 0, a softmax over a row that is masked "
@@ -59,12 +59,8 @@ def _first(program: Program, values: list[Any], wrong: Callable[[Any], bool]) ->
 
 
 def _has_nan(value: Any) -> bool:
-    return _is_floating(value) and bool(np.isnan(np.asarray(value, np.float64)).any())
+    return is_floating(value) and bool(np.isnan(np.asarray(value, np.float64)).any())
 
 
 def _is_infinite(value: Any) -> bool:
-    return _is_floating(value) and bool(np.isinf(np.asarray(value, np.float64)).any())
-
-
-def _is_floating(value: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    return is_floating(value) and bool(np.isinf(np.asarray(value, np.float64)).any())

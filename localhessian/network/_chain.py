@@ -135,11 +135,6 @@ class Chain:
     def check_tied(self, params: dict[str, Params]) -> None:
         """Refuse parameters in which the uses of one array of the model hold different values; needs numbers."""
 
-    def _check_names(self, what: str, by_block: Any) -> None:
-        check_params(what, by_block)
-        for name in by_block:
-            self.index(name)
-
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B) with z_0 = x.
 
@@ -151,7 +146,7 @@ class Chain:
         Returns:
             B + 1 pytrees. Cost: one forward pass.
         """
-        self._check_names("params", params)
+        check_params("params", params, self)
         check_arrays("`x`", x)
         activations = [x]
         for block in self.blocks:
@@ -169,29 +164,23 @@ class Chain:
         Returns:
             Text for `print`. Nothing is computed.
         """
-        self._check_names("params", params)
+        check_params("params", params, self)
         return table(self, params, x, context, {block.name: "yes" for block in self.blocks if block.takes_context})
 
 
 def check_chain(chain: Any, params: Any = None) -> None:
-    """Refuse what is no chain, and say so where it changed places with the parameters.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """Refuse what is no chain (TypeError), and say so where it changed places with the parameters."""
     wanted = "a chain, as `lh.Chain` and `lh.chain_from_nnx` give one (the first argument)"
     if isinstance(params, Chain) and not isinstance(chain, Chain):
         raise TypeError(f"`chain` must be {wanted}, got {short(chain)}; `params` is one: swap the two.")
     expect("chain", chain, Chain, wanted)
 
 
-def check_params(name: str, value: Any) -> None:
-    """Refuse what does not hold something for each block by its name.
-
-    Raises:
-        TypeError: it is no dictionary.
-    """
+def check_params(name: str, value: Any, chain: Chain) -> None:
+    """Refuse what is no dictionary (TypeError), and names that are no blocks of the chain (`UnknownBlock`)."""
     expect(name, value, Mapping, "a dictionary with the parameters of each block by its name")
+    for block in value:
+        chain.index(block)
 
 
 class UnknownBlock(KeyError):

@@ -24,22 +24,15 @@ def couples_samples(by_input: LinearMap | None, before: Activations, after: Acti
     Tangents that are zero for some samples: without coupling the outputs of these stay zero, exactly and in every
     dtype, because a linear map rounds zero to zero. Of each ordered pair of samples some tangent moves the one and not
     the other. Coupling that vanishes to first order at this very point is not seen, and is not in the Gauss-Newton
-    part either.
+    part either. A block whose input has no floating-point leaf has no Jacobian `by_input`, and couples nothing.
 
-    Args:
-        by_input: The Jacobian of the block; None where its input has no floating-point leaf.
-        before: z_{b-1}.
-        after: z_b.
-
-    Returns:
-        A boolean scalar, on the host where there are numbers. Cost: about log_2 n + 3 jvps (8 for 64 samples, 12 for
-        900); fewer where coupling is found.
+    Cost: about log_2 n + 3 jvps (8 for 64 samples, 12 for 900); fewer where coupling is found.
     """
     if by_input is None:
         return np.False_
     like = floating_leaves(after)
     known = not is_traced(by_input, before)
-    return _leaks(lambda v: _rows(by_input.mv(v), like), floating_leaves(before), by_input.dtype, known)
+    return _leaks(lambda v: by_sample(by_input.mv(v), like), floating_leaves(before), by_input.dtype, known)
 
 
 def loss_couples_samples(loss: Loss, z: Activations, y: Any) -> Array | np.bool_:
@@ -96,7 +89,8 @@ def _leaks(push: Callable[[Array], Array], inputs: list[Array], dtype: Any, know
     noise = [_noise(leaf.shape, dtype, xp) for leaf in inputs]
 
     def moved_by(moves: Any) -> Any:
-        return push(_joined([leaf * _beside(moves, leaf, dtype) for leaf in noise], xp))
+        parts = [(leaf * moves.astype(dtype).reshape(n, *(1,) * (leaf.ndim - 1))).ravel() for leaf in noise]
+        return push(parts[0] if len(parts) == 1 else xp.concatenate(parts))
 
     if known:
         return np.bool_(any(_is_moved(moved_by(moves), moves) for moves in _patterns(n)))
@@ -116,10 +110,6 @@ def _is_moved(moved: Any, moves: np.ndarray) -> bool:
     return bool(nonzero.any()) and bool((nonzero & ~np.isnan(rows)).any())
 
 
-def _joined(leaves: list[Any], xp: Any) -> Any:
-    return leaves[0].ravel() if len(leaves) == 1 else xp.concatenate([leaf.ravel() for leaf in leaves])
-
-
 @functools.lru_cache(64)
 def _patterns(n: int) -> np.ndarray:
     """Which samples move, (m, n): of two samples none moves in every pattern that the other does (Sperner, 1928)."""
@@ -130,13 +120,8 @@ def _patterns(n: int) -> np.ndarray:
     return moves
 
 
-def _beside(moves: Any, leaf: Any, dtype: Any) -> Any:
-    """0 or 1 for each sample, to multiply a leaf by."""
-    return moves.astype(dtype).reshape(moves.shape + (1,) * (leaf.ndim - 1))
-
-
-def _rows(vector: Any, like: list[Array]) -> Any:
-    """A vector of leaves (n, ...) as one row for each sample."""
+def by_sample(vector: Any, like: list[Array]) -> Any:
+    """A vector of leaves (n, ...) as one row for each sample, on the host where there are numbers."""
     xp: Any = np if is_concrete(vector) else jnp
     vector = xp.asarray(vector)
     if len(like) == 1:

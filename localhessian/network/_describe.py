@@ -41,7 +41,7 @@ def table(
             _short(before),
             _short(after),
             f"{size:,}",
-            _share(size, total),
+            f"{size / total:.1%}" if total else "",
             _modules(params.get(name)),
             uses.get(name, ""),
         )
@@ -52,20 +52,10 @@ def table(
     cells = [[row[i] for i in shown] for row in (_HEADS, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
-    lines = [_line(row, widths, [i in _NUMBERS for i in shown]) for row in cells]
+    sides = [str.rjust if i in _NUMBERS else str.ljust for i in shown]
+    aligned = [[put(cell, width) for put, cell, width in zip(sides, row, widths, strict=True)] for row in cells]
+    lines = ["  ".join(row).rstrip() for row in aligned]
     return "\n".join([*lines, *_carried(chain.names, activations), *notes])
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    aligned = [
-        cell.rjust(width) if number else cell.ljust(width)
-        for cell, width, number in zip(cells, widths, right, strict=True)
-    ]
-    return "  ".join(aligned).rstrip()
-
-
-def _share(size: int, total: int) -> str:
-    return f"{size / total:.1%}" if total else ""
 
 
 def _modules(params: Params) -> str:

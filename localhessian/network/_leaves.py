@@ -17,11 +17,7 @@ _NUMBERS = (bool, int, float, complex, np.generic, np.ndarray)
 
 
 def check_leaves(params: dict[str, Params], x: Activations, y: Any, context: Context) -> None:
-    """Refuse what is no array, complex variables, and arrays that vary over a mesh axis by their type.
-
-    Raises:
-        ValueError: The message says what holds it, and where.
-    """
+    """Refuse what is no array, complex variables, and arrays that vary over a mesh axis by their type (ValueError)."""
     if all(map(_is_plain, jax.tree.leaves((list(params.values()), x, y, context)))):
         return
     parts = {f"the parameters of block `{name}`": value for name, value in params.items()}
@@ -53,15 +49,17 @@ def _is_plain_type(aval: Any) -> bool:
 def check_arrays(what: str, tree: Any) -> None:
     """Refuse leaves that are no arrays of numbers."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        _check_array(what, path, leaf)
+        kind = _no_numbers(leaf)
+        if kind:
+            raise ValueError(
+                f"{what} must hold arrays of numbers only, got {kind}{_at(path)}: put what is no array into the "
+                "function of the block (of an equinox module, `eqx.partition(module, eqx.is_array)` tells the two "
+                "apart)."
+            )
 
 
 def check_samples(name: str, tree: Any) -> int:
-    """The number of samples; refuse what holds no array, or arrays without a leading axis that they share.
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """The number of samples; a ValueError where there is no array, or no leading axis that all of them share."""
     check_arrays(f"`{name}`", tree)
     sizes = {leaf.shape[0] if getattr(leaf, "shape", ()) else None for leaf in jax.tree.leaves(tree)}
     n = next(iter(sizes), None)
@@ -88,22 +86,13 @@ def check_real(what: str, tree: Any) -> None:
             )
 
 
-def _check_array(what: str, path: Any, leaf: Any) -> None:
-    if isinstance(leaf, _NUMBERS) and np.asarray(leaf).dtype.kind in "OSUVmM" and not _is_narrow_float(leaf):
-        kind = f"an array of {np.asarray(leaf).dtype}"
-    elif isinstance(leaf, _NUMBERS) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        return
-    else:
-        kind = type(leaf).__name__
-    raise ValueError(
-        f"{what} must hold arrays of numbers only, got {kind}{_at(path)}: put what is no array into the function of "
-        "the block (of an equinox module, `eqx.partition(module, eqx.is_array)` tells the two apart)."
-    )
-
-
-def _is_narrow_float(leaf: Any) -> bool:
-    """NumPy files bfloat16 and float8 under void."""
-    return jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
+def _no_numbers(leaf: Any) -> str:
+    """What a leaf is that is no array of numbers; nothing of one that is."""
+    if not isinstance(leaf, _NUMBERS):
+        return "" if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else type(leaf).__name__
+    dtype = np.asarray(leaf).dtype
+    # NumPy files bfloat16 and float8 under void.
+    return f"an array of {dtype}" if dtype.kind in "OSUVmM" and not jnp.issubdtype(dtype, jnp.floating) else ""
 
 
 def _check_type(what: str, path: Any, aval: Any) -> None:

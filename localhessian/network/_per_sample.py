@@ -44,7 +44,10 @@ def sample_indices(samples: Any, n: int) -> tuple[Array, bool]:
     """
     if not is_concrete(samples):
         return jnp.atleast_1d(samples) % n, jnp.ndim(samples) == 0
-    asked = _as_array(samples)
+    try:
+        asked = np.asarray(samples)
+    except ValueError:  # ragged
+        asked = None
     if asked is not None and asked.dtype == bool and asked.shape == (n,):
         asked = np.flatnonzero(asked)
     is_right = asked is not None and asked.ndim <= 1 and asked.dtype.kind in "iu" and asked.size > 0
@@ -57,16 +60,10 @@ def sample_indices(samples: Any, n: int) -> tuple[Array, bool]:
         return jnp.asarray(np.atleast_1d(asked) % n), asked.ndim == 0
 
 
-def _as_array(samples: Any) -> np.ndarray | None:
-    try:
-        return np.asarray(samples)
-    except ValueError:  # ragged
-        return None
-
-
-def take(tree: Any, index: Any, belongs: Flags) -> Any:
-    """The samples of `index` out of the leaves that belong to samples; the others as they are."""
+def take(tree: Any, index: Any, belongs: Flags | None = None) -> Any:
+    """The samples of `index` out of the leaves that belong to samples (None: all do); the others as they are."""
     leaves, treedef = jax.tree.flatten(tree)
+    belongs = (True,) * len(leaves) if belongs is None else belongs
     taken = [_taken(leaf, index) if own else leaf for leaf, own in zip(leaves, belongs, strict=True)]
     return jax.tree.unflatten(treedef, taken)
 
@@ -88,7 +85,7 @@ def rows(tree: Any, index: Array) -> Any:
 
 
 def contexts_of(
-    chain: Chain, x: Activations, context: Context, index: Array, n: int, params: dict[str, Params] | None = None
+    chain: Chain, x: Activations, context: Context, index: Array, n: int, params: dict[str, Params]
 ) -> Iterator[Context]:
     """What the context of the samples `index` may be, the likeliest first; to be proven by what the blocks answer."""
     few, given = rows(x, index), given_of(context)
@@ -114,20 +111,9 @@ def first_samples(
 ) -> tuple[Activations, Any, Context]:
     """x, y and context of the first `count` samples; of all where it cannot be said what belongs to them.
 
-    Args:
-        chain: The network.
-        loss: `loss(z_B, y)`.
-        params: The parameters of each block by its name; only shapes are used.
-        x: Inputs.
-        y: What the loss compares with.
-        context: As the user gave it.
-        count: How many samples are wanted.
-        per_sample: Told the path of a leaf (`"y['label']"`, `"context[0]"`), whether it belongs to the samples; None
-            finds out (`belongs_to_samples`).
-
-    Returns:
-        x, y, and the context as the blocks take it. Works under `jax.jit`: what belongs to samples is found from shapes
-        and from made-up numbers.
+    `per_sample` tells of the path of a leaf (`"y['label']"`, `"context[0]"`) whether it belongs to the samples; None
+    finds out (`belongs_to_samples`). The context comes as the blocks take it. Works under `jax.jit`: what belongs to
+    samples is found from shapes and from made-up numbers.
     """
     n, given = jax.tree.leaves(x)[0].shape[0], given_of(context)
     if n <= count:
@@ -158,8 +144,8 @@ def owned(
     if per_sample is not None:
         return _told(per_sample, "context", given, n), _told(per_sample, "y", y, n)
     forward = _Forward(chain)
-    of_context = belongs_to_samples(forward, params, x, given, n, count)
-    return of_context, belongs_to_samples(_OfLoss(loss), (), jax.eval_shape(forward, params, x, given), y, n, count)
+    of_context = belongs_to_samples(forward, (params,), x, given, n, count)
+    return of_context, belongs_to_samples(loss, (), jax.eval_shape(forward, params, x, given), y, n, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,37 +156,23 @@ class _Forward:
         return self.chain.forward(params, x, context)[-1]
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfLoss:
-    loss: Loss
-
-    def __call__(self, _: Any, z: Activations, y: Any) -> Array:
-        return self.loss(z, y)
-
-
 def belongs_to_samples(
-    function: Callable[..., Any], params: Any, z: Any, extra: Any, n: int, count: int
+    function: Callable[..., Any], before: tuple[Any, ...], z: Any, extra: Any, n: int, count: int
 ) -> Flags | None:
-    """Which leaves of `extra` belong to the samples of z; None where that cannot be said.
+    """Which leaves of `extra` belong to the n samples of z; None where that cannot be said. Only shapes are used.
 
-    Args:
-        function: `function(params, z, extra)` -> arrays with the samples on the leading axis. Hashable.
-        params: What else it takes.
-        z: With n samples on the leading axis; only shapes are used, as of all here.
-        extra: A pytree; candidates are the leaves whose leading axis has n entries.
-        n: The number of samples.
-        count: Fewer samples, that the function is tried with.
+    `function(*before, z, extra)`, hashable, gives arrays with the samples on the leading axis, and is tried with
+    `count` of them. Candidates are the leaves whose leading axis has n entries.
 
-    Returns:
-        A boolean for each leaf. Cost: a trace for each combination of candidates; where shapes leave several, a forward
-        pass or two with made-up numbers.
+    Cost: a trace for each combination of candidates; where shapes leave several, a forward pass or two with made-up
+    numbers.
     """
     leading = have_leading(extra, n)
-    possible = [some for some in _combinations(leading) if _takes(function, params, z, extra, some, count)]
+    possible = [some for some in _combinations(leading) if _takes(function, before, z, extra, some, count)]
     if len(possible) <= 1:
         return possible[0] if possible else None
     with at_once():
-        return next((some for some in possible if _is_equivariant(function, params, z, extra, some, n)), None)
+        return next((some for some in possible if _is_equivariant(function, before, z, extra, some, n)), None)
 
 
 def _combinations(leading: Flags) -> Iterator[Flags]:
@@ -212,11 +184,11 @@ def _combinations(leading: Flags) -> Iterator[Flags]:
             yield tuple(i in chosen for i in range(len(leading)))
 
 
-def _takes(function: Callable[..., Any], params: Any, z: Any, extra: Any, belongs: Flags, count: int) -> bool:
+def _takes(function: Callable[..., Any], before: Any, z: Any, extra: Any, belongs: Flags, count: int) -> bool:
     """Whether the function takes `count` samples, and gives as many, with those leaves cut."""
     few, some = _cut_shapes(z, None, count), _cut_shapes(extra, belongs, count)
     try:
-        found = jax.eval_shape(function, params, few, some)
+        found = jax.eval_shape(function, *before, few, some)
     except MISFIT:
         return False
     return all(leaf.shape[:1] == (count,) for leaf in jax.tree.leaves(found))
@@ -233,19 +205,20 @@ def _cut_shapes(tree: Any, belongs: Flags | None, count: int) -> Any:
     return jax.tree.unflatten(treedef, structs)
 
 
-def _is_equivariant(function: Callable[..., Any], params: Any, z: Any, extra: Any, belongs: Flags, n: int) -> bool:
+def _is_equivariant(function: Callable[..., Any], before: Any, z: Any, extra: Any, belongs: Flags, n: int) -> bool:
     """Whether samples in another order are answered alike, in that order; on made-up numbers."""
-    params, z, extra = jax.tree.map(_made_up, (params, z, extra))
+    before, z, extra = jax.tree.map(_made_up, (before, z, extra))
     turn = np.roll(np.arange(n), 1)
     of_samples: Callable[..., Any] = lambda tree: jax.tree.map(lambda leaf: leaf[turn], tree)
-    straight = of_samples(_answer(function, params, z, extra))
-    other = _answer(function, params, of_samples(z), take(extra, turn, belongs))
+    straight = of_samples(answer(function, *before, z, extra))
+    other = answer(function, *before, of_samples(z), take(extra, turn, belongs))
     return all(map(_alike, jax.tree.leaves(straight), jax.tree.leaves(other)))
 
 
 @compiled(static_argnums=0)
-def _answer(function: Callable[..., Any], params: Any, z: Any, extra: Any) -> Any:
-    return function(params, z, extra)
+def answer(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a block, a loss or a chain answers, by one program for each of them and shapes."""
+    return function(*arguments)
 
 
 def _alike(one: Any, two: Any) -> bool:

@@ -271,11 +271,6 @@ def _equal(one: Any, two: Any) -> Array | bool:
 # ---- sizes
 
 
-def batch_of(start: Any) -> int | None:
-    """How many vectors the variables are; None for a single one, without the leading axis."""
-    return start.shape[0] if start.ndim == 2 else None
-
-
 @remembered
 def _sizes(
     apply: Callable[..., Any], kind: type[Side], keep: Any, arrangement: Arrangement, treedef: Any, leaves: Any
@@ -287,9 +282,5 @@ def _sizes(
         return view.start, view.meant(view.run(view.start))
 
     start, out = jax.eval_shape(ends, of_shapes(treedef, leaves))
-    return start.shape[-1], out.shape[-1], _narrower(start.dtype, out.dtype), batch_of(start)
-
-
-def _narrower(one: Any, two: Any) -> Any:
-    """Of two dtypes: what a map between them is accurate to."""
-    return min(one, two, key=lambda dtype: jnp.finfo(dtype).bits)
+    narrower = min(start.dtype, out.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+    return start.shape[-1], out.shape[-1], narrower, start.shape[0] if start.ndim == 2 else None

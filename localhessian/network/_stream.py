@@ -90,7 +90,8 @@ class Stream:
         found = source if isinstance(source, Iterable) else source()
         if not isinstance(found, Iterable):
             raise TypeError(f"`batches()` must return an iterator over batches (x, y), got {short(found)}.")
-        return map(_loaded, found)
+        # With tensors of other libraries as arrays.
+        return (jax.tree.map(_array, _checked(batch)) for batch in found)
 
     def __repr__(self) -> str:
         """How many batches, where that is known."""
@@ -100,11 +101,7 @@ class Stream:
 
 
 def expect_batch(function: str, x: Any) -> None:
-    """Refuse a stream.
-
-    Raises:
-        TypeError: It is one.
-    """
+    """Refuse a stream (TypeError)."""
     if isinstance(x, Stream):
         raise TypeError(f"`{function}` takes one batch as `x`, and no stream: `lh.back_match` and `lh.analyze` do.")
 
@@ -116,11 +113,6 @@ def _checked(batch: Any) -> Batch:
             f"`batches` must hold (x, y) or (x, y, context) for each batch, in numbers, got {short(batch)}."
         )
     return Batch(*batch)
-
-
-def _loaded(batch: Any) -> Batch:
-    """With tensors of other libraries as arrays."""
-    return Batch(*(jax.tree.map(_array, part) for part in _checked(batch)))
 
 
 def _array(leaf: Any) -> Any:

@@ -82,7 +82,7 @@ class StreamMatching:
         """
         total = 0
         for x, y, given in self.parts():
-            total += _count(x)
+            total += check_samples("x", x)
             if match is not None:
                 yield match(self.chain, self.params, x, y, self.loss, given)
             else:
@@ -103,14 +103,14 @@ class StreamMatching:
         flags: tuple[Flags, Flags] | None = None
         start = 0
         for x, y, given in self.parts():
-            count = _count(x)
+            count = check_samples("x", x)
             mine = sorted(set(index.tolist()) & set(range(start, start + count)))
             if mine:
                 of_context, of_y = self._owned(x, y, given)
                 flags = (of_context, of_y) if flags is None or count > 1 else flags
                 for i in mine:
                     at = np.asarray([i - start])
-                    found[i] = Batch(_all_of(x, at), take(y, at, of_y), take(given, at, of_context))
+                    found[i] = Batch(take(x, at), take(y, at, of_y), take(given, at, of_context))
             start += count
         chosen, (of_context, of_y) = [found[i] for i in index.tolist()], flags or ((), ())
         every = (True,) * len(jax.tree.leaves(chosen[0].x))
@@ -131,18 +131,18 @@ class StreamMatching:
         )
 
     def _cut(self, batch: Batch) -> Iterator[Batch]:
-        n, most = _count(batch.x), self.stream.batch_size or math.inf
+        n, most = check_samples("x", batch.x), self.stream.batch_size or math.inf
         if n <= most:
             yield batch
             return
         of_context, of_y = self._owned(*batch)
         for start in range(0, n, int(most)):
             part = np.arange(start, min(start + int(most), n))
-            yield Batch(_all_of(batch.x, part), take(batch.y, part, of_y), take(batch.context, part, of_context))
+            yield Batch(take(batch.x, part), take(batch.y, part, of_y), take(batch.context, part, of_context))
 
     def _owned(self, x: Any, y: Any, given: Context) -> tuple[Flags, Flags]:
         """Which leaves of context and y belong to samples; by the one rule, tried once for shapes."""
-        n, key = _count(x), abstracted((x, y, given))
+        n, key = check_samples("x", x), abstracted((x, y, given))
         if n == 1:
             return have_leading(given, 1), have_leading(y, 1)
         if key not in self._flags:
@@ -162,15 +162,6 @@ def match_stream(
     chain: Chain, params: dict[str, Params], stream: Stream, y: Any, loss: Loss, context: Context, match: Match
 ) -> StreamMatching:
     """One pass through the stream: every batch is checked, and what sums over samples is summed.
-
-    Args:
-        chain: The network.
-        params: The parameters of each block by its name.
-        stream: The data.
-        y: None.
-        loss: Per-sample losses.
-        context: Of all batches that have none of their own.
-        match: `back_match` of a batch, with its checks or without.
 
     Raises:
         ValueError: `y` is given too; there is no batch; as from `match`.
@@ -231,14 +222,6 @@ def cut_matching(matching: BackMatching, batch_size: int) -> StreamMatching:
         objective,
         "",
     )
-
-
-def _count(x: Any) -> int:
-    return check_samples("x", x)
-
-
-def _all_of(x: Any, index: np.ndarray) -> Any:
-    return take(x, index, (True,) * len(jax.tree.leaves(x)))
 
 
 def _joined(parts: Sequence[Any], own: Flags) -> Any:

@@ -67,17 +67,15 @@ def trace(chain: Chain, params: dict[str, Params], x: Activations, context: Cont
     Raises:
         ValueError: The message names the block.
     """
-    return _traced(chain, *abstracted((_of_all(chain, params), x, context)))
-
-
-def _of_all(chain: Chain, params: dict[str, Params]) -> dict[str, Params]:
-    return {name: params.get(name, ()) for name in chain.names}
+    return _traced(chain, *abstracted(({name: params.get(name, ()) for name in chain.names}, x, context)))
 
 
 @remembered
 def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
     params, z, context = of_shapes(treedef, leaves)
-    n, seen, firsts = batch_size("x", z), list[_Seen](), list[_Seen]()
+    n, seen, firsts = check_samples("x", z), list[_Seen](), list[_Seen]()
+    if n == 0:
+        raise ValueError(f"`x` is an empty batch, got {shapes(z)}: pass at least one sample.")
     for b, block in enumerate(chain.blocks):
         given = (params[block.name], z, context)
         program, z = _applied(block, *given)
@@ -89,7 +87,7 @@ def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
             seen.append(one)
             _check_derivatives(block, *given)
             one.is_steady = _same(program, _applied(block, *given)[0])
-            one.is_apart = _is_apart(block, program, *given)
+            one.is_apart = keeps_apart(*_differentiated(block, program, *given))
         firsts.append(first)
         _check_output(block.name, z, n)
     kinds = tuple(first.number for first in firsts)
@@ -143,11 +141,6 @@ def _same(one: Program, two: Program) -> bool:
     return str(one) == str(two) and all(raw_bytes(a) == raw_bytes(b) for a, b in pairs)
 
 
-def _is_apart(block: Block, program: Program, params: Any, z: Any, context: Any) -> bool:
-    """Whether block and derivative keep the samples apart."""
-    return keeps_apart(*_differentiated(block, program, params, z, context))
-
-
 def runs_alone(block: Block, params: Any, z: Any, context: Any, count: int) -> bool:
     """Whether programs prove that a block that keeps samples apart gives `count` of them alone what the batch gives.
 
@@ -182,18 +175,6 @@ def _differentiated(block: Block, program: Program, params: Any, z: Any, context
 
     tangents = list(filter(is_floating, jax.tree.leaves(z)))
     return jax.make_jaxpr(moved)(params, z, context, tangents), axes + [0] * len(tangents)
-
-
-def batch_size(name: str, tree: Any) -> int:
-    """The number of samples.
-
-    Raises:
-        ValueError: There are none, or leaves differ or are no arrays.
-    """
-    n = check_samples(name, tree)
-    if n == 0:
-        raise ValueError(f"`{name}` is an empty batch, got {shapes(tree)}: pass at least one sample.")
-    return n
 
 
 def _applied(block: Block, params: Any, z: Any, context: Any) -> tuple[Program, Any]:
@@ -232,18 +213,13 @@ def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
             return floating_leaves(block(params, z, context))
 
         values, jvp = jax.linearize(outputs, inputs)
-        return _forward_and_reverse(jvp, inputs, values)
+        # A custom_vjp shows only when its linearization is transformed again.
+        return jax.vmap(jvp)([leaf[None] for leaf in inputs]), jax.linear_transpose(jvp, inputs)(values)
 
     try:
         jax.eval_shape(products, params, z, context)
     except _NO_DERIVATIVE as error:
         raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
-
-
-def _forward_and_reverse(jvp: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    # A custom_vjp shows only when its linearization is transformed again.
-    forward = jax.vmap(jvp)([leaf[None] for leaf in inputs])
-    return forward, jax.linear_transpose(jvp, inputs)(outputs)
 
 
 def _no_derivative(what: str, error: Exception) -> str:
@@ -264,21 +240,19 @@ def _no_derivative(what: str, error: Exception) -> str:
 # ---- the loss
 
 
-def trace_loss(loss: Loss, z: Any, y: Any, n: int) -> bool:
-    """Trace the loss and its Hessian for these shapes; remembered for as long as the loss lives.
-
-    Returns:
-        Whether its program proves that it keeps the samples apart.
+def trace_loss(loss: Loss, z: Any, y: Any) -> bool:
+    """Whether the program of a loss proves that it keeps the samples apart; remembered for as long as the loss lives.
 
     Raises:
         ValueError: It cannot be applied, returns no loss for each sample, or has no derivative.
     """
-    return _traced_loss(loss, n, *abstracted((z, y)))
+    return _traced_loss(loss, *abstracted((z, y)))
 
 
 @remembered
-def _traced_loss(loss: Loss, n: int, treedef: Any, leaves: Any) -> bool:
+def _traced_loss(loss: Loss, treedef: Any, leaves: Any) -> bool:
     z, y = of_shapes(treedef, leaves)
+    n = jax.tree.leaves(z)[0].shape[0]
     try:
         program, out = traced(loss, z, y)
     except (TypeError, ValueError, KeyError, IndexError) as error:

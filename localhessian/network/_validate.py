@@ -15,10 +15,11 @@ from localhessian._programs import compiled, full_precision
 from localhessian._tree import floating, floating_leaves, is_floating, raw_bytes
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
-from localhessian.network._chain import Block, Chain, check_chain, check_params
+from localhessian.network._chain import Chain, check_chain, check_params
 from localhessian.network._finite import all_finite, check_finite
 from localhessian.network._leaves import check_leaves
-from localhessian.network._traced import Inapplicable, batch_size, first_line, trace, trace_loss
+from localhessian.network._per_sample import answer
+from localhessian.network._traced import Inapplicable, first_line, trace, trace_loss
 
 
 def admit(
@@ -29,28 +30,18 @@ def admit(
     What was checked for a chain or a loss at some shapes, under the same settings of JAX, is not checked again.
 
     Raises:
+        Inapplicable: A block cannot be applied to what it is given (a ValueError).
         KeyError: `params` names a block that is not in the chain.
         TypeError: The loss has no hash; an argument is of another kind.
         ValueError: Anything else.
     """
     check_chain(chain, params)
-    check_params("params", params)
+    check_params("params", params, chain)
     expect_function("loss", loss, "a function of (z_B, y)", takes=2)
     loss = as_key(loss, "`loss`")
     check_leaves(params, x, y, context)
     with full_precision():  # a cut chain is cut for settings of JAX, which it keeps in its context
         context = chain.context_for(x, context, params)
-    validate_shapes(chain, params, x, y, loss, context)
-    return loss, context
-
-
-def validate_shapes(
-    chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context
-) -> None:
-    """Trace every block once and check what can be known without numbers; raises ValueError or KeyError."""
-    for name in params:
-        chain.index(name)
-    n = batch_size("x", x)
     try:
         z = trace(chain, params, x, context).output
     except Inapplicable as error:
@@ -60,7 +51,8 @@ def validate_shapes(
             f"`params` has no entry for block `{error.name}`, and the block cannot be applied without: "
             f"add `params[{error.name!r}]`. ({first_line(error.error)})"
         ) from error
-    trace_loss(loss, z, y, n)
+    trace_loss(loss, z, y)
+    return loss, context
 
 
 def run_chain(
@@ -69,13 +61,8 @@ def run_chain(
     """The forward pass, of the first `depth` blocks, one compiled program for each kind of block."""
     activations = [x]
     for name, kind in list(zip(chain.names, trace(chain, params, x, context).run_as(chain), strict=True))[:depth]:
-        activations.append(_run(kind, params[name], activations[-1], context))
+        activations.append(answer(kind, params[name], activations[-1], context))
     return tuple(activations)
-
-
-@compiled(static_argnums=0)
-def _run(block: Block, params: Params, z: Activations, context: Context) -> Activations:
-    return block(params, z, context)
 
 
 def validate_values(
@@ -90,21 +77,20 @@ def validate_values(
 ) -> None:
     """Check numbers: finite parameters, data, activations and losses, and the same answer twice.
 
-    Args:
-        chain: The network.
-        params: The parameters of each block.
-        y: What the loss compares with.
-        context: As the blocks take it.
-        activations: (z_0, .., z_B).
-        losses: Of each sample.
-        loss: Their function.
-        unlike: The blocks that answered otherwise when they were run again; None runs them again.
+    `unlike` are the blocks that answered otherwise when they were run again; None runs them again.
 
     Raises:
         ValueError: The message names the block, or what is wrong with the labels.
     """
     if not all_finite((params, y, activations, losses)):
-        _name_what_is_not_finite(chain, params, y, context, activations, losses, loss)
+        check_finite("`x`", activations[0])
+        check_finite("`y`", y)
+        for block, before, z in zip(chain.blocks, activations, activations[1:], strict=False):
+            check_finite(f"the parameters of block `{block.name}`", params[block.name])
+            why = functools.partial(birth, block, params[block.name], before, context)
+            check_finite(f"the output of block `{block.name}`", z, "its parameters and input are finite; it is ", why)
+        why = functools.partial(birth, loss, activations[-1], y)
+        check_finite("the loss", losses, "the outputs of the network are finite; it is ", why)
     _check_labels(loss, activations[-1], y)
     if unlike is None:
         again = run_chain(chain, params, activations[0], context)
@@ -116,25 +102,6 @@ def validate_values(
                 f"block `{name}` answers differently when called twice with the same input: pass its random key in "
                 "`context` (dropout), or run the model in inference mode."
             )
-
-
-def _name_what_is_not_finite(
-    chain: Chain,
-    params: dict[str, Params],
-    y: Any,
-    context: Context,
-    activations: tuple[Activations, ...],
-    losses: Any,
-    loss: Loss,
-) -> None:
-    check_finite("`x`", activations[0])
-    check_finite("`y`", y)
-    for block, before, z in zip(chain.blocks, activations, activations[1:], strict=False):
-        check_finite(f"the parameters of block `{block.name}`", params[block.name])
-        why = functools.partial(birth, block, params[block.name], before, context)
-        check_finite(f"the output of block `{block.name}`", z, "its parameters and input are finite; it is ", why)
-    why = functools.partial(birth, loss, activations[-1], y)
-    check_finite("the loss", losses, "the outputs of the network are finite; it is ", why)
 
 
 def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
@@ -155,7 +122,7 @@ def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
     random, (outputs, rebuild) = np.random.default_rng(0), floating(z)
     unlike = rebuild([jnp.asarray(random.uniform(0.1, 0.9, leaf.shape), leaf.dtype) for leaf in outputs])
     given, from_the_last, other = (
-        np.asarray(_losses(loss, unlike, labels))
+        np.asarray(answer(loss, unlike, labels))
         for labels in (y, instead(lambda leaf: leaf + classes), instead(lambda leaf: (leaf + 1) % classes))
     )
     # A loss that gives them no weight differs from the first, one that does not look at labels agrees with the second.
@@ -172,11 +139,6 @@ def _from_the_last(leaf: Any, classes: int) -> Any:
         return np.zeros((), bool)
     values = np.asarray(leaf)
     return (values < 0) & (values >= -classes)
-
-
-@compiled(static_argnums=0)
-def _losses(loss: Loss, z: Activations, y: Any) -> Any:
-    return loss(z, y)
 
 
 def same(one: Any, two: Any) -> bool:

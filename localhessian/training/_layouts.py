@@ -19,11 +19,7 @@ def each_block(tree: dict[str, Params], function: Callable[[str, Params], Params
 
 
 def check_unmasked(tree: Any) -> None:
-    """Refuse the gaps that `optax.masked` leaves.
-
-    Raises:
-        ValueError: There are some.
-    """
+    """Refuse the gaps that `optax.masked` leaves (ValueError)."""
     if any(map(_is_gap, jax.tree.leaves(tree, is_leaf=_is_gap))):
         raise ValueError(
             "`scale_by_local_hessian` needs the parameters and gradients of every block, and a mask (`optax.masked`, "
@@ -39,12 +35,8 @@ def _is_gap(node: Any) -> bool:
 def scaled(chain: Chain, factors: Array, updates: Any, by_block: dict[str, Params]) -> Any:
     """The gradients of each block times its factor, in the layout they came in.
 
-    Args:
-        chain: The network.
-        factors: One for each block.
-        updates: In the layout of the blocks each use of a tied array has its own gradient: at each use stands the sum
-            of the scaled ones. In that of the model only their sum is there: it is multiplied by the mean factor.
-        by_block: The parameters in the layout of the blocks.
+    In the layout of the blocks each use of a tied array has its own gradient: at each use stands the sum of the scaled
+    ones. In that of the model only their sum is there: it is multiplied by the mean factor.
     """
     if in_blocks(chain, updates, "updates"):
         times = each_block(updates, lambda name, of_block: _times(factors[chain.index(name)], of_block))

@@ -24,12 +24,9 @@ def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: in
     curvature = problem.curvature()
     enough = rtol**2 * inner(gradient, gradient)
 
-    def product(step: Step) -> Step:
-        return plus(curvature(step), times(damping, step))
-
     def iterate(state: tuple) -> tuple:
         step, residual, direction, square = state
-        moved = product(direction)
+        moved = plus(curvature(direction), times(damping, direction))
         bend = inner(direction, moved)
         going = (square > enough) & (bend > 0)
         alpha = jnp.where(going, square / jnp.where(bend > 0, bend, 1), 0)

@@ -14,7 +14,7 @@ Carreira-Perpinan & Wang, Distributed optimization of deeply nested systems (201
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -169,19 +169,22 @@ def propagate(
         before = None if state is None else state[block.name]
         keys = jax.random.split(jax.random.fold_in(key, b))
         place = Place(of_params, z, context)
-        weights = _Argmin(Problem(place, target, side=ByParams(block), loss=of_block), of_weight_side[block.name])
-        inputs = _Argmin(Problem(place, target, side=ByInput(block), loss=of_block), of_input_side[block.name])
-        step, weight_state, weight_status, values = weights.solve(None if before is None else before[0], keys[0])
+        of_weights, of_inputs = (Problem(place, target, side=of(block), loss=of_block) for of in (ByParams, ByInput))
+        solver, own = of_weight_side[block.name], None if before is None else before[0]
+        step, weight_state, weight_status, values = _solve(of_weights, solver, own, keys[0])
         steps[block.name] = floating(of_params)[1](step)
         delta: Step | None = None
         input_state, input_status = (), jnp.zeros((), jnp.int32)
         if b > 1 and floating_leaves(z):
-            delta, input_state, input_status, _ = inputs.solve(None if before is None else before[1], keys[1])
+            solver, own = of_input_side[block.name], None if before is None else before[1]
+            delta, input_state, input_status, _ = _solve(of_inputs, solver, own, keys[1])
             target = floating(jax.tree.map(jnp.zeros_like, z))[1](delta)
         norms = (norm(step) if step else jnp.zeros(()), norm(delta) if delta else jnp.zeros(()))
         blocks[block.name] = BlockInfo(*values, *norms, weight_status, input_status)
         states[block.name] = (weight_state, input_state)
-    new = _moved(params, chain.sum_tied(steps))
+    summed = chain.sum_tied(steps)
+    # In the structure that came in, so that a scan over steps carries it.
+    new = each_block(params, lambda name, of_block: jax.tree.map(_plus, of_block, summed[name]))
     return new, PropagateInfo(losses.mean(), {name: blocks[name] for name in chain.names}, states)
 
 
@@ -217,9 +220,7 @@ def initial_state(
         {'a': ((), ()), 'b': ((), ())}
     """
     check_chain(chain, params)
-    check_params("params", params)
-    for name in params:
-        chain.index(name)
+    check_params("params", params, chain)
     of_weight_side = _picked("weight_solver", chain, weight_solver, 0.0)
     of_input_side = _picked("input_solver", chain, input_solver, 1.0)
     states = {}
@@ -236,53 +237,31 @@ def initial_state(
     return states
 
 
-class _Argmin(NamedTuple):
-    """One argmin of one block."""
-
-    problem: Problem
-    solver: Any
-
-    @full_precision()
-    def solve(self, state: Any, key: Key) -> tuple[Step, Any, Array, tuple[Scalar, Scalar]]:
-        """A trusted step, the solver's next state, a status, and phi before and after."""
-        problem = self.problem
-        zero = [jnp.zeros_like(leaf) for leaf in problem.start]
-        before = problem.before()
-        if not zero:
-            return [], (), jnp.zeros((), jnp.int32), (before, before)
-        first = self.solver.init(problem)
-        if state is not None and not _alike(state, first):
-            raise ValueError(
-                f"`state` holds for block `{problem.side.block.name}` what another solver left: pass the `info.state` "
-                "of the step before, by the same solvers, or None to begin."
-            )
-        state = first if state is None else state
-        step, next_state, status = self.solver.solve(problem, state, key)
-        after = problem.objective(step)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
-        rounding = 100 * eps_of(zero[0].dtype) * jnp.abs(before)
-        kept = finite if self.solver.trusted else finite & (after <= before + rounding)
-        instead = _unit_gradient(problem, self.solver.trusted) if problem.side.per_sample else zero
-        step = where(kept, step, instead)
-        next_state = where(finite, next_state, state)
-        status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)
-        return step, next_state, status, (before, jnp.where(kept, after, before))
-
-
-def _alike(one: Any, two: Any) -> bool:
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, two)]
-    return bool(structures[0] == structures[1])
-
-
-def _unit_gradient(problem: Problem, trusted: bool) -> Step:
-    if trusted:  # it was a gradient step already
-        return [jnp.zeros_like(leaf) for leaf in problem.start]
-    return [-leaf for leaf in problem.gradient()]
-
-
-def _moved(params: dict[str, Params], steps: dict[str, Params]) -> dict[str, Params]:
-    """W + p for every block, in the structure that came in, so that a scan over steps carries it."""
-    return each_block(params, lambda name, of_block: jax.tree.map(_plus, of_block, steps[name]))
+@full_precision()
+def _solve(problem: Problem, solver: Solver, state: Any, key: Key) -> tuple[Step, Any, Array, tuple[Scalar, Scalar]]:
+    """A trusted step, the solver's next state, a status, and phi before and after."""
+    zero = [jnp.zeros_like(leaf) for leaf in problem.start]
+    before = problem.before()
+    if not zero:
+        return [], (), jnp.zeros((), jnp.int32), (before, before)
+    first = solver.init(problem)
+    if state is not None and jax.tree.structure(state) != jax.tree.structure(first):  # type: ignore[operator]
+        raise ValueError(
+            f"`state` holds for block `{problem.side.block.name}` what another solver left: pass the `info.state` of "
+            "the step before, by the same solvers, or None to begin."
+        )
+    state = first if state is None else state
+    step, next_state, status = solver.solve(problem, state, key)
+    after = problem.objective(step)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
+    rounding = 100 * eps_of(zero[0].dtype) * jnp.abs(before)
+    kept = finite if solver.trusted else finite & (after <= before + rounding)
+    # A trusted one was a gradient step already.
+    is_new = problem.side.per_sample and not solver.trusted
+    step = where(kept, step, [-leaf for leaf in problem.gradient()] if is_new else zero)
+    next_state = where(finite, next_state, state)
+    status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)
+    return step, next_state, status, (before, jnp.where(kept, after, before))
 
 
 def _plus(leaf: Array, step: Array) -> Array:
@@ -290,12 +269,7 @@ def _plus(leaf: Array, step: Array) -> Array:
 
 
 def _picked(name: str, chain: Chain, solvers: Solvers, rate: float) -> dict[str, Solver]:
-    """The solver of each block.
-
-    Raises:
-        KeyError: One is for a block that is not in the chain.
-        TypeError: What is no solver.
-    """
+    """The solver of each block; KeyError for one of no block of the chain, TypeError for what is no solver."""
     if isinstance(solvers, Mapping):
         for block in solvers:
             chain.index(block)

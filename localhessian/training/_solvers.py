@@ -35,7 +35,9 @@ class Solver(Protocol):
         """Whether a step that raises the loss stays: plain gradient steps are what the user asked for."""
 
     def init(self, problem: Problem) -> Any:
-        """The state before the first step: a pytree of arrays, or ()."""
+        """The state before the first step: a pytree of arrays, or (), as of those that inherit from here."""
+        del problem
+        return ()
 
     def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
         """A step, arrays like `problem.start`, the state for the next call, and a `localhessian.Status` code."""
@@ -46,7 +48,7 @@ def _status(status: Status) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientStep:
+class GradientStep(Solver):
     """p = -rate * gradient of phi. On both sides (rate 1 for the input) this is back-propagation.
 
     Args:
@@ -59,11 +61,6 @@ class GradientStep:
     def __post_init__(self) -> None:
         """Refuse a rate that is none."""
         expect_number("rate", self.rate)
-
-    def init(self, problem: Problem) -> Any:
-        """No state."""
-        del problem
-        return ()
 
     def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
         """Cost: one vjp of the block."""
@@ -90,11 +87,7 @@ class ScaledGradient:
     trusted = False
 
     def __post_init__(self) -> None:
-        """Check the name.
-
-        Raises:
-            ValueError: An unknown scalar.
-        """
+        """Refuse settings that mean nothing."""
         expect_number("rate", self.rate)
         check_scalar(self.scalar)
         expect_count("probes", self.probes, 2)
@@ -151,7 +144,7 @@ class OptaxSteps:
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Solver):
     """p = -(G + damping I)^-1 gradient, G the Gauss-Newton part of the local Hessian, by conjugate gradients.
 
     Args:
@@ -168,11 +161,6 @@ class GaussNewton:
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
         _check_iteration(self)
-
-    def init(self, problem: Problem) -> Any:
-        """No state."""
-        del problem
-        return ()
 
     def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
         """Cost: one vjp, and `iterations` products with G (a jvp and a vjp each)."""
@@ -241,7 +229,7 @@ class LevenbergMarquardt:
 
 
 @dataclasses.dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(Solver):
     """The exact minimizer for a block that is affine in the variables, of least norm: a dense least-squares solve.
 
     For the input each sample has a problem of its own (an uncoupled block). On the input side, with every other step a
@@ -263,11 +251,6 @@ class LeastSquares:
         """Refuse settings that mean nothing."""
         expect_number("ridge", self.ridge)
         expect_count("max_numbers", self.max_numbers, 1)
-
-    def init(self, problem: Problem) -> Any:
-        """No state."""
-        del problem
-        return ()
 
     def solve(self, problem: Problem, state: Any, key: Key) -> tuple[Step, Any, Array]:
         """Cost: as many jvps as there are variables (of one sample), and a dense decomposition.

@@ -21,13 +21,13 @@ def flags(loss, y, n=4, classes=4):
 
 
 _of_loss = {
-    "labels": lambda _, z, y: entropy(z, y),
-    "class weights": lambda _, z, y: entropy(z, y[0]) * y[1][y[0]],
-    "sample weights": lambda _, z, y: entropy(z, y[0]) * y[1],
-    "normalized": lambda _, z, y: entropy(z, y[0]) * y[1] / y[1].mean(),
-    "temperature": lambda _, z, y: entropy(z / y[1], y[0]),
-    "of classes": lambda _, z, y: entropy(z + y[1][None], y[0]),
-    "by rank": lambda _, z, y: entropy(z, y[0]) * jnp.arange(1.0, 5.0)[: len(z)].astype(z.dtype),
+    "labels": entropy,
+    "class weights": lambda z, y: entropy(z, y[0]) * y[1][y[0]],
+    "sample weights": lambda z, y: entropy(z, y[0]) * y[1],
+    "normalized": lambda z, y: entropy(z, y[0]) * y[1] / y[1].mean(),
+    "temperature": lambda z, y: entropy(z / y[1], y[0]),
+    "of classes": lambda z, y: entropy(z + y[1][None], y[0]),
+    "by rank": lambda z, y: entropy(z, y[0]) * jnp.arange(1.0, 5.0)[: len(z)].astype(z.dtype),
 }
 
 

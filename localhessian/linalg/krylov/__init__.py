@@ -12,7 +12,6 @@ from localhessian.linalg.krylov._krylov import Krylov as Krylov
 from localhessian.linalg.krylov._krylov import told_apart as told_apart
 from localhessian.linalg.krylov._lanczos import Lanczos as Lanczos
 from localhessian.linalg.krylov._lanczos import advance as advance
-from localhessian.linalg.krylov._plan import ROWS as ROWS
 from localhessian.linalg.krylov._plan import Plan as Plan
 from localhessian.linalg.krylov._recurrence import State as State
 from localhessian.linalg.krylov._recurrence import begin as begin

@@ -4,7 +4,6 @@ All else is written once, for arrays of either kind, with the array functions of
 `s` of independent problems (s = 1 for a single one), and a block an axis `p`; a basis is `(s, rows, d)`.
 """
 
-import abc
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,91 +16,96 @@ from localhessian._types import Key
 from localhessian.linalg.operators import rows_of
 
 
-class Arithmetic(abc.ABC):
-    """Arrays, and how they are changed."""
+class Arithmetic:
+    """Arrays, and how they are changed in a program, whose numbers come when it runs: masks say which rows count."""
 
-    xp: Any
+    xp: Any = jnp
     """numpy or jax.numpy."""
 
-    @abc.abstractmethod
     def held(self, tree: Any) -> Any:
         """The same numbers, as constants to derivatives."""
+        return jax.lax.stop_gradient(tree)
 
-    @abc.abstractmethod
     def random(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Any:
         """Normal random numbers."""
+        return jax.random.normal(key, shape, dtype)
 
-    @abc.abstractmethod
     def multiply(self, a: Any, b: Any) -> Any:
-        """A matrix product in full precision."""
+        """A matrix product in full precision, also on GPUs and TPUs."""
+        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
-    @abc.abstractmethod
     def lengths(self, vectors: Any) -> Any:
         """Euclidean norms along the last axis, also of numbers whose squares overflow or vanish."""
+        return _scaled_lengths(vectors, jnp)
 
-    @abc.abstractmethod
     def pick(self, array: Any, places: Any) -> Any:
         """The entries (s, k) of an array (s, K)."""
+        return jnp.take_along_axis(array, places, 1)
 
-    @abc.abstractmethod
     def subtract(self, block: Any, part: Any) -> Any:
         """block - part; `part` may be overwritten."""
+        return block - part
 
-    @abc.abstractmethod
     def put_rows(self, basis: Any, row: Any, block: Any) -> Any:
         """The basis with the rows from `row` on replaced; it may be overwritten."""
+        return jax.lax.dynamic_update_slice_in_dim(basis, block.astype(basis.dtype), row, 1)
 
-    @abc.abstractmethod
     def add_rows(self, matrix: Any, place: slice, block: Any) -> Any:
         """The matrix with a block added to the rows of a slice; it may be overwritten."""
+        return matrix.at[:, place].add(block)
 
-    @abc.abstractmethod
     def take_rows(self, matrix: Any, row: Any, count: int) -> Any:
         """The rows from `row` on."""
+        return jax.lax.dynamic_slice_in_dim(matrix, row, count, 1)
 
-    @abc.abstractmethod
     def replace_rows(self, basis: Any, block: Any) -> Any:
         """A basis that begins with the block, and of which nothing else is in use; it may be overwritten."""
+        return jnp.zeros_like(basis).at[:, : block.shape[1]].set(block)
 
-    @abc.abstractmethod
-    def in_use(self, row: Any, size: int) -> Any:
-        """How many rows of `size` need be looked at, `row` of which hold something; the others are zero."""
+    def in_use(self, row: Any, size: int) -> int:
+        """How many rows of `size` need be looked at, `row` of which hold something: all, the others are zero."""
+        del row
+        return size
 
-    @abc.abstractmethod
     def near(self, row: Any, before: int, after: int, kept: int) -> slice:
         """The rows from `before` the current one to `after` it, where a product's components lie; at least those.
 
         After a restart, of which `kept` rows are left, they lie along all.
         """
+        del row, before, after, kept
+        return slice(None)
 
-    @abc.abstractmethod
     def counter(self, value: int) -> Any:
         """A number that steps change."""
+        return jnp.asarray(value, np.int32)
 
-    @abc.abstractmethod
     def small(self, dtype: Any) -> Any:
         """The type of small matrices, of bases of `dtype`."""
+        return dtype
 
-    @abc.abstractmethod
     def surely(self, mask: Any) -> bool:
         """Whether it is known to hold everywhere; a program does not know its numbers."""
+        del mask
+        return False
 
-    @abc.abstractmethod
     def if_any(self, mask: Any, function: Callable[[], Any], otherwise: Any) -> Any:
         """function() where the mask holds anywhere, else what was."""
+        return jax.lax.cond(jnp.any(mask), function, lambda: otherwise)
 
-    @abc.abstractmethod
     def products(self, product: Callable[..., Any], block: Any, batch: int | None, dtype: Any) -> Any:
         """Products with a block `(s, p, d)`; `product` works in `dtype`, the operator's own, the block in a wider."""
+        apply = rows_of(product, batch)
+        if block.shape[1] == 1:
+            return apply(block[:, 0].astype(dtype)).astype(block.dtype)[:, None]
+        return jax.vmap(apply, in_axes=1, out_axes=1)(block.astype(dtype)).astype(block.dtype)
 
 
-class Host(Arithmetic):
+class _Host(Arithmetic):
     """Numbers are at hand: nothing is computed that is not needed, arrays are changed in place, nothing compiles."""
 
     xp: Any = np
 
     def held(self, tree: Any) -> Any:
-        """As they are: nothing is differentiated here."""
         return tree
 
     def random(self, key: Key, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -110,7 +114,6 @@ class Host(Arithmetic):
         return np.random.default_rng(seed).standard_normal(shape, dtype)
 
     def multiply(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """In the type of the arrays."""
         return cast(np.ndarray, np.matmul(a, b))
 
     def lengths(self, vectors: np.ndarray) -> Any:
@@ -121,25 +124,20 @@ class Host(Arithmetic):
         return _scaled_lengths(vectors, np)
 
     def pick(self, array: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """By indices."""
         return cast(np.ndarray, array[np.arange(len(array))[:, None], places])
 
     def subtract(self, block: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """Over `part`."""
         return cast(np.ndarray, np.subtract(block, part, out=part))
 
     def put_rows(self, basis: np.ndarray, row: int, block: np.ndarray) -> np.ndarray:
-        """In place."""
         basis[:, row : row + block.shape[1]] = block
         return basis
 
     def add_rows(self, matrix: np.ndarray, place: slice, block: np.ndarray) -> np.ndarray:
-        """In place."""
         matrix[:, place] += block
         return matrix
 
     def take_rows(self, matrix: np.ndarray, row: int, count: int) -> np.ndarray:
-        """A view."""
         return matrix[:, row : row + count]
 
     def replace_rows(self, basis: np.ndarray, block: np.ndarray) -> np.ndarray:
@@ -147,16 +145,13 @@ class Host(Arithmetic):
         return self.put_rows(basis, 0, block)
 
     def in_use(self, row: int, size: int) -> int:
-        """Those alone."""
         del size
         return row
 
     def near(self, row: int, before: int, after: int, kept: int) -> slice:
-        """Those."""
         return slice(None) if row <= kept else slice(max(row - before, 0), row + after)
 
     def counter(self, value: int) -> int:
-        """A number of Python."""
         return value
 
     def small(self, dtype: Any) -> Any:
@@ -165,11 +160,9 @@ class Host(Arithmetic):
         return np.dtype(np.float64)
 
     def surely(self, mask: Any) -> bool:
-        """Look."""
         return bool(np.all(mask))
 
     def if_any(self, mask: np.ndarray, function: Callable[[], Any], otherwise: Any) -> Any:
-        """One of them."""
         return function() if mask.any() else otherwise
 
     def products(self, product: Callable[..., Any], block: np.ndarray, batch: int | None, dtype: Any) -> np.ndarray:
@@ -185,88 +178,8 @@ class Host(Arithmetic):
         return out.astype(v.dtype, copy=False)
 
 
-class Traced(Arithmetic):
-    """Numbers come when the program runs: all rows are computed with, and masks say which count."""
-
-    xp: Any = jnp
-
-    def held(self, tree: Any) -> Any:
-        """By `jax.lax.stop_gradient`."""
-        return jax.lax.stop_gradient(tree)
-
-    def random(self, key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """By JAX."""
-        return jax.random.normal(key, shape, dtype)
-
-    def multiply(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """Also on GPUs and TPUs."""
-        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-    def lengths(self, vectors: jax.Array) -> jax.Array:
-        """Relative to the largest number."""
-        return cast(jax.Array, _scaled_lengths(vectors, jnp))
-
-    def pick(self, array: jax.Array, places: jax.Array) -> jax.Array:
-        """By JAX."""
-        return jnp.take_along_axis(array, places, 1)
-
-    def subtract(self, block: jax.Array, part: jax.Array) -> jax.Array:
-        """A new array."""
-        return block - part
-
-    def put_rows(self, basis: jax.Array, row: Any, block: jax.Array) -> jax.Array:
-        """A new array."""
-        return jax.lax.dynamic_update_slice_in_dim(basis, block.astype(basis.dtype), row, 1)
-
-    def add_rows(self, matrix: jax.Array, place: slice, block: jax.Array) -> jax.Array:
-        """A new array."""
-        return matrix.at[:, place].add(block)
-
-    def take_rows(self, matrix: jax.Array, row: Any, count: int) -> jax.Array:
-        """From a place that is traced."""
-        return jax.lax.dynamic_slice_in_dim(matrix, row, count, 1)
-
-    def replace_rows(self, basis: jax.Array, block: jax.Array) -> jax.Array:
-        """Zero after it."""
-        return jnp.zeros_like(basis).at[:, : block.shape[1]].set(block)
-
-    def in_use(self, row: Any, size: int) -> int:
-        """All: shapes do not follow numbers."""
-        del row
-        return size
-
-    def near(self, row: Any, before: int, after: int, kept: int) -> slice:
-        """All."""
-        del row, before, after, kept
-        return slice(None)
-
-    def counter(self, value: int) -> jax.Array:
-        """An array."""
-        return jnp.asarray(value, np.int32)
-
-    def small(self, dtype: Any) -> Any:
-        """The same."""
-        return dtype
-
-    def surely(self, mask: Any) -> bool:
-        """No."""
-        del mask
-        return False
-
-    def if_any(self, mask: jax.Array, function: Callable[[], Any], otherwise: Any) -> Any:
-        """A branch of the program."""
-        return jax.lax.cond(jnp.any(mask), function, lambda: otherwise)
-
-    def products(self, product: Callable[..., Any], block: jax.Array, batch: int | None, dtype: Any) -> jax.Array:
-        """All at once."""
-        apply = rows_of(product, batch)
-        if block.shape[1] == 1:
-            return apply(block[:, 0].astype(dtype)).astype(block.dtype)[:, None]
-        return jax.vmap(apply, in_axes=1, out_axes=1)(block.astype(dtype)).astype(block.dtype)
-
-
-HOST: Arithmetic = Host()
-TRACED: Arithmetic = Traced()
+HOST: Arithmetic = _Host()
+TRACED = Arithmetic()
 
 
 @functools.cache

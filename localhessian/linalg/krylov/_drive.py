@@ -30,13 +30,7 @@ def drive(
 ) -> tuple[State, bool]:
     """Steps on the host, until every wanted value is settled, the space is exhausted or the budget spent.
 
-    Args:
-        step: state -> state.
-        restart: state -> state, of a full basis.
-        settled: state -> (s,) booleans; asked at intervals.
-        state: Before the first step.
-        plan: Sizes.
-        show: Told how many steps were made.
+    A full basis is restarted, `settled` (which of the problems are) asked at intervals, `show` told the steps made.
 
     Returns:
         The state, and whether it was interrupted.

@@ -1,7 +1,7 @@
 """Thick-restart block Golub-Kahan of a factor: the small end without squaring, residuals recomputed."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -14,17 +14,13 @@ from localhessian.linalg.krylov._plan import Plan, take_weights
 from localhessian.linalg.krylov._recurrence import (
     State,
     alive,
-    compress,
     fill_up,
-    finished,
     foretold,
     nearest_rows,
     observe,
     orthonormalize,
     pad_rows,
     put_columns,
-    residual_norms,
-    retire,
     revive,
     shifted,
 )
@@ -83,9 +79,7 @@ class Bidiagonal(Recurrence):
     """
 
     start_products = 1
-    of_factor: ClassVar[bool] = True
-    wrong: ClassVar[Status] = Status.NOT_ADJOINT
-    rounding: ClassVar[float] = ROUNDING
+    of_factor, wrong, rounding = True, Status.NOT_ADJOINT, ROUNDING
 
     def __init__(self, factor: LinearMap, on: Arithmetic) -> None:
         """Around its products, of the prepared factor."""
@@ -115,21 +109,27 @@ class Bidiagonal(Recurrence):
         state, left = left_half(state, self._forward(state.current), plan, self.on)
         return right_half(state, self._backward(left), plan, self.on)
 
-    def restart(self, state: State, plan: Plan) -> State:
-        """The kept triplets become the bases."""
-        on, (settled, (sigma, left, right, count)) = self.on, self._examine(state, plan)
-        chosen = plan.kept(count, on)
-        values = on.xp.where(chosen.real, on.xp.take_along_axis(sigma, chosen.places, 1), 0)
-        left, right = take_weights(left, chosen, on), take_weights(right, chosen, on)
-        return retire(compress(state, right, left, values, chosen.real, plan, on), settled, on)
+    def ritz(self, state: State, plan: Plan) -> tuple[Any, Any, Any, Any]:
+        """Singular values, and weights of both sides.
 
-    def settled(self, state: State, plan: Plan) -> Any:
-        """By the residuals that the recurrence estimates."""
-        return self._examine(state, plan)[0]
+        A start in the range of A^T meets null vectors only by rounding, which grows as the range is exhausted: values
+        that the rank rule counts as zero are no news then, and are dropped, unless the space is whole.
+        """
+        xp, rows = self.on.xp, self.on.in_use(state.row, plan.size)
+        matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
+        left, sigma, right = svd(shifted(matrix, filled, self.on))
+        left, sigma, right = left[:, :, ::-1], sigma[:, ::-1], xp.swapaxes(right, 1, 2)[:, :, ::-1]
+        count = xp.sum(filled, axis=1, dtype=np.int32, keepdims=True)
+        real = xp.arange(rows, dtype=np.int32)[None, :] < count
+        top = xp.max(xp.where(real, sigma, 0), axis=1, keepdims=True)
+        real = real & ((sigma >= plan.cutoff * top) | (count >= plan.order))
+        order = xp.argsort(xp.where(real, sigma, xp.inf), axis=1)
+        left, right = (xp.take_along_axis(part, order[:, None, :], 2) for part in (left, right))
+        return xp.take_along_axis(sigma, order, 1), left, right, xp.sum(real, axis=1, dtype=np.int32)
 
     def pairs(self, state: State, plan: Plan) -> Pairs:
         """Singular triplets, and the size of both their residuals together."""
-        on, (_, left, right, count) = self.on, self._ritz(state, plan)
+        on, (_, left, right, count) = self.on, self.ritz(state, plan)
         chosen = plan.chosen(count, right.shape[1], on)
         u = unit_rows(combine(take_weights(left, chosen, on), state.left, on), on)
         v = unit_rows(combine(take_weights(right, chosen, on), state.right, on), on)
@@ -154,31 +154,6 @@ class Bidiagonal(Recurrence):
 
     def _backward(self, block: Any) -> Any:
         return self.on.products(self.prepared.rmv, block, self.batch, self.dtype)
-
-    def _examine(self, state: State, plan: Plan) -> tuple[Any, tuple[Any, Any, Any, Any]]:
-        """Which problems have every wanted value, and the decomposition that tells."""
-        sigma, left, right, count = self._ritz(state, plan)
-        errors = residual_norms(state, left, self.on)
-        settled = plan.settled(sigma, errors, count, state.scale, ROUNDING, self.on)
-        return finished(state, settled, plan), (sigma, left, right, count)
-
-    def _ritz(self, state: State, plan: Plan) -> tuple[Any, Any, Any, Any]:
-        """Singular values ascending (s, K), left and right weights (s, K, K), how many are real; empty slots last.
-
-        A start in the range of A^T meets null vectors only by rounding, which grows as the range is exhausted: values
-        that the rank rule counts as zero are no news then, and are dropped, unless the space is whole.
-        """
-        xp, rows = self.on.xp, self.on.in_use(state.row, plan.size)
-        matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
-        left, sigma, right = svd(shifted(matrix, filled, self.on))
-        left, sigma, right = left[:, :, ::-1], sigma[:, ::-1], xp.swapaxes(right, 1, 2)[:, :, ::-1]
-        count = xp.sum(filled, axis=1, dtype=np.int32, keepdims=True)
-        real = xp.arange(rows, dtype=np.int32)[None, :] < count
-        top = xp.max(xp.where(real, sigma, 0), axis=1, keepdims=True)
-        real = real & ((sigma >= plan.cutoff * top) | (count >= plan.order))
-        order = xp.argsort(xp.where(real, sigma, xp.inf), axis=1)
-        left, right = (xp.take_along_axis(part, order[:, None, :], 2) for part in (left, right))
-        return xp.take_along_axis(sigma, order, 1), left, right, xp.sum(real, axis=1, dtype=np.int32)
 
 
 def left_half(state: State, moved: Any, plan: Plan, on: Arithmetic) -> tuple[State, Any]:

@@ -22,8 +22,8 @@ from localhessian._status import Status
 from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._arithmetic import HOST, TRACED, Arithmetic
 from localhessian.linalg.krylov._drive import drive, run_compiled, runs_whole
-from localhessian.linalg.krylov._plan import ROWS, Plan, Which
-from localhessian.linalg.krylov._recurrence import State, begin
+from localhessian.linalg.krylov._plan import ROWS, Plan, Which, take_weights
+from localhessian.linalg.krylov._recurrence import State, begin, compress, residual_norms, retire
 from localhessian.linalg.krylov._vectors import largest_vectors, sort_real_first
 from localhessian.linalg.operators import Operator, eps_of, is_repeatable, unbatched
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, cutoff, packed
@@ -85,12 +85,11 @@ class Recurrence(abc.ABC):
         """One step."""
 
     @abc.abstractmethod
-    def restart(self, state: State, plan: Plan) -> State:
-        """A full basis, compressed."""
+    def ritz(self, state: State, plan: Plan) -> tuple[Any, Any, Any, Any]:
+        """Ritz values ascending (s, K), left (None: the same) and right weights (s, K, K), and how many are real.
 
-    @abc.abstractmethod
-    def settled(self, state: State, plan: Plan) -> Any:
-        """(s,): which problems need no more steps."""
+        Empty slots stand last.
+        """
 
     @abc.abstractmethod
     def pairs(self, state: State, plan: Plan) -> Pairs:
@@ -99,6 +98,26 @@ class Recurrence(abc.ABC):
     @abc.abstractmethod
     def whole(self, values: Any, residuals: Any, real: Any, verdict: "Verdict", rows: int) -> tuple[Any, Any, Any]:
         """Values, multiplicities and errors with what is known beside the run; `rows` of the basis were used."""
+
+    def restart(self, state: State, plan: Plan) -> State:
+        """The kept Ritz vectors, or singular triplets, become the basis."""
+        on, (settled, (values, left, right, count)) = self.on, self._examine(state, plan)
+        chosen = plan.kept(count, on)
+        kept = on.xp.where(chosen.real, on.xp.take_along_axis(values, chosen.places, 1), 0)
+        left, right = (None if part is None else take_weights(part, chosen, on) for part in (left, right))
+        return retire(compress(state, right, left, kept, chosen.real, plan, on), settled, on)
+
+    def settled(self, state: State, plan: Plan) -> Any:
+        """(s,): which problems need no more steps, by the residuals that the recurrence estimates."""
+        return self._examine(state, plan)[0]
+
+    def _examine(self, state: State, plan: Plan) -> tuple[Any, tuple[Any, Any, Any, Any]]:
+        """Which problems have every wanted value, and the decomposition that tells."""
+        values, left, right, count = self.ritz(state, plan)
+        errors = residual_norms(state, right if left is None else left, self.on)
+        settled = plan.settled(values, errors, count, state.scale, self.rounding, self.on)
+        # One that was filled up after a breakdown is seen whole.
+        return settled & ~(state.broken & plan.whole), (values, left, right, count)
 
 
 class Verdict(NamedTuple):
@@ -124,11 +143,7 @@ class Krylov(abc.ABC):
     block_size: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing.
-
-        Raises:
-            ValueError: with the setting and what it must be.
-        """
+        """Refuse settings that mean nothing, by a ValueError with the setting and what it must be."""
         expect_choice("which", self.which, ("both", "largest", "smallest"))
         for name, least in (("max_matvecs", 1), ("k", 1), ("basis_size", 4), ("block_size", 1)):
             if name != "basis_size" or self.basis_size is not None:
@@ -172,7 +187,7 @@ class Krylov(abc.ABC):
         pairs = pairs._replace(residuals=on.held(pairs.residuals))
         verdict = _judge(pairs, state, run, plan, on)
         largest = largest_vectors(pairs.vectors, pairs.values, verdict.real, vectors, on)
-        values, real, residuals = sort_real_first(pairs.values, verdict.real, pairs.residuals, on=on)
+        values, residuals, real = sort_real_first(pairs.values, pairs.residuals, verdict.real, on)
         values, multiplicities, errors = run.whole(values, residuals, real, verdict, on.in_use(state.row, plan.size))
         made = (state.made + run.start_products) * plan.block + pairs.values.shape[1]
         parts = (values, multiplicities, errors, largest, verdict.status, verdict.complete, verdict.norm)

@@ -1,7 +1,7 @@
 """Thick-restart block Lanczos for symmetric operators, with recomputed residuals."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,12 @@ from localhessian.linalg.krylov._plan import Plan, take_weights
 from localhessian.linalg.krylov._recurrence import (
     State,
     alive,
-    compress,
-    finished,
     foretold,
     nearest_rows,
     observe,
     orthonormalize,
     pad_rows,
     put_columns,
-    residual_norms,
-    retire,
     revive,
     shifted,
 )
@@ -77,9 +73,7 @@ class Symmetric(Recurrence):
 
     long: int | None = None
     start_products = 0
-    of_factor: ClassVar[bool] = False
-    wrong: ClassVar[Status] = Status.NOT_SYMMETRIC
-    rounding: ClassVar[float] = ROUNDING
+    of_factor, wrong, rounding = False, Status.NOT_SYMMETRIC, ROUNDING
 
     def __init__(self, prepared: SymmetricOperator, on: Arithmetic) -> None:
         """Around its products."""
@@ -99,21 +93,16 @@ class Symmetric(Recurrence):
         """One product of the current block."""
         return advance(state, self._times(state.current), plan, self.on)
 
-    def restart(self, state: State, plan: Plan) -> State:
-        """The kept Ritz vectors become the basis."""
-        xp, (settled, (theta, weights, count)) = self.on.xp, self._examine(state, plan)
-        chosen = plan.kept(count, self.on)
-        values = xp.where(chosen.real, xp.take_along_axis(theta, chosen.places, 1), 0)
-        weights = take_weights(weights, chosen, self.on)
-        return retire(compress(state, weights, None, values, chosen.real, plan, self.on), settled, self.on)
-
-    def settled(self, state: State, plan: Plan) -> Any:
-        """By the residuals that the recurrence estimates."""
-        return self._examine(state, plan)[0]
+    def ritz(self, state: State, plan: Plan) -> tuple[Any, Any, Any, Any]:
+        """Of the projected matrix made symmetric."""
+        xp, rows = self.on.xp, self.on.in_use(state.row, plan.size)
+        matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
+        theta, weights = eigh(shifted((matrix + xp.swapaxes(matrix, 1, 2)) / 2, filled, self.on))
+        return theta, None, weights, xp.sum(filled, axis=1, dtype=np.int32)
 
     def pairs(self, state: State, plan: Plan) -> Pairs:
         """Rayleigh quotients of Ritz vectors, and their residuals."""
-        on, (_, weights, count) = self.on, self._ritz(state, plan)
+        on, (_, _, weights, count) = self.on, self.ritz(state, plan)
         chosen = plan.chosen(count, weights.shape[1], on)
         ritz = unit_rows(combine(take_weights(weights, chosen, on), state.right, on), on)
         moved = self._times(ritz)
@@ -128,20 +117,6 @@ class Symmetric(Recurrence):
 
     def _times(self, block: Any) -> Any:
         return self.on.products(self.prepared.mv, block, self.batch, self.dtype)
-
-    def _examine(self, state: State, plan: Plan) -> tuple[Any, tuple[Any, Any, Any]]:
-        """Which problems have every wanted value, and the decomposition that tells."""
-        theta, weights, count = self._ritz(state, plan)
-        errors = residual_norms(state, weights, self.on)
-        settled = plan.settled(theta, errors, count, state.scale, ROUNDING, self.on)
-        return finished(state, settled, plan), (theta, weights, count)
-
-    def _ritz(self, state: State, plan: Plan) -> tuple[Any, Any, Any]:
-        """Ritz values ascending (s, K), their weights (s, K, K), and how many are real; empty slots stand last."""
-        xp, rows = self.on.xp, self.on.in_use(state.row, plan.size)
-        matrix, filled = state.matrix[:, :rows, :rows], state.filled[:, :rows]
-        theta, weights = eigh(shifted((matrix + xp.swapaxes(matrix, 1, 2)) / 2, filled, self.on))
-        return theta, weights, xp.sum(filled, axis=1, dtype=np.int32)
 
 
 def advance(state: State, moved: Any, plan: Plan, on: Arithmetic) -> State:

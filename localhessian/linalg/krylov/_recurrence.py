@@ -237,11 +237,6 @@ def residual_norms(state: State, left: Any, on: Arithmetic) -> Any:
     return on.lengths(on.multiply(xp.swapaxes(left, 1, 2), coupling))
 
 
-def finished(state: State, settled: Any, plan: Plan) -> Any:
-    """Which problems need no more steps; one that was filled up after a breakdown is seen whole."""
-    return settled & ~(state.broken & plan.whole)
-
-
 def compress(state: State, right: Any, left: Any, values: Any, real: Any, plan: Plan, on: Arithmetic) -> State:
     """The Ritz vectors with these weights (s, K, k) become the basis, with their values (s, k); `real`: which."""
     xp = on.xp

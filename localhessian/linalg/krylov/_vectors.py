@@ -47,15 +47,12 @@ def unit_rows(vectors: Any, on: Arithmetic) -> Any:
     return vectors / on.xp.where(norms > 0, norms, 1)
 
 
-def sort_real_first(values: Any, real: Any, *others: Any, on: Arithmetic) -> tuple[Any, ...]:
-    """Real values ascending, empty slots at the end with NaN; the same order for arrays along their last axis."""
+def sort_real_first(values: Any, errors: Any, real: Any, on: Arithmetic) -> tuple[Any, Any, Any]:
+    """Real values ascending with their errors, empty slots at the end with NaN; and which are real."""
     xp = on.xp
     order = xp.argsort(xp.where(real, values, xp.inf), axis=-1)
-    taken = xp.take_along_axis(real, order, axis=-1)
-    out = [xp.where(taken, xp.take_along_axis(values, order, axis=-1), xp.nan), taken]
-    for other in others:
-        out.append(xp.where(taken, xp.take_along_axis(other, order, axis=-1), xp.nan))
-    return tuple(out)
+    values, errors, real = (xp.take_along_axis(part, order, axis=-1) for part in (values, errors, real))
+    return xp.where(real, values, xp.nan), xp.where(real, errors, xp.nan), real
 
 
 def largest_vectors(ritz: Any, values: Any, real: Any, vectors: int, on: Arithmetic) -> Any:

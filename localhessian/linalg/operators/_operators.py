@@ -25,6 +25,7 @@ from localhessian._types import AnyArray, Array, Float
 from localhessian.linalg.operators._cpu import run_quickly
 
 HIGHEST = jax.lax.Precision.HIGHEST
+_FORM = ("size", "out_size", "dtype", "batch", "label")
 
 
 @pytree
@@ -72,6 +73,11 @@ class Operator(abc.ABC):
     @abc.abstractmethod
     def prepare(self) -> "Operator":
         """The same operator with the set-up that its products share done once, and without a label."""
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """Its size, dtype, batch and label, of a map also out_size: what another of the same form is made with."""
+        return {name: getattr(self, name) for name in _FORM if hasattr(self, name)}
 
     @property
     @abc.abstractmethod
@@ -253,15 +259,8 @@ def call(function: Partial, *args: Any) -> Any:
     return run_quickly(function, *args)
 
 
-def _product(operator: Operator, v: Array) -> Array:
-    return operator.product(v)
-
-
-def _transpose_product(operator: LinearMap, u: Array) -> Array:
-    return operator.transpose_product(u)
-
-
-_PRODUCT, _TRANSPOSE_PRODUCT = Partial(_product), Partial(_transpose_product)
+_PRODUCT = Partial(lambda operator, v: operator.product(v))
+_TRANSPOSE_PRODUCT = Partial(lambda operator, u: operator.transpose_product(u))
 
 
 def unit_products(prepared: Operator, start: Any = 0, count: int | None = None) -> Array:
@@ -288,11 +287,7 @@ def unbatched(value: Any, batch: int | None) -> Any:
 
 
 def check_operator(operator: Any) -> None:
-    """Refuse what is no operator.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Refuse what is no operator (TypeError)."""
     expect(
         "operator",
         operator,

@@ -23,12 +23,9 @@ class OwnMap(LinearMap):
     """A linear map by two functions."""
 
     forward: Partial
-    backward: Partial
-
-    @property
-    def on_trust(self) -> bool:
-        """Yes."""
-        return True
+    backward: Partial | None
+    """None: the transpose of the forward one."""
+    on_trust = True
 
     def product(self, v: Float[Array, " d"], /) -> Float[Array, " m"]:
         """A v."""
@@ -36,6 +33,8 @@ class OwnMap(LinearMap):
 
     def transpose_product(self, u: Float[Array, " m"], /) -> Float[Array, " d"]:
         """A^T u."""
+        if self.backward is None:
+            return cast(Array, jax.linear_transpose(self.forward, jax.ShapeDtypeStruct((self.size,), self.dtype))(u)[0])
         return cast(Array, self.backward(u))
 
 
@@ -45,11 +44,7 @@ class Own(SymmetricOperator):
 
     function: Partial
     given: LinearMap | None
-
-    @property
-    def on_trust(self) -> bool:
-        """Yes."""
-        return True
+    on_trust = True
 
     @property
     def factor(self) -> LinearMap | None:
@@ -152,22 +147,9 @@ def linear_map(
     _check_size("in_size", in_size)
     _check_size("out_size", out_size)
     dtype = _dtype(dtype)
-    if rmv is None:
-        rmv = Partial(_TransposeOf(in_size, dtype), _partial(mv))
     forward = Partial(_Checked("mv", in_size, out_size), _partial(mv))
-    backward = Partial(_Checked("rmv", out_size, in_size), _partial(rmv))
+    backward = None if rmv is None else Partial(_Checked("rmv", out_size, in_size), _partial(rmv))
     return OwnMap(forward, backward, size=in_size, out_size=out_size, dtype=dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class _TransposeOf:
-    """The transpose of a linear function on vectors, hashable."""
-
-    in_size: int
-    dtype: jnp.dtype
-
-    def __call__(self, forward: Partial, u: Any) -> Any:
-        return jax.linear_transpose(forward, jax.ShapeDtypeStruct((self.in_size,), self.dtype))(u)[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A batch of operators of which some are asked for more than once."""
 
+import dataclasses
 from collections import Counter
 
 import jax
@@ -35,10 +36,10 @@ class Repeated(SymmetricOperator):
     @property
     def factor(self) -> LinearMap | None:
         """Of the same."""
-        factor = self.of.factor
-        if factor is None:
+        of = self.of.factor
+        if of is None:
             return None
-        return _maps(factor, self.places, self.batch)
+        return RepeatedMap(of, self.places, **of.form | {"batch": self.batch})
 
     def product(self, v: Array, /) -> Array:
         """H v of each."""
@@ -46,11 +47,7 @@ class Repeated(SymmetricOperator):
 
     def prepare(self) -> SymmetricOperator:
         """With the batch's set-up done."""
-        return _operators(self.of.prepare(), self.places, self.batch)
-
-
-def _operators(of: SymmetricOperator, places: Places, batch: int | None) -> Repeated:
-    return Repeated(of, places, size=of.size, dtype=of.dtype, batch=batch, label=of.label)
+        return dataclasses.replace(self, of=self.of.prepare(), label="")
 
 
 @pytree
@@ -70,11 +67,7 @@ class RepeatedMap(LinearMap):
 
     def prepare(self) -> LinearMap:
         """With the batch's set-up done."""
-        return _maps(self.of.prepare(), self.places, self.batch)
-
-
-def _maps(of: LinearMap, places: Places, batch: int | None) -> RepeatedMap:
-    return RepeatedMap(of, places, size=of.size, out_size=of.out_size, dtype=of.dtype, batch=batch, label=of.label)
+        return dataclasses.replace(self, of=self.of.prepare(), label="")
 
 
 def repeated(operator: SymmetricOperator, places: Array, /) -> SymmetricOperator:
@@ -89,4 +82,4 @@ def repeated(operator: SymmetricOperator, places: Array, /) -> SymmetricOperator
         for i, place in enumerate(np.asarray(places).tolist()):
             rounds[i], seen[place] = seen[place], seen[place] + 1
     of_each = Places(jnp.asarray(places), jnp.asarray(rounds), int(rounds.max()) + 1)
-    return _operators(operator, of_each, len(places))
+    return Repeated(operator, of_each, **operator.form | {"batch": len(places)})

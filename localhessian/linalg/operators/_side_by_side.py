@@ -1,5 +1,6 @@
 """Maps of one kind and one shape as a batch: what multiplies them all is one program."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class SideBySide(LinearMap):
 
     def prepare(self) -> LinearMap:
         """With the set-up of all done."""
-        return _of_stack(jax.vmap(lambda one: one.prepare())(self.of), self.count)
+        return dataclasses.replace(self, of=jax.vmap(lambda one: one.prepare())(self.of))
 
     def _each(self, multiply: Callable[[LinearMap, Array], Array], vectors: Array) -> Array:
         lead = () if self.of.batch is None else (self.of.batch,)
@@ -37,15 +38,10 @@ class SideBySide(LinearMap):
         return found.reshape(len(vectors), -1)
 
 
-def _of_stack(of: LinearMap, count: int) -> SideBySide:
-    batch = count * (of.batch or 1)
-    return SideBySide(of, count, size=of.size, out_size=of.out_size, dtype=of.dtype, batch=batch)
-
-
 def side_by_side(maps: Sequence[LinearMap]) -> LinearMap:
     """Maps of one kind (`are_alike`) as one batch, in their order; under tracing."""
-    leaves = zip(*map(jax.tree.leaves, maps), strict=True)
-    return _of_stack(jax.tree.unflatten(jax.tree.structure(maps[0]), [jnp.stack(each) for each in leaves]), len(maps))
+    of, count = jax.tree.map(lambda *each: jnp.stack(each), *maps), len(maps)
+    return SideBySide(of, count, **of.form | {"batch": count * (of.batch or 1)})
 
 
 def are_alike(one: LinearMap, other: LinearMap) -> bool:

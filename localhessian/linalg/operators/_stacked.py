@@ -1,5 +1,7 @@
 """Sums of operators that come in parts: batches of a data set, microbatches of a batch."""
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -31,7 +33,7 @@ class Stacked(LinearMap):
     def transpose_product(self, u: Float[Array, "*s m"], /) -> Float[Array, "*s d"]:
         """R^T u."""
         parts = zip(self.parts, self._split(u), strict=True)
-        return self._sum([part.transpose_product(rows) for part, rows in parts])
+        return _total(self.scales, [part.transpose_product(rows) for part, rows in parts])
 
     def mv(self, v: Float[AnyArray, "*s d"], /) -> Float[Array, "*s m"]:
         """R v by the programs of the parts: equal shapes share one."""
@@ -41,31 +43,18 @@ class Stacked(LinearMap):
     def rmv(self, u: Float[AnyArray, "*s m"], /) -> Float[Array, "*s d"]:
         """R^T u by the programs of the parts."""
         check_vector("u", u, self.out_size, self.batch)
-        return self._sum([part.rmv(rows) for part, rows in zip(self.parts, self._split(u), strict=True)])
+        return _total(self.scales, [part.rmv(rows) for part, rows in zip(self.parts, self._split(u), strict=True)])
 
     def prepare(self) -> LinearMap:
         """With the set-up of every part done."""
-        return _stacked([part.prepare() for part in self.parts], self.scales)
+        return dataclasses.replace(self, parts=tuple(part.prepare() for part in self.parts), label="")
 
     def _join(self, images: list[Array]) -> Array:
         return jnp.concatenate([scale * image for scale, image in zip(self.scales, images, strict=True)], axis=-1)
 
     def _split(self, u: AnyArray) -> list[Any]:
-        parts, start = [], 0
-        for part in self.parts:
-            parts.append(u[..., start : start + part.out_size])
-            start += part.out_size
-        return parts
-
-    def _sum(self, images: list[Array]) -> Array:
-        return _total(self.scales, images)
-
-
-def _stacked(parts: Sequence[LinearMap], scales: tuple[Any, ...]) -> Stacked:
-    first, rows = parts[0], sum(part.out_size for part in parts)
-    return Stacked(
-        tuple(parts), scales, size=first.size, out_size=rows, dtype=first.dtype, batch=first.batch, label=first.label
-    )
+        ends = itertools.accumulate(part.out_size for part in self.parts)
+        return [u[..., end - part.out_size : end] for part, end in zip(self.parts, ends, strict=True)]
 
 
 @pytree
@@ -92,7 +81,8 @@ class Sum(SymmetricOperator):
         factors = [part.factor for part in self.parts if part.factor is not None]
         if len(factors) < len(self.parts):
             return None
-        return _stacked(factors, tuple(weight**0.5 for weight in self.weights))
+        scales, rows = tuple(weight**0.5 for weight in self.weights), sum(factor.out_size for factor in factors)
+        return Stacked(tuple(factors), scales, **factors[0].form | {"out_size": rows})
 
     def product(self, v: Float[Array, "*s d"], /) -> Float[Array, "*s d"]:
         """H v, part after part."""
@@ -111,12 +101,7 @@ class Sum(SymmetricOperator):
 
     def prepare(self) -> SymmetricOperator:
         """With the set-up of every part done."""
-        return _sum([part.prepare() for part in self.parts], self.weights)
-
-
-def _sum(parts: Sequence[SymmetricOperator], weights: tuple[Any, ...]) -> Sum:
-    first = parts[0]
-    return Sum(tuple(parts), weights, size=first.size, dtype=first.dtype, batch=first.batch, label=first.label)
+        return dataclasses.replace(self, parts=tuple(part.prepare() for part in self.parts), label="")
 
 
 def _total(weights: tuple[Any, ...], images: list[Array]) -> Array:
@@ -161,7 +146,8 @@ def weighted_sum(operators: Sequence[Operator], weights: Sequence[float], /) -> 
             ours, first = (getattr(one, what) for one in (operator, operators[0]))
             if ours != first:
                 raise ValueError(f"`operators[{i}]` has {what} {ours}, and the first {first}: they cannot be summed.")
-    return _sum([operator.symmetric for operator in operators], tuple(map(_weight, weights)))
+    parts = tuple(operator.symmetric for operator in operators)
+    return Sum(parts, tuple(map(_weight, weights)), **parts[0].form)
 
 
 def _weight(value: float) -> float:

@@ -26,11 +26,7 @@ class Streamed(SymmetricOperator):
     """Of all factors on each other; of parts without one, of all matrices."""
     semidefinite: bool = static(default=False)
     """Whether each part is known to be."""
-
-    @property
-    def in_programs(self) -> bool:
-        """Never."""
-        return False
+    in_programs = False
 
     def product(self, v: Float[Array, " d"], /) -> Float[Array, " d"]:
         """H v, part after part; each by its own program."""

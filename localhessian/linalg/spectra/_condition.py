@@ -235,10 +235,7 @@ def _status(xp: ModuleType, spectrum: Spectrum, uncertain: Any, zero: Any, broke
     status = xp.where(uncertain, int(Status.RANK_UNCERTAIN), int(Status.CONVERGED))
     status = xp.where(spectrum.status == 0, status, spectrum.status)
     # An iteration on a zero operator ends at once, however it says so; a refused one has no values.
+    refused = xp.isin(spectrum.status, xp.asarray([int(code) for code in REFUSED], dtype=spectrum.status.dtype))
     for there, code in (zero, broken):
-        status = xp.where(there & ~_is_refused(xp, spectrum), int(code), status)
+        status = xp.where(there & ~refused, int(code), status)
     return xp.where(indefinite, int(Status.INDEFINITE), status)
-
-
-def _is_refused(xp: ModuleType, spectrum: Spectrum) -> Any:
-    return xp.isin(spectrum.status, xp.asarray([int(code) for code in REFUSED], dtype=spectrum.status.dtype))

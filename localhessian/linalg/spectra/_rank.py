@@ -1,8 +1,9 @@
 """The rank rule: which singular values count as zero, and what rounding hides; one rule for every method and shape.
 
 A singular value of the factor R counts as zero at or below `cutoff` times the largest. A method that multiplied by
-H = R^T R instead of R sees eigenvalues through their rounding, which hides singular values up to `hidden` times the
-largest: what lies between the two is neither zero nor known, so that no interval is closed over it. Docs/theory.md, 4.
+H = R^T R instead of R sees eigenvalues through their rounding, which hides singular values up to the root of `noise`
+times the largest: what lies between the two is neither zero nor known, so that no interval is closed over it.
+Docs/theory.md, 4.
 """
 
 from typing import Any
@@ -38,11 +39,7 @@ def noise(dtype: Any) -> float:
     return cutoff(dtype)
 
 
-def hidden(dtype: Any, has_factor: bool) -> float:
-    """Relative to the largest singular value: what a method without the factor does not see."""
-    return 0.0 if has_factor else noise(dtype) ** 0.5
-
-
 def counted(dtype: Any, has_factor: bool, rtol: float | None = None) -> float:
-    """Relative to the largest singular value: above it a value is counted as non-zero."""
-    return max(cutoff(dtype, rtol), hidden(dtype, has_factor))
+    """Relative to the largest singular value: above it, and above what is hidden without a factor, a value counts."""
+    hidden = 0.0 if has_factor else noise(dtype) ** 0.5
+    return max(cutoff(dtype, rtol), hidden)

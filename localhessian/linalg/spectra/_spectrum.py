@@ -152,20 +152,8 @@ def packed(
 ) -> Spectrum:
     """A spectrum of its numbers, arrays of NumPy (nothing is compiled) or of JAX.
 
-    Args:
-        values: Eigenvalues ascending, or, `of_factor`, singular values of R with H = R^T R; NaN in empty slots.
-        multiplicities: Of each.
-        errors: Of each: residual norms of the same kind.
-        of_factor: Which of them.
-        status: Of each operator.
-        complete: Of each operator, whether every value is here.
-        matvecs: How many products were made.
-        size: The order of the operator.
-        dtype: Of the arithmetic.
-        method: For the record.
-        vectors: Of the largest values.
-        norm: Of R or H, as far as products showed it.
-        **iteration: Of an iterative method: `krylov_steps`, `start_size`, `ends`.
+    `values` are ascending eigenvalues, or, `of_factor`, singular values of R with H = R^T R, NaN in empty slots;
+    `errors` residual norms of the same kind. An iterative method adds `krylov_steps`, `start_size` and `ends`.
     """
     wide = working_dtype(dtype)
     squares = (values**2, (2 * values + errors) * errors) if of_factor else (values, errors)

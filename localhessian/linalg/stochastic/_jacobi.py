@@ -4,7 +4,6 @@ Several starts run as one recurrence: the leading axis of its vectors is `g * s`
 operators of a batch.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -59,7 +58,7 @@ def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int,
     def step(state: State) -> State:
         return advance(state, multiplied(state.current), plan, on)
 
-    def run(key: Key) -> Jacobi:
+    def run(key: Key) -> tuple[Any, Any, Any]:
         block = on.random(key, (group * s, 1, d), working_dtype(prepared.dtype))
         state = begin(block, None, plan, key, on)
         state = _drive(step, state, steps, on)
@@ -87,7 +86,7 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, on: Arithmet
         state, left = left_half(state, forward(state.current), plan, on)
         return right_half(state, backward(left), plan, on)
 
-    def run(key: Key) -> Jacobi:
+    def run(key: Key) -> tuple[Any, Any, Any]:
         block = on.random(key, (group * s, 1, d), working_dtype(prepared.dtype))
         state = begin(block, m, plan, key, on)
         state = _drive(step, state, steps, on)
@@ -118,21 +117,16 @@ def _plan(order: int, steps: int, dtype: Any) -> Plan:
     return Plan("both", 1, order, block=1, size=steps, keep=0, steps=steps, whole=False, rtol=0.0, eps=eps)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Together:
+def _together(prepared: Operator, v: Float[Array, "L d"]) -> Float[Array, "L m"]:
     """A product with the vectors of a group, `(g * s, d)`."""
-
-    group: int
-
-    def __call__(self, prepared: Operator, v: Float[Array, "L d"]) -> Float[Array, "L m"]:
-        one = rows_of(prepared.product, prepared.batch)
-        return jax.vmap(one)(v.reshape(self.group, -1, v.shape[1])).reshape(len(v), -1)
+    one = rows_of(prepared.product, prepared.batch)
+    return jax.vmap(one)(v.reshape(-1, prepared.batch or 1, v.shape[1])).reshape(len(v), -1)
 
 
 def _multiplied(prepared: Operator, group: int, on: Arithmetic) -> Callable[[Any], Any]:
     if group == 1:  # the program that the Krylov methods use
         return lambda block: on.products(prepared.mv, block, prepared.batch, prepared.dtype)
-    together = Partial(_Together(group), prepared)
+    together = Partial(_together, prepared)
     return lambda block: on.products(lambda v: call(together, v), block, len(block), prepared.dtype)
 
 
@@ -147,25 +141,19 @@ def _drive(step: Callable[[State], State], state: State, steps: int, on: Arithme
     return state
 
 
-def _found(diagonal: Any, off: Any, state: State, wrong: Status, s: int, on: Arithmetic) -> Jacobi:
-    """The matrices `(g, s, N)` of a group, and what the recurrence tells."""
+def _found(diagonal: Any, off: Any, state: State, wrong: Status, s: int, on: Arithmetic) -> tuple[Any, Any, Any]:
+    """The matrices `(g, s, N)` of a group, and of each start what the recurrence tells, `(g, s)`."""
     xp = on.xp
     last = xp.sum(state.coupling[:, :, 0], axis=1)[:, None]
     off = xp.concatenate([off, last], axis=1)
     status = xp.where(state.skew > skewed(eps_of(state.skew.dtype)), int(wrong), 0)
-    status = xp.where(state.finite, status, int(Status.NON_FINITE))
-    status = status.reshape(-1, s)
-    # One of them is enough; a product that is not finite explains the others.
-    worst = xp.max(status, axis=0)
-    worst = xp.where(xp.any(status == int(Status.NON_FINITE), axis=0), int(Status.NON_FINITE), worst)
-    diagonal, off = (part.reshape(-1, s, part.shape[1]) for part in (diagonal, off))
-    return Jacobi(diagonal, off, worst.astype(np.int32))
+    status = xp.where(state.finite, status, int(Status.NON_FINITE)).astype(np.int32)
+    return diagonal.reshape(-1, s, diagonal.shape[1]), off.reshape(-1, s, off.shape[1]), status.reshape(-1, s)
 
 
-def _merge(parts: list[Jacobi], on: Arithmetic) -> Jacobi:
+def _merge(groups: list[tuple[Any, Any, Any]], on: Arithmetic) -> Jacobi:
     xp = on.xp
-    diagonal, off = (xp.concatenate([getattr(part, name) for part in parts]) for name in ("diagonal", "off"))
-    status = xp.stack([part.status for part in parts])
-    worst = xp.max(status, axis=0)
-    worst = xp.where(xp.any(status == int(Status.NON_FINITE), axis=0), int(Status.NON_FINITE), worst)
-    return Jacobi(diagonal, off, worst)
+    diagonal, off, status = (xp.concatenate(part) for part in zip(*groups, strict=True))
+    # One of them is enough; a product that is not finite explains the others.
+    is_broken = xp.any(status == int(Status.NON_FINITE), axis=0)
+    return Jacobi(diagonal, off, xp.where(is_broken, np.int32(Status.NON_FINITE), xp.max(status, axis=0)))

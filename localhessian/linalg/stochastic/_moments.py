@@ -131,7 +131,9 @@ def _of_moments(
     count = symmetric.size if exact else probes
     vectors = Partial(unit_vector if exact else random_signs, key)
     both = each_probe(Partial(_two_forms, symmetric.prepare()), vectors, count, symmetric)
-    unit = _unit(jnp.max(both[..., 1], axis=0))
+    size = jnp.max(both[..., 1], axis=0)
+    # In this unit the squares of what is as large neither overflow nor vanish.
+    unit = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
     first, second = both[..., 0] / unit[None], (both[..., 1] / unit[None]) ** 2
     if exact:
         sums = jnp.sum(first, 0), jnp.sum(second, 0)
@@ -162,11 +164,6 @@ def exact_moment(operator: Operator, method: Structured, figure: Callable[[Any, 
     first, second, unit = (jnp.asarray(part, operator.dtype) for part in (trace / norm, squares / norm**2, norm))
     first, second, unit = (part.reshape(-1) for part in (first, second, unit))
     return result(unit * figure(first, second), None, 1, True, operator, _nothing(figure, first, second))
-
-
-def _unit(size: Any) -> Any:
-    """In this unit the squares of what is as large as `size` neither overflow nor vanish."""
-    return jnp.where((size > 0) & jnp.isfinite(size), size, 1)
 
 
 def _two_forms(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s 2"]:

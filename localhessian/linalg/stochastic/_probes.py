@@ -131,11 +131,7 @@ def check_probes(probes: int, least: int, how: str = "") -> None:
 
 
 def check_estimator(method: Any, *kinds: type) -> None:
-    """Refuse what is none of the methods that a figure takes; None stands for the default.
-
-    Raises:
-        TypeError: it is a name, a class, or a method of something else.
-    """
+    """Refuse what is none of the methods that a figure takes (TypeError); None stands for the default."""
     if method is not None and not isinstance(method, kinds):
         settings = [f"probes={kind.probes}" if hasattr(kind, "probes") else "" for kind in kinds]
         forms = [f"`lh.{kind.__name__}({given})`" for kind, given in zip(kinds, settings, strict=True)]

@@ -30,14 +30,10 @@ RULES = 8
 
 
 def bracket(diagonal: Any, off: Any, x: Any, xp: ModuleType, *, even: bool = False) -> tuple[Any, Any]:
-    """Bounds of the cumulative distribution of unit start vectors at the points x.
+    """Bounds of the cumulative distribution of unit start vectors at the points x, `(s, E)`, in any order.
 
-    Args:
-        diagonal: Of the Jacobi matrices, `(p, s, N)`.
-        off: `(p, s, N)`; the last element couples to a further row. Zeros decouple what follows.
-        x: `(s, E)`, in any order.
-        xp: numpy or jax.numpy.
-        even: Whether the diagonals are zero, so that half of the rules mirror the others.
+    Of Jacobi matrices `(p, s, N)`: the last element of `off` couples to a further row, and zeros decouple what follows.
+    `even`: the diagonals are zero, so that half of the rules mirror the others.
 
     Returns:
         Lower and upper bounds `(p, s, E)`.

@@ -34,15 +34,9 @@ def whole(parts: Sequence[Part], size: int, dtype: jnp.dtype, batch: int | None,
 def ends(
     found: Spectrum, blocks: Sequence[tuple[int, int]], size: int, batch: int | None, settings: Krylov, method: str
 ) -> Spectrum:
-    """The ends of the whole spectrum from those of the blocks.
+    """The ends of the whole spectrum from those that `settings` found of the blocks, as a batch.
 
-    Args:
-        found: Of all blocks, as a batch.
-        blocks: How many copies of each there are, and to which map of a batch it belongs.
-        size: The order of the whole.
-        batch: How many maps there are; None for one.
-        settings: That `found` was made with.
-        method: For the record.
+    `blocks` tells how many copies of each there are, and to which map of a batch it belongs.
     """
     sigma, rho, status, complete = (
         np.asarray(part)

@@ -88,13 +88,10 @@ def _multiply_by(prepared: LinearMap, v: Array) -> Array:
 
 
 def walk(prepared: LinearMap, by_channel: bool, max_bytes: float, traced: bool = False) -> Found:
-    """Follow the variables of a prepared map through its product.
+    """Follow the variables of a prepared map through its product, keeping channels of u apart, or its places.
 
-    Args:
-        prepared: A map whose set-up is done.
-        by_channel: Whether the units to keep apart are the channels of u, or its places.
-        max_bytes: For the unfolded inputs of a convolution; beyond it rows are unfolded when they are needed.
-        traced: Whether numbers may be missing: coefficients and inputs that they make are NaN.
+    Inputs of a convolution that unfolded take more than `max_bytes` are unfolded when rows are needed. `traced`:
+    numbers may be missing, and what they make is NaN.
 
     Raises:
         Declined: the product does something that does not keep the units apart.
@@ -203,14 +200,6 @@ def _divide(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     return [x.times(1 / _numbers(y))]
 
 
-def _negate(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].times(np.float32(-1))]
-
-
-def _reduce_sum(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
-    return [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))]
-
-
 def _pooled(walker: _Walker, eqn: Equation, values: list[Any]) -> list[Any]:
     """Max pooling; where the maxima are not known, each result may be any element of its window."""
     x, by = values
@@ -249,8 +238,8 @@ _RULES: dict[str, Callable[[_Walker, Equation, list[Any]], list[Any]]] = {
     "sub": _subtract,
     "mul": _multiply,
     "div": _divide,
-    "neg": _negate,
-    "reduce_sum": _reduce_sum,
+    "neg": lambda walker, eqn, values: [values[0].times(np.float32(-1))],
+    "reduce_sum": lambda walker, eqn, values: [walker.sums.reduce(values[0], tuple(eqn.params["axes"]))],
     "select_and_gather_add": _pooled,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,

@@ -16,11 +16,9 @@ from localhessian._types import Array
 def singular_values(*factors: Array) -> Array:
     """In descending order, as many as the smaller side has.
 
-    From float32 numbers on the CPU with all their digits, as outside of programs; on devices without float64 to eps
-    times the largest. Derivatives are those of the singular value decomposition.
-
-    Args:
-        *factors: Matrices (*, m, p); or (*, m, p_1) and (*, m, p_2), of whose rows the Kronecker products are meant.
+    Of matrices (*, m, p); or of (*, m, p_1) and (*, m, p_2), of whose rows the Kronecker products are meant. From
+    float32 numbers on the CPU with all their digits, as outside of programs; on devices without float64 to eps times
+    the largest. Derivatives are those of the singular value decomposition.
     """
     if factors[0].dtype == jnp.float64:
         return _by_decomposition(*factors)

@@ -14,35 +14,20 @@ class Inputs:
     """A, (places, d): a matrix, or a view of images whose rows are patches, unfolded when they are taken."""
 
     def __init__(self, view: np.ndarray, dims: int, scale: float = 1.0, max_bytes: float = math.inf) -> None:
-        """Unfold at once where that takes no more than `max_bytes`.
-
-        Args:
-            view: Places on the first `dims` axes, what is multiplied on the others.
-            dims: How many axes of places there are.
-            scale: A number that multiplies all.
-            max_bytes: Above this a view stays a view.
-        """
+        """Of a view with places on the first `dims` axes; unfold at once where that takes no more than `max_bytes`."""
         self.lead, self.scale, self.ones = view.shape[:dims], scale, 0
         self.depth = math.prod(view.shape[dims:])
         if view.size * view.itemsize <= max_bytes:
             self.lead = (math.prod(self.lead),)
             view = view.reshape(self.lead[0], self.depth)
-        self._view = view
+        self._view, self.dtype = view, view.dtype
+        self.nbytes = view.nbytes if view.ndim == 2 else 0
+        """That are held beside the images."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Places, and columns with those of ones."""
         return math.prod(self.lead), self.depth + self.ones
-
-    @property
-    def dtype(self) -> Any:
-        """Of the numbers."""
-        return self._view.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """That are held beside the images."""
-        return self._view.nbytes if self._view.ndim == 2 else 0
 
     def add_ones(self) -> None:
         """Append a 1 to every row, for a bias."""

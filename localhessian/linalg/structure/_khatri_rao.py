@@ -36,17 +36,15 @@ def only_product(found: Found, max_bytes: float, max_size: float) -> Grid:
 
 
 class KhatriRao:
-    """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables."""
+    """Places of u apart, channels mixed; decomposed on the smaller side, rows or variables, as one piece."""
 
     visits: float = 0.0
     """How often it is looked for again when it is decomposed."""
+    blocks = ((1, 0),)
+    pieces = workers = 1
 
     def __init__(self, found: Found, size: int, eps: float, max_bytes: float, max_size: float) -> None:
-        """Collect the rows g of every place, made independent up to `eps`.
-
-        Raises:
-            Declined: as `only_product` does.
-        """
+        """Collect the rows g of every place, made independent up to `eps`; `Declined` as by `only_product`."""
         output, grid = found.output, only_product(found, max_bytes, max_size)
         self.size, place_of = size, found.flat(output.unit)
         mixing = np.zeros((len(place_of), grid.channels))
@@ -55,36 +53,11 @@ class KhatriRao:
             mixing += found.flat(coefficient)[:, None] * found.sums[k][place_of]
         self.places, self.mixing = _independent_rows(place_of, mixing, eps)
         self.grids, self.inputs = [grid], grid.inputs[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
+        self.shape = len(self.places), self.inputs.shape[1] * grid.channels
         """Of R, its rows made independent at each place."""
-        return len(self.places), self.inputs.shape[1] * self.mixing.shape[1]
-
-    @property
-    def blocks(self) -> list[tuple[int, int]]:
-        """One, once, of one map."""
-        return [(1, 0)]
-
-    @property
-    def pieces(self) -> int:
-        """How many parts the spectrum comes in."""
-        return 1
-
-    @property
-    def splits(self) -> bool:
-        """Whether there is more than one channel to mix."""
-        return bool(self.mixing.shape[1] > 1)
-
-    @property
-    def workers(self) -> int:
-        """One block occupies one core."""
-        return 1
-
-    @property
-    def order(self) -> int:
+        self.order = min(self.shape)
         """Of the matrix to decompose."""
-        return min(self.shape)
+        self.splits = grid.channels > 1
 
     def __str__(self) -> str:
         """In words."""
@@ -118,7 +91,7 @@ class KhatriRao:
 
     def maps(self, prepared: LinearMap) -> LinearMap:
         """The one block, as a batch."""
-        return _AsBatch(prepared, size=prepared.size, out_size=prepared.out_size, dtype=prepared.dtype, batch=1)
+        return _AsBatch(prepared, **prepared.form | {"batch": 1})
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         left = self.inputs.take(self.places[start:stop])

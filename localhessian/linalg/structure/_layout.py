@@ -120,11 +120,7 @@ class Layout:
 
 
 def of_units(found: Found, prepared: LinearMap) -> Layout:
-    """Of what a walk through the map kept apart.
-
-    Raises:
-        Declined: a variable serves several units.
-    """
+    """Of what a walk through the map kept apart; `Declined` where a variable serves several units."""
     of_element, of_variable = units(found, prepared.in_size * (prepared.batch or 1))
     coefficients = [found.output.own, *found.output.shared.values(), *(c for c, _ in found.output.single)]
     live = np.any([found.flat(coefficient) != 0 for coefficient in coefficients], axis=0)

@@ -40,17 +40,9 @@ def of_constants(eqn: Equation, values: Sequence[Any]) -> list[Any]:
     return bind(eqn, [jnp.asarray(value) for value in values])
 
 
-def _keep(eqn: Equation, values: list[Any]) -> list[Any]:
-    return list(values)
-
-
-def _reshape(eqn: Equation, values: list[Any]) -> list[Any]:
-    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
-    return [values[0].rearranged(lambda field: field.reshape(shape))]
-
-
-def _transpose(eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].rearranged(lambda field: field.transpose(eqn.params["permutation"]))]
+def _moving(move: Callable[[np.ndarray, Any], np.ndarray]) -> Callable[[Equation, list[Any]], list[Any]]:
+    """The rule of an equation that does nothing but move elements, as told of a field and the equation."""
+    return lambda eqn, values: [values[0].rearranged(lambda field: move(field, eqn))]
 
 
 def _broadcast(eqn: Equation, values: list[Any]) -> list[Any]:
@@ -75,10 +67,6 @@ def _slice(eqn: Equation, values: list[Any]) -> list[Any]:
     return [values[0].rearranged(lambda field: field[chosen])]
 
 
-def _reverse(eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].rearranged(lambda field: np.flip(field, eqn.params["dimensions"]))]
-
-
 def _concatenate(eqn: Equation, values: list[Any]) -> list[Any]:
     if not all(isinstance(value, Dependent) for value in values):
         raise Declined("it joins them with constants")
@@ -95,10 +83,6 @@ def _stack(eqn: Equation, values: list[Any]) -> list[Any]:
 def _unstack(eqn: Equation, values: list[Any]) -> list[Any]:
     lead = (slice(None),) * eqn.params["axis"]
     return [values[0].rearranged(operator.itemgetter((*lead, i))) for i in range(len(eqn.outvars))]
-
-
-def _tile(eqn: Equation, values: list[Any]) -> list[Any]:
-    return [values[0].rearranged(lambda field: np.tile(field, eqn.params["reps"]))]
 
 
 def _select(eqn: Equation, values: list[Any]) -> list[Any]:
@@ -181,26 +165,20 @@ def _window_sum(eqn: Equation, values: list[Any]) -> list[Any]:
     return [functools.reduce(add, windows(eqn, x))]
 
 
+_reshape = _moving(lambda field, eqn: field.reshape(eqn.outvars[0].aval.shape))
+_IDENTITIES = "convert_element_type reduce_precision copy copy_p name optimization_barrier sharding_constraint"
 MOVES: dict[str, Callable[[Equation, list[Any]], list[Any]]] = {
-    "convert_element_type": _keep,
-    "reduce_precision": _keep,
-    "copy": _keep,
-    "copy_p": _keep,
-    "name": _keep,
-    "optimization_barrier": _keep,
-    "sharding_constraint": _keep,
-    "reshape": _reshape,
-    "squeeze": _reshape,
-    "expand_dims": _reshape,
-    "transpose": _transpose,
+    **dict.fromkeys(_IDENTITIES.split(), lambda _, values: list(values)),
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
+    "transpose": _moving(lambda field, eqn: field.transpose(eqn.params["permutation"])),
     "broadcast_in_dim": _broadcast,
     "split": _split,
     "slice": _slice,
-    "rev": _reverse,
+    "rev": _moving(lambda field, eqn: np.flip(field, eqn.params["dimensions"])),
     "concatenate": _concatenate,
     "stack": _stack,
     "unstack": _unstack,
-    "tile": _tile,
+    "tile": _moving(lambda field, eqn: np.tile(field, eqn.params["reps"])),
     "select_n": _select,
     "reduce_window_sum": _window_sum,
     "gather": chosen,

@@ -9,7 +9,6 @@ import numpy as np
 from localhessian.linalg.operators import LinearMap, Streamed, triangle_of
 from localhessian.linalg.structure._block_diagonal import BlockDiagonal
 from localhessian.linalg.structure._dependence import Declined
-from localhessian.linalg.structure._mixing import Grid
 from localhessian.linalg.structure._threads import cores, in_parallel
 from localhessian.linalg.structure._unit import Part, Unit, gram_of_rows, roots
 
@@ -26,19 +25,11 @@ class Summed:
 
     maps: None = None
     blocks: tuple[()] = ()
+    grids: tuple[()] = ()
 
     def __init__(self, operator: Streamed, walk: Walk, max_bytes: float) -> None:
-        """Look at the first part.
-
-        Args:
-            operator: The sum.
-            walk: Finds the blocks of a part.
-            max_bytes: Of memory.
-
-        Raises:
-            Declined: It does not split by the channels of a layer.
-        """
-        self.operator, self.walk, self.max_bytes = operator, walk, max_bytes
+        """Look at the first part; `Declined` where it does not split by the channels of a layer."""
+        self.operator, self.walk = operator, walk
         self.size = operator.size
         share, part = next(operator.parts())
         first = _blocks(part.factor, walk, apart=False)
@@ -49,42 +40,15 @@ class Summed:
         self.channels = [int(entry) for entry in first.grids[0].entries[:, 0]]
         self.splits = len(self.channels) > 1
         self.order = max((p for _, p in self._of_first), default=0)
-
-    @property
-    def grids(self) -> list[Grid]:
-        """None that holds all inputs."""
-        return []
-
-    @property
-    def count(self) -> int:
-        """Blocks, copies counted."""
-        return len(self.channels)
-
-    @property
-    def pieces(self) -> int:
-        """How many parts the spectrum comes in."""
-        return 1 if self.equal else len(self.channels)
-
-    @property
-    def workers(self) -> int:
-        """How many cores to use."""
-        return cores()
-
-    @property
-    def visits(self) -> float:
-        """How many parts are looked at."""
-        return self.passes / self._share
-
-    @property
-    def passes(self) -> int:
+        self.count, self.workers = len(self.channels), cores()
+        self.pieces = 1 if self.equal else self.count
+        held = 1 if self.equal else max(int(max_bytes / 2 // max(8 * self.order**2, 1)), 1)
+        channels = iter(self.channels[: self.pieces])
+        self._groups = list(iter(lambda: list(itertools.islice(channels, held)), []))
+        self.passes = len(self._groups)
         """How often the data is gone through."""
-        return len(self._groups)
-
-    @property
-    def _groups(self) -> list[list[int]]:
-        held = 1 if self.equal else max(int(self.max_bytes / 2 // max(8 * self.order**2, 1)), 1)
-        channels = iter(self.channels[:1] if self.equal else self.channels)
-        return list(iter(lambda: list(itertools.islice(channels, held)), []))
+        self.visits = self.passes / share
+        """How many parts are looked at."""
 
     def __str__(self) -> str:
         """In words."""

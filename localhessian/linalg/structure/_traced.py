@@ -24,14 +24,7 @@ from localhessian.linalg.structure._layout import Group, Layout
 
 
 def spectrum_of(layout: Layout, prepared: LinearMap, symmetric: SymmetricOperator, key: Key, method: str) -> Spectrum:
-    """The whole spectrum of a map with this layout.
-
-    Args:
-        layout: Of its blocks.
-        prepared: R, its set-up done.
-        symmetric: H as the operator itself multiplies, its set-up done.
-        key: Of the random vector that confirms the layout.
-        method: For the record.
+    """The whole spectrum of R with this layout, confirmed by a random vector; H is `symmetric` as the operator has it.
 
     Returns:
         Singular values from the blocks in the precision of the products. NON_FINITE where a product is not finite;

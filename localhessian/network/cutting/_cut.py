@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 from localhessian._arguments import expect_choice, expect_flag, expect_function, short
 from localhessian._brief import by_value
 from localhessian._types import Activations, Context, Params
-from localhessian.network._chain import Block, Chain, _takes_context
+from localhessian.network._chain import Block, Chain, _takes_context, check_params
 from localhessian.network._describe import table
 from localhessian.network.cutting import _layout
 from localhessian.network.cutting._scopes import marked_at_scopes, scopes_of
@@ -56,12 +56,12 @@ class TracedChain(Chain):
                 precision if x is.
         """
         if params is not None:
-            self._check_names("params", params)
+            check_params("params", params, self)
         return self.source.context_for(x, context, params)
 
     def forward(self, params: dict[str, Params], x: Activations, context: Context = None) -> tuple[Activations, ...]:
         """The activations (z_0, .., z_B), as `Chain.forward`; what blocks need of x is computed from this x."""
-        self._check_names("params", params)
+        check_params("params", params, self)
         return super().forward(params, x, self.context_for(x, context, params))
 
     def describe(self, params: dict[str, Params] | None = None, x: Activations = None, context: Context = None) -> str:
@@ -70,7 +70,7 @@ class TracedChain(Chain):
         params, x, context = (
             shown if asked is None else asked for asked, shown in zip((params, x, context), given, strict=True)
         )
-        self._check_names("params", params)
+        check_params("params", params, self)
         return table(self, params, x, context, self.source.uses(), self.source.notes)
 
     def split(self, model_params: Params) -> dict[str, Params]:
@@ -90,7 +90,7 @@ class TracedChain(Chain):
             ValueError: An array is in no block, and `like` is missing.
         """
         expect_choice("tied", tied, ("owner", "sum"))
-        self._check_names("block_params", block_params)
+        check_params("block_params", block_params, self)
         return self.source.merge(block_params, tied, like)
 
     def has_layout_of_model(self, tree: Params) -> bool:
@@ -102,7 +102,7 @@ class TracedChain(Chain):
 
         The uses of a tied array then move alike, and `merge` loses nothing.
         """
-        self._check_names("of_blocks", of_blocks)
+        check_params("of_blocks", of_blocks, self)
         return {**of_blocks, **_layout.sum_tied(self.source.trees(), of_blocks)}
 
     def check_tied(self, params: dict[str, Params]) -> None:
@@ -111,7 +111,7 @@ class TracedChain(Chain):
         Raises:
             ValueError: They differ; the message names the array and the blocks.
         """
-        self._check_names("params", params)
+        check_params("params", params, self)
         _layout.check_tied(self.source.trees(), params)
 
     def next_context(self, params: dict[str, Params], x: Activations, context: Context = None) -> Context:
@@ -119,7 +119,7 @@ class TracedChain(Chain):
 
         It is of the same form as `context_for` returns; its `.given` is in the form that the user gave.
         """
-        self._check_names("params", params)
+        check_params("params", params, self)
         return self.source.next_context(params, x, context)
 
 
@@ -180,7 +180,7 @@ def chain_from_function(
     whole: Callable[..., Any] = fn if three else lambda p, x, _: fn(p, x)
     cut = whole if at is None else marked_at_scopes(whole, at, params, x, context)
     source = Source(fn=cut, params=params, x=x, context=context, carry=carry, has_aux=has_aux)
-    if not source.has_boundaries():
+    if [piece.name for piece in source.program.pieces] == ["output"]:
         scopes = sorted({path[0] for path in scopes_of(whole, params, x, context)})
         more = f", or `at=` one or more of its scopes {', '.join(map(repr, scopes))}" if scopes else ""
         raise ValueError(
@@ -234,11 +234,7 @@ def cut_model(
 
 
 def in_blocks(chain: Chain, tree: Any, name: str = "params") -> bool:
-    """Whether parameters or gradients are in the layout of the blocks; False: in that of the model.
-
-    Raises:
-        ValueError: They are in neither.
-    """
+    """Whether parameters or gradients are in the layout of the blocks, or of the model; ValueError if in neither."""
     if isinstance(chain, TracedChain) and chain.has_layout_of_model(tree):
         return False
     if isinstance(tree, Mapping) and set(tree) <= set(chain.names):

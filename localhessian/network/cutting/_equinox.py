@@ -8,7 +8,6 @@ import jax
 
 from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
-from localhessian.network._leaves import check_samples
 from localhessian.network.cutting._cut import Cut, check_cut, cut_model
 from localhessian.network.cutting._submodules import At, Model, Path, Submodule, Wish, choose, marking_class
 
@@ -60,10 +59,15 @@ def chain_from_equinox(
     """
     import equinox as eqx  # noqa: PLC0415  optional, and only who brings such a model imports it
 
-    modules = [_submodule(eqx, path, module) for path, module in _walk(eqx, model)]
+    def to_params(params: Any) -> Params:
+        return eqx.filter(params, eqx.is_inexact_array)
+
+    modules = [
+        Submodule(p, m, bool(jax.tree.leaves(to_params(m))), isinstance(m, eqx.nn.Sequential))
+        for p, m in _walk(eqx, model)
+    ]
     if not modules:
         expect("model", model, eqx.Module, "an `eqx.Module`")
-    check_samples("x", x)
     check_cut(call, 2 if context is None else 3, carry=carry, has_aux=has_aux)
     if context is not None and call is None:
         raise ValueError("`context` is given: say by `call(model, x, context)` how the model takes it.")
@@ -81,17 +85,9 @@ def chain_from_equinox(
 
         return fn
 
-    def to_params(params: Any) -> Params:
-        return eqx.filter(params, eqx.is_inexact_array)
-
     more: dict[str, Any] = {"takes": "the model, or its inexact arrays", "has_aux": has_aux}
     given = Model.of(modules, marked, at, carry=carry), params, x, context, choose(modules, at)
     return cut_model(*given, carry=carry, to_params=to_params, **more)
-
-
-def _submodule(eqx: Any, path: Path, module: Any) -> Submodule:
-    has_params = bool(jax.tree.leaves(eqx.filter(module, eqx.is_inexact_array)))
-    return Submodule(path, module, has_params, isinstance(module, eqx.nn.Sequential))
 
 
 def _walk(eqx: Any, node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -292,14 +292,11 @@ def cut(graph: Graph, boundaries: Sequence[Boundary], carry: bool) -> tuple[list
     for boundary, source, target, found in zip(boundaries, places, places[1:], slices, strict=False):
         params = [i for i, v in enumerate(graph.params) if v in found.leaves]
         context = [i for i, v in enumerate(graph.context) if v in found.leaves]
-        hoisted = [i for v, i in derived.items() if v in found.derived]
-        names = list(derived)
-        inputs = [
-            *(graph.params[i] for i in params), *source, *(graph.context[i] for i in context),
-            *(names[i] for i in hoisted),
-        ]  # fmt: skip
-        program = graph.program(found, inputs, target)
-        pieces.append(Piece(boundary.name, program, tuple(params), tuple(context), tuple(hoisted), len(source)))
+        hoisted = [v for v in derived if v in found.derived]
+        taken = [graph.params[i] for i in params], source, [graph.context[i] for i in context], hoisted
+        program = graph.program(found, list(itertools.chain(*taken)), target)
+        at = tuple(derived[v] for v in hoisted)
+        pieces.append(Piece(boundary.name, program, tuple(params), tuple(context), at, len(source)))
     hoist = graph.program(graph.back(derived), [*graph.inputs, *graph.context], list(derived))
     return pieces, hoist
 

@@ -46,11 +46,7 @@ def two_ways(model: Model, names: Collection[str]) -> Iterator[str]:
 def largest_opened(model: Model, trees: Mapping[str, Any], size: Callable[[Slot], int], trace: Trace) -> list[str]:
     """How to cut inside a block of several modules that holds more than half of all parameters, after a trial.
 
-    Args:
-        model: Where it can be cut.
-        trees: The slots of every block.
-        size: Of a slot.
-        trace: Takes a function of (params, x, context) apart; called once, and only where there is such a block.
+    `trace` takes a function of (params, x, context) apart; called once, and only where there is such a block.
     """
     totals = {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in trees.items()}
     whole = sum(totals.values())
@@ -58,7 +54,9 @@ def largest_opened(model: Model, trees: Mapping[str, Any], size: Callable[[Slot]
     if large is None:
         return []
     owned = {name: _owned(model, trees, name) for name in trees}
-    inside = _parts(owned[large], lambda path: sum(map(size, _slots_at(trees[large], path))), whole / 2)
+    slots_of_large = jax.tree.leaves(trees[large])
+    size_at = lambda path: sum(size(slot) for slot in slots_of_large if slot.path[: len(path)] == path)
+    inside = _parts(owned[large], size_at, whole / 2)
     if len(inside) < 2:
         return []
     candidates = {name: inside if name == large else _outermost(owned[name]) for name in trees}
@@ -84,10 +82,6 @@ def _owned(model: Model, trees: Mapping[str, Any], name: str) -> set[Path]:
 
 def _paths(tree: Any) -> set[Path]:
     return {slot.path for slot in jax.tree.leaves(tree)}
-
-
-def _slots_at(tree: Any, path: Path) -> list[Slot]:
-    return [slot for slot in jax.tree.leaves(tree) if slot.path[: len(path)] == path]
 
 
 def _outermost(paths: set[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,14 @@ class Slot:
 def path_names(path: Sequence[Any]) -> tuple[str, ...]:
     """A key path of jax as plain words, without the `value` that flax wraps around its arrays."""
     wrapped = len(path) > 1 and getattr(path[-1], "name", None) in ("value", "raw_value")
-    return tuple(str(_first_attribute(key, ("key", "idx", "name"))) for key in (path[:-1] if wrapped else path))
+    names = ("key", "idx", "name")
+    words = (next((getattr(key, name) for name in names if hasattr(key, name)), key) for key in path)
+    return tuple(map(str, words))[: -1 if wrapped else None]
 
 
 def names_of(tree: Any) -> list[tuple[str, ...]]:
     """The words of every leaf's path."""
     return [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _first_attribute(key: Any, names: Sequence[str]) -> Any:
-    return next((getattr(key, name) for name in names if hasattr(key, name)), key)
 
 
 def slots_of(params: Params, parts: dict[int, int]) -> list[Slot]:
@@ -76,22 +74,13 @@ def _numbered(slot: Slot, slots: Sequence[Slot]) -> tuple[str, ...]:
     return slot.path if alone else (*slot.path[:-1], f"{slot.path[-1]}[{slot.part}]")
 
 
-def gather(tree: dict[str, Any], leaves: Sequence[Any]) -> dict[str, Any]:
-    """A block's dict of slots filled with the arrays of the model."""
-    return cast(dict[str, Any], jax.tree.map(lambda slot: slot.read(leaves), tree))
-
-
 def scatter(
     trees: dict[str, dict[str, Any]], blocks: dict[str, Any], shapes: Sequence[Any], tied: str, like: list[Any] | None
 ) -> list[Any]:
-    """The leaves of the model out of the arrays of the blocks.
+    """The leaves of the model, of these shapes, out of the arrays of the blocks, in the structure of their slots.
 
-    Args:
-        trees: The slots of every block.
-        blocks: The arrays in the same structure.
-        shapes: Shape and dtype of every leaf of the model.
-        tied: `owner`: of several uses of one array the first counts. `sum`: they are added.
-        like: Leaves for what no block uses; None: zeros under `sum`, an error under `owner`.
+    Of several uses of one array the first counts (`tied` = `owner`), or they are added (`sum`). What no block uses is
+    that of `like`; where that is None, zeros under `sum`, and an error under `owner`.
     """
     found: dict[Slot, Any] = {}
     for _, slot, array in _uses(trees, blocks):

@@ -7,7 +7,6 @@ import jax
 
 from localhessian._arguments import expect
 from localhessian._types import Activations, Context, Params
-from localhessian.network._leaves import check_samples
 from localhessian.network.cutting._cut import Cut, check_cut, cut_model
 from localhessian.network.cutting._submodules import At, Model, Path, Submodule, Wish, choose, marking_class
 
@@ -53,7 +52,6 @@ def chain_from_nnx(
     from flax import nnx  # noqa: PLC0415  only who brings such a model imports it
 
     expect("model", model, nnx.Module, "an `nnx.Module`")
-    check_samples("x", x)
     check_cut(call, carry=carry)
     graph, params, state = nnx.split(model, nnx.Param, ...)
     modules = _modules(nnx, model)

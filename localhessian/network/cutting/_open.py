@@ -92,15 +92,12 @@ def _part(value: Any, i: int) -> Any:
 
 def _must_open(eqn: Equation, values: Sequence[Any]) -> bool:
     """Whether an equation holds marks to cut at; proposed ones do not take apart what is no list of layers."""
-    if {_mark.END, _mark.OUT} & (kinds := set(_mark_kinds(eqn))):
+    kinds = {tag.kind for one in _held(eqn) if (tag := tag_of(one)) is not None}
+    if {_mark.END, _mark.OUT} & kinds:
         return True
     if eqn.primitive is primitives.scan_p:
         return bool(kinds) and any(isinstance(value, Stack) for value in scanned(eqn, values))
     return bool(kinds) and entered(eqn, custom=False) is not None
-
-
-def _mark_kinds(eqn: Equation) -> Iterator[str]:
-    yield from (tag.kind for one in _held(eqn) if (tag := tag_of(one)) is not None)
 
 
 def _aligned_axes(eqn: Equation) -> tuple[int, ...] | None:

@@ -49,9 +49,7 @@ class Key(NamedTuple):
 class Program:
     """A function cut for one set of shapes."""
 
-    params: Shapes
-    inputs: Shapes
-    context: Shapes
+    key: Key
     output: Any
     slots: tuple[_layout.Slot, ...]
     pieces: tuple[_graph.Piece, ...]

@@ -24,16 +24,7 @@ from localhessian.network.cutting._submodules import At, Path, Submodule, choose
 
 
 def marked_at_scopes(fn: Callable[..., Any], at: At, *arguments: Any) -> Callable[..., Any]:
-    """A function with a mark on what leaves each scope chosen.
-
-    Args:
-        fn: Of (params, x, context).
-        at: As of submodules: the scopes are theirs, by their paths.
-        *arguments: Of these shapes, to find the scopes.
-
-    Raises:
-        ValueError: It has no scope, or none that is asked for.
-    """
+    """A function of (params, x, context) with marks on what leaves the scopes chosen; ValueError if there is none."""
     found = scopes_of(fn, *arguments)
     if not found:
         raise ValueError('`at`: the function holds no `jax.named_scope`, so write `h = lh.mark(h, "name")` instead.')

@@ -1,6 +1,7 @@
 """What stands behind a traced chain: the function, cut once for every set of shapes it meets."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,8 +84,7 @@ class Source:
         graph, slots, output = self._taken_apart(self.fn, key)
         pieces, hoist = _graph.cut(graph, _graph.boundaries_of(graph, self.first), self.carry)
         marks = tuple(boundary.name for boundary in graph.boundaries)
-        taken = structs(key.params), structs(key.inputs), structs(key.context)
-        return Program(*taken, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
+        return Program(key, jax.tree.structure(output), slots, tuple(pieces), hoist, marks)
 
     def _taken_apart(self, fn: Callable[..., Any], key: Key) -> tuple[_graph.Graph, tuple[_layout.Slot, ...], Any]:
         """A function traced and opened: its graph, the slots of its parameters, the form of what it returns."""
@@ -121,10 +121,6 @@ class Source:
         result = fn(*trees)
         return result[0] if self.has_aux else result
 
-    def has_boundaries(self) -> bool:
-        """Whether the function is cut at all."""
-        return len(self.program.pieces) > 1 or self.program.pieces[0].name != "output"
-
     def applies(self) -> dict[str, "Apply"]:
         """One callable for each block; equal blocks share one."""
         groups: dict[str, list[int]] = {}
@@ -149,8 +145,8 @@ class Source:
     def _types_of(self, params: dict[str, Params]) -> Shapes:
         """The parameters of the model in the types that the blocks have them in; of a tied array, the first's."""
         types: dict[int, Any] = {}
-        for piece, tree in zip(self.program.pieces, self.program.trees, strict=True):
-            slots, leaves = jax.tree.leaves(tree), jax.tree.leaves(params.get(piece.name, ()))
+        for name, tree in self.trees().items():
+            slots, leaves = jax.tree.leaves(tree), jax.tree.leaves(params.get(name, ()))
             if len(slots) == len(leaves):
                 types = {slot.leaf: shape.dtype for slot, shape in zip(slots, shapes(leaves), strict=True)} | types
         return tuple(jax.ShapeDtypeStruct(s.shape, types.get(i, s.dtype)) for i, s in enumerate(self.template[0]))
@@ -190,11 +186,12 @@ class Source:
         """Refuse a block at other shapes than those that its context was derived for."""
         b = members[0]
         *wanted, derived = program.takes(b)
-        got = (params, z, shapes(jax.tree.leaves(context.given)), shapes(context.derived))
-        if tuple(map(leaf_types, got)) != tuple(map(leaf_types, (*wanted, program.context, derived))):
+        got = tuple(map(leaf_types, (params, z, shapes(context.derived), shapes(jax.tree.leaves(context.given)))))
+        if got != (*map(leaf_types, (*wanted, derived)), program.key.context):
+            x = text(structs(program.key.inputs))
             raise ValueError(
                 f"block `{program.pieces[b].name}` got parameters {text(params)} and z {text(z)}, but its `context` "
-                f"was derived for x {text(program.inputs)}, where they are {' and '.join(map(text, wanted))}: derive "
+                f"was derived for x {x}, where they are {' and '.join(map(text, wanted))}: derive "
                 "it for the new `x` by `chain.context_for(x, context, params)`, or apply the whole chain, which does."
             )
         # Of a block that has no equal nothing need be compared, and fingerprints take traces.
@@ -243,8 +240,7 @@ class Source:
         given = self.to_params(model_params)
         self._check_params(given)
         leaves = self._leaves(0, given, "model_params")
-        pieces = zip(self.program.pieces, self.program.trees, strict=True)
-        return {piece.name: _layout.gather(tree, leaves) for piece, tree in pieces}
+        return {name: jax.tree.map(lambda slot: slot.read(leaves), tree) for name, tree in self.trees().items()}
 
     def merge(self, block_params: dict[str, Params], tied: str, like: Params) -> Params:
         """Parameters of the blocks to parameters of the model."""
@@ -327,12 +323,8 @@ def _split_shape(shape: jax.ShapeDtypeStruct, parts: int | None) -> list[jax.Sha
 
 
 def _stacks(arrays: Sequence[Any], count: int, parts: dict[int, int]) -> list[Any]:
-    arrays = list(arrays)
-    stacks: list[Any] = []
-    for i in range(count):
-        n = parts.get(i)
-        stacks.append(arrays.pop(0) if n is None else Stack([arrays.pop(0) for _ in range(n)]))
-    return stacks
+    rest = iter(arrays)
+    return [Stack(list(itertools.islice(rest, parts[i]))) if i in parts else next(rest) for i in range(count)]
 
 
 def _check_floating(params: Params) -> None:
