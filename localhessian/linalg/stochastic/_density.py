@@ -29,7 +29,7 @@ from localhessian.linalg.operators import Operator, check_operator, contradictio
 from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
 from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
 from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
-from localhessian.linalg.stochastic._quadrature import bracket, ends
+from localhessian.linalg.stochastic._quadrature import bracket, bracket_within, ends
 
 MARGIN = 0.02
 """The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""
@@ -231,9 +231,8 @@ def _compute(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis
     if factor is None:
         lower, upper = bracket(diagonal, off, points, xp)
     else:
-        bounds = bracket(diagonal, off, xp.sqrt(xp.maximum(points, 0)), xp, even=True)
-        # The distribution of sigma^2 from that of plus and minus sigma.
-        lower, upper = (xp.where(points[None] >= 0, xp.clip(2 * bound - 1, 0, 1), 0) for bound in bounds)
+        bounds = bracket_within(off, xp.sqrt(xp.maximum(points, 0)), xp)
+        lower, upper = (xp.where(points[None] >= 0, bound, 0) for bound in bounds)
     parts = lower, upper, moments, edges, cutoff, nonzero, largest, error, status
     return _density(parts, operator.batch, operator.dtype, scale, (order, size), (probes, steps), xp)
 
