@@ -189,6 +189,26 @@ def test_even_bounds_hold_every_measure_of_the_moments_and_little_more(name):
 
 
 @pytest.mark.once
+def test_a_quantile_below_all_ritz_values_has_an_upper_end_where_bounds_tell():
+    """Most of these eigenvalues lie below what four steps find; bounds between there and the cutoff hold some of it."""
+    values = np.geomspace(1e-5, 1, 1000)
+    found = lh.spectral_density(matrix_map(jnp.diag(jnp.sqrt(jnp.asarray(values)))), axis="log", probes=2, steps=8)
+    tail = np.asarray(found.tail)
+    assert np.all(np.diff(np.r_[found.cutoff, tail, found.edges[0]]) > 0)
+    shares, (low, high) = np.mean(values[:, None] <= tail, axis=0), found.tail_cumulative.interval(4)
+    assert np.all((low - 1e-5 <= shares) & (shares <= high + 1e-5))
+    beyond, first = 0, float(found.largest) / float(found.edges[0])
+    for q in np.linspace(0.3, 0.8, 26):
+        kappa = found.quantile_condition_number(float(q))
+        truth = 1 / np.quantile(values, q, method="inverted_cdf")
+        assert float(kappa.lower) <= truth * (1 + 1e-4)
+        assert truth <= float(kappa.upper) * (1 + 1e-4)
+        beyond += 1.1 * first < float(kappa.upper) < np.inf
+    assert beyond > 0
+    assert lh.spectral_density(matrix_map(jnp.eye(3))).tail.shape == (0,)
+
+
+@pytest.mark.once
 def test_intervals_of_quantile_condition_numbers_hold_over_many_keys():
     """By as few starts and steps as `analyze` takes, in at least 57 of 60 trials; two-sided where these tell."""
     order, quantiles = 1000, (0.05, 0.5, 0.95)
