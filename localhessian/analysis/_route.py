@@ -147,8 +147,8 @@ def route(
         keep: Bytes that a structure may take to be kept until it is decomposed.
         known: Routes of other blocks by what they compute; that of an equal block without structure serves again.
 
-    Cost: the search for structure; where an iteration is to run, two of its products and their compilation. Of a block
-    that computes what another does, which has no structure: nothing.
+    Cost: the search for structure, `timed` twice; where an iteration is to run, four of its products and their
+    compilation. Of a block that computes what another does, which has no structure: nothing.
     """
     block, wrt, part = job
     operator = local_hessian(matching, block, wrt, part, samples=samples)
