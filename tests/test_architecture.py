@@ -16,6 +16,7 @@ RANKS = {
     "_archive": 0,
     "_arguments": 0,
     "_brief": 0,
+    "_clock": 0,
     "_grid": 0,
     "_mesh": 0,
     "_files": 0,

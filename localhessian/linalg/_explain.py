@@ -51,7 +51,7 @@ def explain(operator: Operator, structured: Structured | None = None, /) -> Expl
         An explanation to print. Predictions are operation counts over the rates of this machine, measured once and
         kept; of iterative methods, the whole budget of products.
 
-    Cost: the search for structure, and otherwise two products.
+    Cost: the search for structure, and otherwise some products; on a new machine seconds to measure its rates.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,6 +1,5 @@
 """What an analysis would take, and analyses that take no more than they may."""
 
-import json
 import re
 
 import jax
@@ -11,7 +10,6 @@ import pytest
 import localhessian as lh
 from localhessian.analysis._route import Limits, Route, within
 from localhessian.linalg import Cost
-from localhessian.linalg import _cost as cost
 
 
 @pytest.fixture(scope="module")
@@ -118,31 +116,6 @@ def test_limits_that_mean_nothing(case, name):
         for function in (lh.plan, lh.analyze):
             with pytest.raises(error, match=f"`{name}` must be {words}"):
                 function(*case, **{name: value})
-
-
-def test_the_best_rates_of_a_machine_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setenv("LOCALHESSIAN_CACHE", "1")
-    monkeypatch.setattr(cost, "user_cache_dir", lambda name: str(tmp_path / name))
-    path = tmp_path / "localhessian" / "rates.json"
-
-    def rates(*measured):
-        monkeypatch.setattr(cost, "_measured", lambda: measured)
-        cost.rates.cache_clear()
-        return cost.rates()
-
-    try:
-        assert rates(2.0, 3.0) == (2.0, 3.0)
-        assert rates(1.0, 4.0) == (2.0, 4.0)  # beside other work
-        (kept,) = json.loads(path.read_text()).values()
-        assert kept == [2.0, 4.0]
-        path.write_text(path.read_text().replace("{", '{"another": [9.0, 9.0], ', 1))
-        assert rates(3.0, 3.0) == (3.0, 4.0)
-        assert json.loads(path.read_text())["another"] == [9.0, 9.0]
-        for damaged in ("[", "[1]", "7"):
-            path.write_text(damaged)
-            assert rates(1.0, 1.0) == (1.0, 1.0)
-    finally:
-        cost.rates.cache_clear()
 
 
 def test_equal_blocks_without_structure_are_searched_once(monkeypatch):

@@ -29,8 +29,10 @@ from localhessian.linalg.operators import Operator, check_operator, contradictio
 from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
 from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
 from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
-from localhessian.linalg.stochastic._quadrature import bracket, ends
+from localhessian.linalg.stochastic._quadrature import bracket, bracket_within, ends
 
+TAIL = 8
+"""Points between the cutoff and a logarithmic axis: what quantile condition numbers may reach down to."""
 MARGIN = 0.02
 """The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""
 
@@ -180,6 +182,18 @@ class _Axis:
         low, high = low[:, None], high[:, None]
         return low * (high / low) ** places if self.axis == "log" else low + (high - low) * places
 
+    def tail(self, edges: Any, cutoff: Any, xp: ModuleType) -> Any:
+        """Points below the first edge of a logarithmic axis, `(s, TAIL)`; none of a linear one."""
+        if self.axis == "linear":
+            return edges[:, :0]
+        places = xp.asarray(np.arange(1, TAIL + 1) / (TAIL + 1), dtype=cutoff.dtype)[None, :]
+        low = cutoff[:, None]
+        return low * xp.maximum(edges[:, :1] / low, 1) ** places
+
+    def points(self, edges: Any, cutoff: Any, xp: ModuleType) -> Any:
+        """Where the distribution is looked at: minus the cutoff, the cutoff, the tail, the edges."""
+        return xp.concatenate([-cutoff[:, None], cutoff[:, None], self.tail(edges, cutoff, xp), edges], axis=1)
+
 
 def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
     """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
@@ -227,13 +241,12 @@ def _compute(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis
     cutoff = relative * xp.max(xp.abs(nodes), axis=(0, 2)) + tiny
     above = xp.where(nodes > cutoff[None, :, None], nodes, xp.inf) if scale.axis == "log" else nodes
     edges = scale.edges(xp.min(above, axis=(0, 2)), largest, cutoff, xp)
-    points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
+    points = scale.points(edges, cutoff, xp)
     if factor is None:
         lower, upper = bracket(diagonal, off, points, xp)
     else:
-        bounds = bracket(diagonal, off, xp.sqrt(xp.maximum(points, 0)), xp, even=True)
-        # The distribution of sigma^2 from that of plus and minus sigma.
-        lower, upper = (xp.where(points[None] >= 0, xp.clip(2 * bound - 1, 0, 1), 0) for bound in bounds)
+        bounds = bracket_within(off, xp.sqrt(xp.maximum(points, 0)), xp)
+        lower, upper = (xp.where(points[None] >= 0, bound, 0) for bound in bounds)
     parts = lower, upper, moments, edges, cutoff, nonzero, largest, error, status
     return _density(parts, operator.batch, operator.dtype, scale, (order, size), (probes, steps), xp)
 
@@ -260,7 +273,7 @@ def _density(
     run: tuple[int, int],
     xp: ModuleType,
 ) -> Density:
-    """The result from bounds `(p, s, 2 + edges)` at minus the cutoff, the cutoff and the edges.
+    """The result from bounds `(p, s, 2 + tail + edges)` at minus the cutoff, the cutoff, the tail and the edges.
 
     The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null.
     """
@@ -283,11 +296,15 @@ def _density(
     mean, share = xp.mean(moments[0], axis=0), order / size
     doubt = _mean_error(moments, mean, order, xp)
     square, square_doubt = xp.mean(moments[1], axis=0), _standard_error(moments[1], xp)
-    low, high = lower[:, :, 2:], upper[:, :, 2:]
+    tail = scale.tail(edges, cutoff, xp)
+    first = 2 + tail.shape[1]
+    low, high = lower[:, :, first:], upper[:, :, first:]
     return Density(
         edges=arrays(edges),
         density=estimate(low[..., 1:] - high[..., :-1], high[..., 1:] - low[..., :-1], xp.diff(certain, axis=1), width),
         cumulative=estimate(low, high, certain, 1),
+        tail=arrays(tail),
+        tail_cumulative=estimate(lower[:, :, 2:first], upper[:, :, 2:first], 1 - order / size, 1),
         negative=estimate(lower[..., 0], upper[..., 0], 0, 1),
         zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0], 1 - order / size, 1),
         mean=QuadratureEstimate(*(arrays(part * share * known) for part in (mean, doubt, xp.zeros_like(mean)))),
@@ -356,7 +373,7 @@ def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     low = xp.where(values > cutoff[:, None], low, xp.inf) if scale.axis == "log" else low
     largest = xp.max(xp.where(counts > 0, values, -xp.inf), axis=1)
     edges = scale.edges(xp.min(low, axis=1), largest, cutoff, xp)
-    points = xp.concatenate([-cutoff[:, None], cutoff[:, None], edges], axis=1)
+    points = scale.points(edges, cutoff, xp)
     below = values[:, None, :] <= points[:, :, None]
     shares = xp.sum(xp.where(below, counts[:, None, :], 0), axis=2)[None].astype(values.dtype) / spectrum.size
     status = xp.where(complete, 0, status).astype(np.int32)

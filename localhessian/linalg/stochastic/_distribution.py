@@ -57,6 +57,10 @@ class Density:
     """Of each bin, `(*s, e - 1)`: share of the eigenvalues per unit lambda, or per unit log10(lambda)."""
     cumulative: QuadratureEstimate
     """At each edge, `(*s, e)`: share of all eigenvalues at or below it, zero and negative ones included."""
+    tail: Float[Array, "*s t"]
+    """Some eigenvalues between the cutoff and the first edge of a log axis, ascending; none on a linear axis."""
+    tail_cumulative: QuadratureEstimate
+    """At each of them, as `cumulative`."""
     negative: QuadratureEstimate
     """`(*s,)`: share of the eigenvalues below -cutoff."""
     zero: QuadratureEstimate
@@ -97,7 +101,8 @@ class Density:
             sigmas: How many probe errors the interval takes in, beside the quadrature error and the width of a bin.
 
         Returns:
-            `lower` is -infinity where the quantile may lie below the first edge, `upper` infinite above the last.
+            `lower` is -infinity where the quantile may lie below the first edge and the tail, `upper` infinite above
+            the last.
 
         Raises:
             ValueError: `q` is not between 0 and 1.
@@ -117,7 +122,7 @@ class Density:
 
         Returns:
             NaN where a share of the eigenvalues is certainly negative, or all are zero; `upper` is infinite where the
-            quantile may lie below the first edge.
+            quantile may lie below the first edge and the tail.
 
         Raises:
             ValueError: `q` is not between 0 and 1.
@@ -167,6 +172,8 @@ def _crossing(xp: ModuleType, known: Density, targets: tuple[Any, ...], sigmas: 
     share = xp.clip((target - start) / xp.where(end > start, end - start, 1), 0, 1)
     share = xp.where(end > start, share, 1)
     middle = left * (right / left) ** share if known.axis == "log" else left + (right - left) * share
-    lower = xp.max(xp.where(above < low[..., None], known.edges, -xp.inf), axis=-1)
+    points = xp.concatenate([known.tail, known.edges], axis=-1)
+    above = xp.concatenate([known.tail_cumulative.interval(sigmas)[1], above], axis=-1)
+    lower = xp.max(xp.where(above < low[..., None], points, -xp.inf), axis=-1)
     upper = xp.min(xp.where(below >= high[..., None], known.edges, xp.inf), axis=-1)
     return Interval(middle, xp.minimum(lower, middle), xp.maximum(upper, middle))

@@ -12,6 +12,11 @@ a few rules G_m, with elements a_m that spread their nodes evenly, bracket the t
     max_m G_m(x) - c(x)  <=  F(x)  <=  min_m G_m(x) + c(x),      both made monotone, within [0, 1].
 
 After a breakdown all rules are F itself, and c = 0. Source: N. I. Akhiezer, The Classical Moment Problem (1965), ch. 2.
+
+Of a factor the measure lies evenly on plus and minus the singular values, and is compared with even measures alone.
+Its share within [-x, x] is what any of them has there to within c+(x) = 1 / max(sum over even i, sum over odd i of
+p_i(x)^2), at most twice c(x) and half of that next to 0: the most that a measure of lambda = sigma^2 on [0, inf) with
+these moments has at x^2. Source: M. G. Krein and A. A. Nudelman, The Markov Moment Problem (1977), ch. 5.
 """
 
 from functools import partial
@@ -29,19 +34,32 @@ RULES = 8
 """Radau rules for each start: with more the bracket shrinks from at most 2 c(x) towards c(x)."""
 
 
-def bracket(diagonal: Any, off: Any, x: Any, xp: ModuleType, *, even: bool = False) -> tuple[Any, Any]:
+def bracket(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:
     """Bounds of the cumulative distribution of unit start vectors at the points x, `(s, E)`, in any order.
 
     Of Jacobi matrices `(p, s, N)`: the last element of `off` couples to a further row, and zeros decouple what follows.
-    `even`: the diagonals are zero, so that half of the rules mirror the others.
 
     Returns:
         Lower and upper bounds `(p, s, E)`.
     """
+    own, other = _squares(diagonal, off, x, xp)
+    return _between(*radau_rules(diagonal, off, xp), x, _bounded(own + other, diagonal.dtype, xp), xp)
+
+
+def bracket_within(off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:
+    """The same of the share within [-x, x], x >= 0, of a measure that lies evenly on both sides: diagonals are zero."""
+    nodes, weights = even_rules(off, xp)
+    order = xp.argsort(xp.abs(nodes), axis=-1)
+    nodes, weights = (xp.take_along_axis(part, order, -1) for part in (xp.abs(nodes), weights))
+    own, other = _squares(xp.zeros_like(off), off, x, xp)
+    return _between(nodes, weights, x, _bounded(xp.maximum(own, other), off.dtype, xp), xp)
+
+
+def _between(nodes: Any, weights: Any, x: Any, slack: Any, xp: ModuleType) -> tuple[Any, Any]:
+    """Monotone bounds `(p, s, E)` from rules, nodes ascending, and how far from them the truth may be."""
     order = xp.argsort(x, axis=-1)
-    x = xp.take_along_axis(x, order, -1)
-    shares = _shares(*radau_rules(diagonal, off, xp, even=even), x, xp)
-    slack = christoffel(diagonal, off, x, xp)
+    x, slack = xp.take_along_axis(x, order, -1), xp.take_along_axis(slack, order[None], -1)
+    shares = _shares(nodes, weights, x, xp)
     lower = xp.clip(xp.max(shares, axis=-2) - slack, 0, 1)
     upper = xp.clip(xp.min(shares, axis=-2) + slack, 0, 1)
     if xp is np:
@@ -69,22 +87,43 @@ def _shares(nodes: Any, weights: Any, x: Any, xp: ModuleType) -> Any:
     return xp.take_along_axis(total, places, -1)
 
 
-def radau_rules(diagonal: Any, off: Any, xp: ModuleType, *, even: bool = False) -> tuple[Any, Any]:
+def radau_rules(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any]:
     """Nodes ascending and weights, `(..., RULES, N + 1)`, of rules that match the moments 0 .. 2N."""
     N = diagonal.shape[-1]
     # Where the recurrence has settled, a = center + width cot(phase) moves the nodes by that phase between neighbors.
-    center, width = diagonal[..., -1:], xp.mean(off[..., -max(1, N // 4) :], axis=-1, keepdims=True)
-    cotangents = xp.asarray(
-        1 / np.tan(np.pi * (np.arange(RULES // 2 if even else RULES) + 0.5) / RULES), dtype=diagonal.dtype
-    )
-    last = (center + width * cotangents.reshape(*(1 for _ in diagonal.shape[1:]), -1))[..., None]
+    cotangents = 1 / np.tan(np.pi * (np.arange(RULES) + 0.5) / RULES)
+    last = (diagonal[..., -1:] + _settled(off, xp) * _row(cotangents, off, xp))[..., None]
     inner = xp.broadcast_to(diagonal[..., None, :], (*last.shape[:-1], N))
     values, vectors = eigh(tridiagonal(xp.concatenate([inner, last], -1), off[..., None, :], xp))
-    weights = vectors[..., 0, :] ** 2
-    if even:
-        values = xp.concatenate([values, -values[..., ::-1]], axis=-2)
-        weights = xp.concatenate([weights, weights[..., ::-1]], axis=-2)
-    return values, weights
+    return values, vectors[..., 0, :] ** 2
+
+
+def even_rules(off: Any, xp: ModuleType) -> tuple[Any, Any]:
+    """Nodes ascending and weights, `(..., RULES, N + 2)`, of even rules, the diagonals of whose matrices are zero.
+
+    Half of them match the moments 0 .. 2N: a further row stands behind, coupled by anything. The others have a node at
+    0, and a last coupling that is less than the recurrence's: their moment 2N is less than it, what is missing lies at
+    infinity, and the moments before match.
+    """
+    N, phases = off.shape[-1], np.pi / 2 * (np.arange(RULES // 2) + 0.5) / (RULES // 2)
+    none = np.zeros(RULES // 2)
+    # Together their nodes go once from each Gauss node to the next.
+    further = _settled(off, xp) * _row(np.concatenate([np.tan(phases), none]), off, xp)
+    last = off[..., -1:] * _row(np.concatenate([none + 1, np.sin(phases)]), off, xp)
+    inner = xp.broadcast_to(off[..., None, :-1], (*last.shape, N - 1))
+    couplings = xp.concatenate([inner, last[..., None], further[..., None]], -1)
+    values, vectors = eigh(tridiagonal(xp.zeros((*last.shape, N + 2), off.dtype), couplings, xp))
+    return values, vectors[..., 0, :] ** 2
+
+
+def _row(values: np.ndarray, like: Any, xp: ModuleType) -> Any:
+    """Numbers along the last axis."""
+    return xp.asarray(values, dtype=like.dtype).reshape(*(1 for _ in like.shape[1:]), -1)
+
+
+def _settled(off: Any, xp: ModuleType) -> Any:
+    """The coupling where the recurrence has settled, `(..., 1)`."""
+    return xp.mean(off[..., -max(1, off.shape[-1] // 4) :], axis=-1, keepdims=True)
 
 
 def ends(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any, Any]:
@@ -106,27 +145,31 @@ def tridiagonal(diagonal: Any, off: Any, xp: ModuleType) -> Any:
     return diagonal[..., None, :] * eye + upper + xp.swapaxes(upper, -1, -2)
 
 
-def christoffel(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> Any:
-    """c(x) = 1 / sum p_i(x)^2, by the three-term recurrence; 0 where it is below rounding or the space is whole."""
+def _squares(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:
+    """The sums of p_i(x)^2 over the i of one parity and of the other, by the three-term recurrence."""
     limit = 1 / eps_of(diagonal.dtype) ** 2
 
-    def step(state: tuple[Any, Any, Any], row: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], None]:
-        before, p, total = state
+    def step(state: tuple[Any, ...], row: tuple[Any, Any, Any]) -> tuple[tuple[Any, ...], None]:
+        before, p, own, other = state
         alpha, beta_before, beta = (part[..., None] for part in row)
         following = ((x - alpha) * p - beta_before * before) / xp.where(beta > 0, beta, 1)
-        running = (total < limit) & (beta > 0)
+        running = (own + other < limit) & (beta > 0)
         p, following = xp.where(running, p, 0), xp.where(running, following, 0)
-        return (p, following, xp.where(running, total + following**2, limit)), None
+        return (p, following, xp.where(running, other + following**2, limit), own), None
 
     x = x[None]
     one = xp.ones_like(x + diagonal[..., :1])
     previous = xp.concatenate([xp.zeros_like(off[..., :1]), off[..., :-1]], axis=-1)
     columns = tuple(xp.moveaxis(part, -1, 0) for part in (diagonal, previous, off))
-    state = (xp.zeros_like(one), one, one)
+    state: tuple[Any, ...] = xp.zeros_like(one), one, one, xp.zeros_like(one)
     if xp is np:
         for row in zip(*columns, strict=True):
             state, _ = step(state, row)
     else:
         state, _ = jax.lax.scan(step, state, columns)
-    total = state[2]
-    return xp.where(total < limit, 1 / total, 0)
+    return state[2], state[3]
+
+
+def _bounded(total: Any, dtype: Any, xp: ModuleType) -> Any:
+    """1 / total; 0 where it is below rounding or the space is whole."""
+    return xp.where(total < 1 / eps_of(dtype) ** 2, 1 / total, 0)
