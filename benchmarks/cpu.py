@@ -20,6 +20,13 @@ def convolution(z, kernel):
     return jax.lax.conv_general_dilated(z, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+def depthwise(z, kernel):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        z, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=z.shape[-1]
+    )
+
+
 def pulled_pooling(u, z):
     pool = lambda z: jax.lax.reduce_window(z, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     return jax.vjp(pool, z)[1](u)[0]
@@ -44,6 +51,9 @@ def cases():
             (BATCH, image, image, CHANNELS),
             kernel,
         )
+    for image, channels, each in ((32, 16, 1), (8, 128, 1), (28, 1, 4)):
+        name = f"depthwise, {channels} channels to {channels * each}, 3 x 3 of {image} x {image}"
+        yield name, depthwise, (BATCH, image, image, channels), random(3, 3, 1, channels * each)
     for image in (8, 32):
         shape = (BATCH, image // 2, image // 2, CHANNELS // 4)
         yield (

@@ -126,6 +126,36 @@ def test_an_image_that_holds_its_window_is_left_alone():
     assert "optimization_barrier" not in before + after
 
 
+@pytest.mark.parametrize("layout", ["NHWC HWIO NHWC", "NCHW OIHW NCHW", "CNHW IHWO NHWC"])
+@pytest.mark.parametrize(
+    ("stride", "padding", "holes", "apart", "channels", "each"),
+    [
+        ((1, 1), "SAME", (1, 1), (1, 1), 3, 2),
+        ((2, 1), [(1, 2), (-1, 3)], (2, 1), (1, 2), 4, 1),
+        ((1, 2), "VALID", (1, 1), (2, 1), 1, 5),
+    ],
+)
+def test_a_convolution_channel_by_channel(layout, stride, padding, holes, apart, channels, each):
+    """Depthwise, or of gray images: a sum of shifted images, and nothing of it is left as a convolution on the CPU."""
+    letters = layout.split()
+    image, window = {"N": 2, "C": channels, "H": 7, "W": 6}, {"H": 3, "W": 2, "I": 1, "O": channels * each}
+    z, kernel = random(0, *map(image.get, letters[0])), random(1, *map(window.get, letters[1]))
+
+    def apply(z, kernel):
+        return lax.conv_general_dilated(z, kernel, stride, padding, holes, apart, letters, channels)
+
+    close(run_quickly(apply, z, kernel), apply(z, kernel))
+    before, after = programs(apply, z, kernel)
+    assert "conv_general_dilated" in before
+    assert ("conv_general_dilated" in after) == (jax.default_backend() != "cpu")
+
+
+def test_a_convolution_across_channels_or_by_a_large_window_is_left_alone():
+    for z, kernel in ((random(0, 2, 5, 5, 2), random(1, 3, 3, 2, 4)), (random(0, 2, 9, 9, 1), random(1, 9, 9, 1, 1))):
+        before, after = programs(wide, z, kernel)
+        assert before.count("conv_general_dilated") == after.count("conv_general_dilated") == 1
+
+
 def pooled(z, window, stride, padding="VALID"):
     return lax.reduce_window(z, -jnp.inf, lax.max, window, stride, padding)
 

@@ -189,14 +189,14 @@ def test_a_convolution_never_stands_in_a_compiled_loop_on_the_cpu():
         pytest.skip("accelerators run loops well")
 
     def mv(v):
-        image = v.reshape(1, 4, 4, 1)
-        kernel = jnp.ones((3, 3, 1, 1), v.dtype)
+        image = v.reshape(1, 4, 4, 2)
+        kernel = jnp.ones((3, 3, 2, 2), v.dtype)
         return jax.lax.conv_general_dilated(
             image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
         ).reshape(-1)
 
     def run(key):
-        operator = lh.symmetric_operator(mv, 16)
+        operator = lh.symmetric_operator(mv, 32)
         return lh.spectrum(operator, lh.Lanczos(max_matvecs=12, basis_size=8, k=1), key=key).eigenvalues
 
     program = jax.make_jaxpr(run)(jax.random.key(0))
@@ -208,13 +208,16 @@ def test_a_convolution_never_stands_in_a_compiled_loop_on_the_cpu():
             contains_convolution(loop.params[name]) for name in ("body_jaxpr", "jaxpr") if name in loop.params
         )
     np.testing.assert_allclose(
-        jax.jit(run)(jax.random.key(0))[-1], lh.spectrum(lh.symmetric_operator(mv, 16)).lambda_max, rtol=1e-3
+        jax.jit(run)(jax.random.key(0))[-1], lh.spectrum(lh.symmetric_operator(mv, 32)).lambda_max, rtol=1e-3
     )
 
 
 def test_a_compiled_program_over_convolutions_does_not_grow_with_its_steps():
     def equations(steps):
-        convolve = lambda v: jnp.convolve(v, jnp.arange(3, dtype=v.dtype), mode="same")
+        numbers, kernel = ("NWC", "WIO", "NWC"), jnp.arange(12.0).reshape(3, 2, 2)
+        convolve = lambda v: jax.lax.conv_general_dilated(
+            v.reshape(1, 15, 2), kernel.astype(v.dtype), (1,), "SAME", dimension_numbers=numbers
+        ).ravel()
         operator = lh.linear_map(convolve, None, 30, 30)
         method = lh.GolubKahan(max_matvecs=steps, basis_size=8, k=1)
         return len(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from localhessian._programs import Equation, primitives, run_rewritten
 from localhessian._types import Array
-from localhessian.linalg.operators._cpu import contains_convolution
+from localhessian.linalg.operators._cpu import contains_convolution, convolve_depthwise, is_depthwise
 
 FEW = 8
 """Steps that are written out one after the other instead, with convolutions as they are."""
@@ -44,7 +44,8 @@ def _by_products(eqn: Equation, turned: bool) -> Callable[[Array, Array], Array]
     del turned
     if eqn.primitive is not primitives.conv_general_dilated_p:
         return None
-    return lambda image, window: _convolve(eqn, image, window)
+    convolve = convolve_depthwise if is_depthwise(eqn) else _convolve
+    return lambda image, window: convolve(eqn, image, window)
 
 
 def _convolve(eqn: Any, image: Array, window: Array) -> Array:

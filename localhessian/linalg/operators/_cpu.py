@@ -1,6 +1,7 @@
 """What XLA's CPU backend does badly, and how to keep clear of it."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -14,6 +15,8 @@ from localhessian._types import Array
 
 LARGE = 1e6
 """Multiplications of a matrix product that are worth a transposition (heuristic)."""
+TAPS = 64
+"""Places of a window that are written out one by one, at most."""
 
 
 def contains_convolution(program: Any) -> bool:
@@ -27,8 +30,9 @@ def run_quickly(function: Any, *args: Any) -> Any:
     A window larger than its image, as in the last layers of networks for small images, takes XLA's CPU backend many
     times as long as the same image with its padding written out, and so does the transpose of max-pooling against a
     comparison with the place of the maximum. A^T B, of which gradients by weights are made, takes up to half as long
-    again as with A^T written out. benchmarks/cpu.py measures all three. Negative padding, as derivatives of layers have
-    that pad by more than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
+    again as with A^T written out. A convolution whose results see one channel each (depthwise, or of gray images) is
+    a sum of shifted images. benchmarks/cpu.py measures all four. Negative padding, as derivatives of layers have that
+    pad by more than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
@@ -37,6 +41,8 @@ def run_quickly(function: Any, *args: Any) -> Any:
 
 def _instead(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
     """A function that does what a slow or wrong equation should; None for any other."""
+    if is_depthwise(eqn):
+        return functools.partial(convolve_depthwise, eqn)
     if eqn.primitive is primitives.conv_general_dilated_p and any(_padded_before(eqn)):
         return functools.partial(_convolve_padded, eqn)
     if eqn.primitive is primitives.dot_general_p and _is_upside_down(eqn):
@@ -44,6 +50,41 @@ def _instead(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
     if eqn.primitive is primitives.select_and_scatter_add_p and _tiles(eqn):
         return functools.partial(_put_at_maxima, eqn.params["window_dimensions"])
     return None
+
+
+def is_depthwise(eqn: Any) -> bool:
+    """Whether it is a convolution by a small window each of whose results sees one channel of its image."""
+    if eqn.primitive is not primitives.conv_general_dilated_p or eqn.params["batch_group_count"] > 1:
+        return False
+    _, depth, *window = (eqn.invars[1].aval.shape[i] for i in eqn.params["dimension_numbers"].rhs_spec)
+    # Sums in half precision would lose digits that a convolution keeps.
+    return bool(depth == 1 and math.prod(window) <= TAPS and eqn.outvars[0].aval.dtype.itemsize >= 4)
+
+
+def convolve_depthwise(eqn: Any, image: Array, window: Array) -> Array:
+    """The sum of the shifted images, each times a number for each channel."""
+    p, numbers = eqn.params, eqn.params["dimension_numbers"]
+    feature, *space = numbers.lhs_spec[1:]
+    channels, shape = image.shape[feature], [eqn.outvars[0].aval.shape[i] for i in numbers.out_spec[2:]]
+    holes = [(0, 0, 0)] * image.ndim
+    for i, (low, high), step in zip(space, p["padding"], p["lhs_dilation"], strict=True):
+        holes[i] = (low, high, step - 1)
+    image = jax.lax.pad(image, jnp.zeros((), image.dtype), holes)
+    window = window.transpose([*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]])  # (*window, 1, out)
+    taps, sizes = math.prod(window.shape[:-2]), window.shape[:-2]
+    # Of the factors of a matrix product the compiler makes arrays; all else it computes anew for each result.
+    weights = jnp.eye(taps, dtype=window.dtype) @ window.reshape(taps, -1)
+    parts = []
+    for row, tap in zip(weights, itertools.product(*map(range, sizes)), strict=True):
+        seen: list[slice] = [slice(None)] * image.ndim
+        for i, at, apart, count, step in zip(space, tap, p["rhs_dilation"], shape, p["window_strides"], strict=True):
+            seen[i] = slice(at * apart, at * apart + (count - 1) * step + 1, step)
+        weight = row.reshape(*[1] * feature, channels, -1, *[1] * (image.ndim - 1 - feature))
+        parts.append(jnp.expand_dims(image[tuple(seen)], feature + 1) * weight)
+    total = sum(parts[1:], parts[0])
+    total = total.reshape(*total.shape[:feature], -1, *total.shape[feature + 2 :])
+    back = np.argsort(numbers.out_spec)
+    return cast(Array, total.transpose([numbers.lhs_spec[i] for i in back]).astype(eqn.outvars[0].aval.dtype))
 
 
 def _padded_before(eqn: Any) -> list[bool]:

@@ -25,7 +25,7 @@ from localhessian.linalg.structure._inputs import CHUNK, Inputs
 from localhessian.linalg.structure._mixing import Grid
 from localhessian.linalg.structure._small_units import STACK_BYTES, Components, Stack
 from localhessian.linalg.structure._threads import cores, in_parallel
-from localhessian.linalg.structure._unit import Part, Unit, singular_values, squares_of, syrk
+from localhessian.linalg.structure._unit import Entries, Part, Unit, singular_values, squares_of, syrk
 
 
 class BlockDiagonal:
@@ -107,8 +107,7 @@ class BlockDiagonal:
         inputs_of = [Inputs(np.zeros((1, 0), np.float32), 1)] if found.grid is None else found.grid.inputs
         weights_of, sums_of = self._sums()
         made: list[Unit] = []
-        seen: dict[tuple[Any, ...], int] = {}
-        nothing = functools.cache(lambda *shape: sparse.csr_matrix(shape))
+        merges, seen = not (shared or apart), dict[tuple[Any, ...], int]()
         live = np.zeros(len(own), bool)
         for coefficient in (own, *shared, *(coefficient for coefficient, _ in single)):
             live |= coefficient != 0
@@ -118,11 +117,11 @@ class BlockDiagonal:
             first = np.zeros(0, np.int64) if found.grid is None else found.grid.entries[u]
             others = len(variables_of[u]) > len(first)
             columns = np.concatenate([first, np.setdiff1d(variables_of[u], first)]) if others else first
-            beside = _single(elements, single, columns) if single else nothing(len(elements), len(columns))
+            beside = _single(elements, single, columns)
             group = 0 if found.grid is None else int(found.grid.group[u])
-            parts = (own[elements], place[elements], beside.data, beside.indices, beside.indptr)
-            key = (group, batch, len(columns), *(part.tobytes() for part in parts))
-            if key in seen and not (shared or apart):
+            parts = (own[elements], place[elements], *itertools.chain.from_iterable(beside))
+            key = (group, batch, len(columns), *(part.tobytes() for part in parts)) if merges else (u,)
+            if key in seen:
                 twin = made[seen[key]]
                 made[seen[key]] = dataclasses.replace(twin, copies=twin.copies + 1)
                 continue
@@ -330,17 +329,17 @@ def _stacks(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
             yield members[start : start + step]
 
 
-def _single(elements: np.ndarray, single: list[Any], columns: np.ndarray) -> sparse.csr_matrix:
+def _single(elements: np.ndarray, single: list[Any], columns: np.ndarray) -> list[Entries]:
     """The single variables of some elements, in the order of `columns`."""
-    order = np.argsort(columns)
-    rows, places, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    order = np.argsort(columns) if single else columns
+    found = []
     for coefficient, entry in single:
-        some = np.flatnonzero(coefficient[elements])
-        rows.append(some)
-        places.append(order[np.searchsorted(columns, entry[elements[some]], sorter=order)])
-        values.append(coefficient[elements[some]].astype(np.float64))
-    at = (np.concatenate(rows), np.concatenate(places))
-    return sparse.csr_matrix((np.concatenate(values), at), shape=(len(elements), len(columns)))
+        values = coefficient[elements]
+        some = np.flatnonzero(values)
+        if len(some):
+            places = order[np.searchsorted(columns, entry[elements[some]], sorter=order)]
+            found.append(Entries(some, places, values[some].astype(np.float64)))
+    return found
 
 
 def units(found: Found, variables: int) -> tuple[np.ndarray, np.ndarray]:

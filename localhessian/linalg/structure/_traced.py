@@ -12,11 +12,12 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import TRACED, unit_rows
-from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap, SymmetricOperator, eps_of
+from localhessian.linalg.operators import EXACT, HIGHEST, LinearMap, SymmetricOperator, eps_of, run_quickly
 from localhessian.linalg.spectra import Spectrum, packed, working_dtype
 from localhessian.linalg.structure._dependence import UNKNOWN
 from localhessian.linalg.structure._in_program import singular_values
@@ -72,7 +73,7 @@ def _blocks(layout: Layout, prepared: LinearMap, dtype: jnp.dtype) -> tuple[list
         turn[entries] = np.arange(entries.shape[1])
     units = (jnp.asarray(turn)[None] == jnp.arange(layout.products, dtype=np.int32)[:, None]).astype(prepared.dtype)
     lead = () if layout.batch is None else (layout.batch,)
-    found = jax.vmap(multiplied.product)(units.reshape(-1, *lead, multiplied.size))
+    found = run_quickly(Partial(jax.vmap(multiplied.product)), units.reshape(-1, *lead, multiplied.size))
     finite = jnp.all(jnp.isfinite(found).reshape(-1, maps, found.shape[-1]), axis=(0, 2))
     # LAPACK is not to meet NaN; the spectra of such maps are refused as a whole.
     found = jnp.where(jnp.isfinite(found), found, 0).reshape(len(found), -1).astype(dtype)

@@ -5,7 +5,6 @@ import functools
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from scipy import sparse
 from scipy.linalg import blas
 
 from localhessian.linalg.structure._inputs import CHUNK, Inputs
@@ -21,6 +20,19 @@ class Part(NamedTuple):
     """How many equal blocks there are; of many small ones, for each value."""
     batch: int
     """To which of a batch of maps they belong."""
+
+
+class Entries(NamedTuple):
+    """Some entries of a matrix, none twice, row by row."""
+
+    row: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
+
+    def add_to(self, out: np.ndarray, start: int, first: int = 0) -> None:
+        """Add them to a part of the matrix, of the rows from `start` and the columns from `first`."""
+        some = slice(*np.searchsorted(self.row, (start, start + len(out))))
+        out[self.row[some] - start, self.column[some] - first] += self.value[some]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +51,8 @@ class Unit:
     """(sums, places)."""
     sums: np.ndarray
     """weights A, (sums, d)."""
-    single: sparse.csr_matrix
-    """(m, p): the single variables; the first d columns are the product's."""
+    single: list[Entries]
+    """Of (m, p): the single variables; the first d columns are the product's."""
     elements: np.ndarray
     """(m,): which results of the whole map its rows are."""
     variables: np.ndarray
@@ -51,7 +63,7 @@ class Unit:
     @property
     def shape(self) -> tuple[int, int]:
         """Of R_j."""
-        return cast(tuple[int, int], self.single.shape)
+        return len(self.elements), len(self.variables)
 
     @property
     def order(self) -> int:
@@ -61,18 +73,20 @@ class Unit:
     @functools.cached_property
     def is_separate(self) -> bool:
         """Whether no single variable is also one of the product's, so that Gram matrices add."""
-        return bool(self.single[:, : self.inputs.shape[1]].nnz == 0)
+        return all(np.all(entries.column >= self.inputs.shape[1]) for entries in self.single)
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows of R_j in float64."""
         part = slice(start, stop)
-        out = self.single[part].toarray()
         mixed = self.inputs.take(self.place[part])
         mixed *= self.own[part, None]
         if len(self.weights):
             mixed += self.shared[part] @ self.sums
-        out[:, : mixed.shape[1]] += mixed
-        return cast(np.ndarray, out)
+        beside = self.shape[1] - mixed.shape[1]
+        out = np.concatenate([mixed, np.zeros((len(mixed), beside))], axis=1) if beside else mixed
+        for entries in self.single:
+            entries.add_to(out, start)
+        return out
 
     def gram(self, of_inputs: np.ndarray | None = None) -> np.ndarray:
         """The upper triangle of the smaller of R_j R_j^T and R_j^T R_j; `of_inputs` is A A^T where it is at hand."""
@@ -85,13 +99,20 @@ class Unit:
 
     def _dual(self, of_inputs: np.ndarray) -> np.ndarray:
         everywhere = len(self.place) == len(of_inputs) and bool(np.all(np.diff(self.place) == 1))
-        out = of_inputs * self.own if everywhere else of_inputs[np.ix_(self.place, self.place)] * self.own
+        out = of_inputs * self.own if everywhere else of_inputs[self.place][:, self.place] * self.own
         out *= self.own[:, None]
+        d = self.inputs.shape[1]
+        beside = np.zeros((len(out), self.shape[1] - d))
+        for entries in self.single:
+            entries.add_to(beside, 0, d)
+        left, right = [beside], [beside]
         if len(self.weights):
             through = of_inputs @ self.weights.T  # A A^T rho
-            cross = (self.own[:, None] * through[self.place]) @ self.shared.T
-            out += cross + cross.T + self.shared @ (self.weights @ through) @ self.shared.T
-        return cast(np.ndarray, out + (self.single @ self.single.T).toarray() if self.single.nnz else out)
+            # B S^T + S B^T with sums S: own A A^T rho, and half of the sums' own rho^T A A^T rho.
+            half = self.own[:, None] * through[self.place] + self.shared @ (self.weights @ through) / 2
+            left, right = [*left, half, self.shared], [*right, self.shared, half]
+        out += np.concatenate(left, axis=1) @ np.concatenate(right, axis=1).T
+        return cast(np.ndarray, out)
 
 
 def singular_values(units: list[Unit], of_inputs: np.ndarray | None, is_double: bool) -> np.ndarray:
