@@ -8,7 +8,7 @@ import abc
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Recurrence(abc.ABC):
     rounding: ClassVar[float]
     """Residuals of rounding * eps * norm are what rounding leaves."""
 
-    def held(self) -> Self:
+    def held(self) -> "Recurrence":
         """The same with products that are constants to derivatives."""
         other = copy.copy(self)
         other.prepared = self.on.held(self.prepared)
