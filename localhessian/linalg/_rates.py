@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def _machine() -> str:
     return f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores, numpy {np.__version__}"
 
 
-def _read() -> dict[str, dict[str, float]]:
+def _read() -> dict[str, Any]:
     path = _path()
     with contextlib.suppress(OSError, ValueError, TypeError):  # not measured yet, or by another hand
         return {} if path is None else dict(json.loads(path.read_text()))
