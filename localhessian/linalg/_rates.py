@@ -69,7 +69,8 @@ def _between(kind: str, order: int, one_core: bool) -> float:
     """At a measured order, or between two; beyond all as at the nearest."""
     place = int(np.searchsorted(ORDERS, order))
     near = ORDERS[max(place - 1, 0) : place + 1]
-    threads = 1 if one_core else max([1, *(pool["num_threads"] for pool in threadpoolctl.threadpool_info())])
+    pools = [] if one_core else [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    threads = max([1, *(pool["num_threads"] for pool in pools)])
     rates = [_rate(kind, each, threads) for each in near]
     return float(np.exp(np.interp(np.log(max(order, 1)), np.log(near), np.log(rates))))
 
