@@ -52,6 +52,17 @@ def test_by_the_formula(method, closed, tol):
 
 
 @pytest.mark.once
+def test_second_derivatives_of_a_dense_matrix(tol):
+    """Against perturbation theory: v^T H'' v + 2 sum_i (v_i^T H' v)^2 / (lambda - lambda_i)."""
+    R, moved = ROWS * (1 + SLOPES), ROWS * SLOPES
+    values, vectors = np.linalg.eigh(R.T @ R)
+    first = vectors.T @ (R.T @ moved + moved.T @ R) @ vectors[:, -1]
+    second = 2 * np.sum((moved @ vectors[:, -1]) ** 2) + 2 * np.sum(first[:-1] ** 2 / (values[-1] - values[:-1]))
+    largest = lambda s: lh.spectrum(operator(s, False), lh.Dense()).lambda_max
+    np.testing.assert_allclose(jax.grad(jax.grad(largest))(1.0), second, rtol=1000 * tol.identity)
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(("method", "closed"), [(lh.Lanczos, False), (lh.GolubKahan, True)])
 def test_a_run_that_has_not_converged_gives_the_slope_of_its_quotient(method, closed):
     """Of few steps, in a compiled loop of restarts: as near as the Ritz vector is to the eigenvector."""
