@@ -171,10 +171,13 @@ def _searched(job: Key, operator: Operator, method: Method | None, most: float, 
     if method is not None:
         return Route(job, operator, method, "asked for", _cost(operator, method) if timed else Cost(math.nan, math.nan))
     structured = Structured(max_bytes=min(2.0**31, most))
-    (structure, why, serves), searched = timed_call(lambda: _structure(operator, structured, most))
+    waits = not operator.in_programs
+    (structure, why, serves), searched = timed_call(lambda: _structure(operator, structured, most), waits=waits)
     if structure is not None:
         if timed and searched < AGAIN:
-            searched = timed_call(lambda: structured.find(operator))[1]
+            del structure  # or two would be in memory at once
+            again, searched = timed_call(lambda: structured.find(operator), waits=waits)
+            structure = again
         cost = of_structure(structure)
         cost = cost._replace(seconds=cost.seconds + structure.visits * searched)  # every batch takes as long again
         kept = structure if cost.bytes <= keep else None

@@ -92,7 +92,8 @@ def extent(operator: Operator) -> tuple[int, float]:
 
 
 def of_product(operator: Operator) -> float:
-    """Seconds of one product after its compilation, from the host's memory and back, as iterations make it."""
-    prepared = operator.prepare()
+    """Seconds of one product after its compilation; from the host's memory and back where the host iterates."""
+    prepared, is_there = operator.prepare(), runs_whole(operator)
     v = np.ones((operator.size,) if operator.batch is None else (operator.batch, operator.size), operator.dtype)
-    return least_seconds(lambda: np.asarray(prepared.mv(v)))
+    start, end = (jax.device_put(v), jax.block_until_ready) if is_there else (v, np.asarray)
+    return least_seconds(lambda: end(prepared.mv(start)), waits=not operator.in_programs)

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import platform
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ WIDTH = 8
 """Of such a block."""
 DEAR = 0.05
 """Seconds of a measurement that is made once on a machine, not once in each process."""
+_measuring = threading.Lock()
+"""Of two threads that limit those of BLAS at a time, the last to end would leave the limit of the other."""
 
 
 def gram_rate(order: int, *, one_core: bool) -> float:
@@ -69,7 +72,8 @@ def _between(kind: str, order: int, one_core: bool) -> float:
     """At a measured order, or between two; beyond all as at the nearest."""
     place = int(np.searchsorted(ORDERS, order))
     near = ORDERS[max(place - 1, 0) : place + 1]
-    threads = 1 if one_core else max([1, *(pool["num_threads"] for pool in threadpoolctl.threadpool_info())])
+    pools = [] if one_core else [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    threads = max([1, *(pool["num_threads"] for pool in pools)])
     rates = [_rate(kind, each, threads) for each in near]
     return float(np.exp(np.interp(np.log(max(order, 1)), np.log(near), np.log(rates))))
 
@@ -85,7 +89,7 @@ def _rate(kind: str, size: int, threads: int) -> float:
     best = _kept().get(name, 0.0)
     if operations > DEAR * best > 0:
         return best
-    with threadpoolctl.threadpool_limits(threads, "blas"):
+    with _measuring, threadpoolctl.threadpool_limits(threads, "blas"):
         now = operations / least_seconds(KINDS[kind].work(size))
     if now > best:
         _keep(name, now)

@@ -97,7 +97,7 @@ def spectrum(
 
     Eigenvalues, and condition numbers of them, may be differentiated (`jax.grad`): of an iterative method as v^T dH v,
     at the cost of a derivative of one product for each value, and as exact as the vector v is; its vectors and
-    residuals are constants then.
+    residuals are constants then, so that second derivatives are wrong: take those by `Dense`.
 
     Cost: see the method; of a symmetric operator of your own five products more, which test what it claims to be.
 

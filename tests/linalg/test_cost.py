@@ -13,7 +13,8 @@ import localhessian as lh
 from localhessian import _clock as clock
 from localhessian.linalg import _cost as cost
 from localhessian.linalg import _rates as rates
-from localhessian.linalg import gram
+from localhessian.linalg import gram, matrix_map
+from localhessian.linalg.operators import Streamed
 
 pytestmark = pytest.mark.once
 
@@ -30,12 +31,28 @@ def test_what_waits_beside_other_work_takes_the_processor_s_time():
     found, seconds = clock.timed_call(lambda: time.sleep(0.1) or "done")
     assert found == "done"
     assert seconds < 0.05  # half of what it waits; the clock says 0.1 or more
+    assert clock.timed_call(lambda: time.sleep(0.1), waits=True)[1] >= 0.1
+
+
+def test_batches_that_are_loaded_take_the_time_that_they_are_waited_for():
+    part = gram(matrix_map(jnp.eye(3)))
+
+    def parts():
+        time.sleep(0.1)
+        yield 1.0, part
+
+    assert cost.of_product(Streamed(parts, 3, True, **part.form)) >= 0.1
+
+
+def test_what_is_over_before_the_system_counts_takes_the_clock_s_time(monkeypatch):
+    monkeypatch.setattr(time, "process_time", lambda: 5.0)  # between two ticks of 16 ms
+    assert 0 < clock.timed_call(lambda: None)[1] < 0.1
 
 
 def test_the_shortest_call_counts_and_long_ones_are_not_repeated(monkeypatch):
     def calls(taken):
         made: list[float] = []
-        monkeypatch.setattr(clock, "timed_call", lambda work: (work(), taken * len(made)))
+        monkeypatch.setattr(clock, "timed_call", lambda work, waits: (work(), taken * len(made)))
         assert clock.least_seconds(lambda: made.append(0)) == 2 * taken
         return len(made)
 

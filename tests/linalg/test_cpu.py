@@ -150,8 +150,21 @@ def test_a_convolution_channel_by_channel(layout, stride, padding, holes, apart,
     assert ("conv_general_dilated" in after) == (jax.default_backend() != "cpu")
 
 
+def test_products_of_half_precision_are_summed_in_what_was_asked_for():
+    z, kernel = (random(i, *shape).astype(jnp.bfloat16) for i, shape in enumerate([(2, 5, 5, 3), (3, 3, 1, 6)]))
+    apply = lambda z, kernel: lax.conv_general_dilated(
+        z, kernel, (1, 1), "SAME", None, None, ("NHWC", "HWIO", "NHWC"), 3, preferred_element_type=jnp.float32
+    )
+    found = run_quickly(apply, z, kernel)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, apply(z, kernel), rtol=0, atol=1e-5)  # of nine products of size 1
+
+
 def test_a_convolution_across_channels_or_by_a_large_window_is_left_alone():
-    for z, kernel in ((random(0, 2, 5, 5, 2), random(1, 3, 3, 2, 4)), (random(0, 2, 9, 9, 1), random(1, 9, 9, 1, 1))):
+    """Or of gray images to many channels by a middling one, as patches are embedded."""
+    windows = ((5, 2, (3, 3, 2, 4)), (9, 1, (9, 9, 1, 1)), (9, 1, (8, 8, 1, 16)))
+    for size, channels, window in windows:
+        z, kernel = random(0, 2, size, size, channels), random(1, *window)
         before, after = programs(wide, z, kernel)
         assert before.count("conv_general_dilated") == after.count("conv_general_dilated") == 1
 

@@ -7,6 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 import localhessian as lh
+from localhessian.linalg import gram
 
 pytestmark = pytest.mark.relaxed
 
@@ -51,14 +52,28 @@ def test_by_the_formula(method, closed, tol):
 
 
 @pytest.mark.once
-def test_a_run_that_has_not_converged_gives_the_slope_of_its_quotient():
+def test_second_derivatives_of_a_dense_matrix(tol):
+    """Against perturbation theory: v^T H'' v + 2 sum_i (v_i^T H' v)^2 / (lambda - lambda_i)."""
+    R, moved = ROWS * (1 + SLOPES), ROWS * SLOPES
+    values, vectors = np.linalg.eigh(R.T @ R)
+    first = vectors.T @ (R.T @ moved + moved.T @ R) @ vectors[:, -1]
+    second = 2 * np.sum((moved @ vectors[:, -1]) ** 2) + 2 * np.sum(first[:-1] ** 2 / (values[-1] - values[:-1]))
+    largest = lambda s: lh.spectrum(operator(s, False), lh.Dense()).lambda_max
+    np.testing.assert_allclose(jax.grad(jax.grad(largest))(1.0), second, rtol=1000 * tol.identity)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("method", "closed"), [(lh.Lanczos, False), (lh.GolubKahan, True)])
+def test_a_run_that_has_not_converged_gives_the_slope_of_its_quotient(method, closed):
     """Of few steps, in a compiled loop of restarts: as near as the Ritz vector is to the eigenvector."""
     diagonal = jnp.linspace(0, 1, 200).at[-1].set(2.0)
     direction = jnp.cos(jnp.arange(200.0))
 
     def largest(s):
-        H = lh.symmetric_operator(Partial(lambda d, v: d * v, diagonal + s * direction), 200)
-        return lh.spectrum(H, lh.Lanczos(which="largest", k=1, max_matvecs=40, basis_size=12)).lambda_max
+        root = jnp.sqrt(diagonal + 1 + s * direction)
+        R = lh.linear_map((lambda v: root * v) if closed else Partial(lambda r, v: r * v, root), None, 200, 200)
+        found = lh.spectrum(gram(R), method(which="largest", k=1, max_matvecs=40, basis_size=12))
+        return found.lambda_max
 
     np.testing.assert_allclose(jax.jit(jax.grad(largest))(0.0), direction[-1], rtol=1e-3)
 

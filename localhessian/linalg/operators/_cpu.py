@@ -17,6 +17,8 @@ LARGE = 1e6
 """Multiplications of a matrix product that are worth a transposition (heuristic)."""
 TAPS = 64
 """Places of a window that are written out one by one, at most."""
+SHIFTED = 1000
+"""Multiplications with each number of an image up to which a sum of shifted images is less work (heuristic)."""
 
 
 def contains_convolution(program: Any) -> bool:
@@ -56,14 +58,18 @@ def is_depthwise(eqn: Any) -> bool:
     """Whether it is a convolution by a small window each of whose results sees one channel of its image."""
     if eqn.primitive is not primitives.conv_general_dilated_p or eqn.params["batch_group_count"] > 1:
         return False
-    _, depth, *window = (eqn.invars[1].aval.shape[i] for i in eqn.params["dimension_numbers"].rhs_spec)
+    out, depth, *window = (eqn.invars[1].aval.shape[i] for i in eqn.params["dimension_numbers"].rhs_spec)
+    taps, each = math.prod(window), out // eqn.params["feature_group_count"]
     # Sums in half precision would lose digits that a convolution keeps.
-    return bool(depth == 1 and math.prod(window) <= TAPS and eqn.outvars[0].aval.dtype.itemsize >= 4)
+    is_wide = eqn.outvars[0].aval.dtype.itemsize >= 4
+    return bool(depth == 1 and taps <= TAPS and taps * each <= SHIFTED and is_wide)
 
 
 def convolve_depthwise(eqn: Any, image: Array, window: Array) -> Array:
     """The sum of the shifted images, each times a number for each channel."""
     p, numbers = eqn.params, eqn.params["dimension_numbers"]
+    # So that products of narrower numbers are exact.
+    image, window = (operand.astype(eqn.outvars[0].aval.dtype) for operand in (image, window))
     feature, *space = numbers.lhs_spec[1:]
     channels, shape = image.shape[feature], [eqn.outvars[0].aval.shape[i] for i in numbers.out_spec[2:]]
     holes = [(0, 0, 0)] * image.ndim
@@ -84,7 +90,7 @@ def convolve_depthwise(eqn: Any, image: Array, window: Array) -> Array:
     total = sum(parts[1:], parts[0])
     total = total.reshape(*total.shape[:feature], -1, *total.shape[feature + 2 :])
     back = np.argsort(numbers.out_spec)
-    return cast(Array, total.transpose([numbers.lhs_spec[i] for i in back]).astype(eqn.outvars[0].aval.dtype))
+    return cast(Array, total.transpose([numbers.lhs_spec[i] for i in back]))
 
 
 def _padded_before(eqn: Any) -> list[bool]:
