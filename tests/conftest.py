@@ -21,8 +21,12 @@ if QUICKLY and jax.__version_info__[:2] == (0, 10):
 QUICKLY = QUICKLY and jax.default_backend() == "cpu"
 jax.config.update("jax_disable_most_optimizations", QUICKLY)
 
-# The command line, called in this process, is not to choose where its programs are kept.
-os.environ.setdefault("LOCALHESSIAN_CACHE", "0")
+# The user's folder for caches is not for tests: what the machine can do is kept beside the programs of the run, where
+# there is such a folder.
+if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    os.environ["XDG_CACHE_HOME"] = os.path.dirname(os.environ["JAX_COMPILATION_CACHE_DIR"])
+else:
+    os.environ.setdefault("LOCALHESSIAN_CACHE", "0")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -176,8 +176,8 @@ def _searched(job: Key, operator: Operator, method: Method | None, most: float, 
     if structure is not None:
         if timed and searched < AGAIN:
             del structure  # or two would be in memory at once
-            again, searched = timed_call(lambda: structured.find(operator), waits=waits)
-            structure = again
+            again = timed_call(lambda: structured.find(operator), waits=waits)
+            structure, searched = again
         cost = of_structure(structure)
         cost = cost._replace(seconds=cost.seconds + structure.visits * searched)  # every batch takes as long again
         kept = structure if cost.bytes <= keep else None

@@ -76,9 +76,17 @@ def back_match(
     return matching
 
 
+@overload
+def back_match_partly(
+    chain: Chain, params: dict[str, Params], x: Stream, y: None, loss: Loss, context: Context = None
+) -> StreamMatching: ...
+@overload
+def back_match_partly(
+    chain: Chain, params: dict[str, Params], x: Activations, y: Any, loss: Loss, context: Context = None
+) -> BackMatching: ...
 def back_match_partly(
     chain: Chain, params: dict[str, Params], x: Any, y: Any, loss: Loss, context: Context = None
-) -> Any:
+) -> BackMatching | StreamMatching:
     """As `back_match`, for whoever tells what is not finite: a block without a derivative costs no other."""
     if isinstance(x, Stream):
         return match_stream(chain, params, x, y, loss, context, match_batch)

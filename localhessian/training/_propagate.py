@@ -245,7 +245,7 @@ def _solve(problem: Problem, solver: Solver, state: Any, key: Key) -> tuple[Step
     if not zero:
         return [], (), jnp.zeros((), jnp.int32), (before, before)
     first = solver.init(problem)
-    if state is not None and jax.tree.structure(state) != jax.tree.structure(first):  # type: ignore[operator]
+    if state is not None and not _alike(state, first):
         raise ValueError(
             f"`state` holds for block `{problem.side.block.name}` what another solver left: pass the `info.state` of "
             "the step before, by the same solvers, or None to begin."
@@ -256,12 +256,18 @@ def _solve(problem: Problem, solver: Solver, state: Any, key: Key) -> tuple[Step
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
     rounding = 100 * eps_of(zero[0].dtype) * jnp.abs(before)
     kept = finite if solver.trusted else finite & (after <= before + rounding)
-    # A trusted one was a gradient step already.
-    is_new = problem.side.per_sample and not solver.trusted
-    step = where(kept, step, [-leaf for leaf in problem.gradient()] if is_new else zero)
+    # In place of a step that is refused, the parameters stay and the target takes the step of back-propagation, which
+    # a trusted solver took already.
+    steps_back = problem.side.per_sample and not solver.trusted
+    step = where(kept, step, [-leaf for leaf in problem.gradient()] if steps_back else zero)
     next_state = where(finite, next_state, state)
     status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)
     return step, next_state, status, (before, jnp.where(kept, after, before))
+
+
+def _alike(one: Any, two: Any) -> bool:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, two)]
+    return bool(structures[0] == structures[1])
 
 
 def _plus(leaf: Array, step: Array) -> Array:

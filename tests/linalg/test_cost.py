@@ -26,12 +26,14 @@ def anew():
     rates._rate.cache_clear()
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the processor waits for a device")
-def test_what_waits_beside_other_work_takes_the_processor_s_time():
+def test_what_waits_beside_other_work_takes_the_processor_s_time(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     found, seconds = clock.timed_call(lambda: time.sleep(0.1) or "done")
     assert found == "done"
     assert seconds < 0.05  # half of what it waits; the clock says 0.1 or more
     assert clock.timed_call(lambda: time.sleep(0.1), waits=True)[1] >= 0.1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # the processor waits for a device
+    assert clock.timed_call(lambda: time.sleep(0.1))[1] >= 0.1
 
 
 def test_batches_that_are_loaded_take_the_time_that_they_are_waited_for():
@@ -82,6 +84,7 @@ def test_the_best_rates_of_a_machine_are_kept(monkeypatch, tmp_path, anew):
     # What takes long is measured once on a machine.
     assert measured(1e3, size=256) == pytest.approx(1e3)
     assert measured(1e9, size=256) == pytest.approx(1e3)
+    assert measured(1e3, "decompositions", 2) == measured(1e9, "decompositions", 2) == pytest.approx(1e3)
     # Files by another hand, or of an earlier version.
     for damaged in (
         "[",

@@ -234,7 +234,7 @@ def cut_model(
 
 
 def in_blocks(chain: Chain, tree: Any, name: str = "params") -> bool:
-    """Whether parameters or gradients are in the layout of the blocks, or of the model; ValueError if in neither."""
+    """Whether parameters or gradients are in the layout of the blocks (else of the model); ValueError if in neither."""
     if isinstance(chain, TracedChain) and chain.has_layout_of_model(tree):
         return False
     if isinstance(tree, Mapping) and set(tree) <= set(chain.names):
