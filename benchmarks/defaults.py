@@ -4,7 +4,8 @@
 
 ResNet-50 with batch norm on 8 images of 64 x 64, ViT-S/16 on 8 of 224 x 224, two layers of GPT-2's width (vocabulary
 50,257) on 2 x 64 tokens; random weights and data. Seconds by the clock with compilation, the largest memory of the
-process, rows by status, and rows that have neither a condition number nor a note.
+process so far (one model a call tells its own), rows by status, and rows that have neither a condition number nor a
+note.
 """
 
 import resource

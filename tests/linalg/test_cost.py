@@ -26,14 +26,27 @@ def anew():
     rates._rate.cache_clear()
 
 
-def test_what_waits_beside_other_work_takes_the_processor_s_time(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    found, seconds = clock.timed_call(lambda: time.sleep(0.1) or "done")
-    assert found == "done"
-    assert seconds < 0.05  # half of what it waits; the clock says 0.1 or more
-    assert clock.timed_call(lambda: time.sleep(0.1), waits=True)[1] >= 0.1
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # the processor waits for a device
-    assert clock.timed_call(lambda: time.sleep(0.1))[1] >= 0.1
+@pytest.mark.parametrize(
+    ("processor", "backend", "waits", "expected"),
+    [
+        (0.25, "cpu", False, 0.25),  # beside other work
+        (4.0, "cpu", False, 2.0),  # on several cores
+        (0.25, "cpu", True, 2.0),
+        (0.25, "gpu", False, 2.0),  # the processor waits for a device
+        (0.0, "cpu", False, 2.0),  # over before the system counts, by ticks of 16 ms on some
+    ],
+)
+def test_what_takes_its_time_is_told_from_what_waits_for_its_turn(monkeypatch, processor, backend, waits, expected):
+    at = {"clock": 7.0, "processor": 5.0}
+    hands = SimpleNamespace(perf_counter=lambda: at["clock"], process_time=lambda: at["processor"])
+    monkeypatch.setattr(clock, "time", hands)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    def work():
+        at.update(clock=at["clock"] + 2.0, processor=at["processor"] + processor)
+        return "done"
+
+    assert clock.timed_call(work, waits=waits) == ("done", expected)
 
 
 def test_batches_that_are_loaded_take_the_time_that_they_are_waited_for():
@@ -44,11 +57,6 @@ def test_batches_that_are_loaded_take_the_time_that_they_are_waited_for():
         yield 1.0, part
 
     assert cost.of_product(Streamed(parts, 3, True, **part.form)) >= 0.1
-
-
-def test_what_is_over_before_the_system_counts_takes_the_clock_s_time(monkeypatch):
-    monkeypatch.setattr(time, "process_time", lambda: 5.0)  # between two ticks of 16 ms
-    assert 0 < clock.timed_call(lambda: None)[1] < 0.1
 
 
 def test_the_shortest_call_counts_and_long_ones_are_not_repeated(monkeypatch):
