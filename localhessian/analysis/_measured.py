@@ -42,13 +42,13 @@ def surveyed(
     told = surveyed_figures(found, kappa, rest)
     if np.any(rest.status) or not told.lambda_max > 0:
         return measured(key, found, samples=samples, coupled=coupled, blame=blame)
-    note = note_of(kappa, key[2], samples, blame, rest.failure_probability())
+    note = note_of(kappa, key[2], samples, blame)
     if int(told.status) != int(Status.INDEFINITE):
         words = SURVEYED.format(found.method.split("(")[0])
     else:  # told by the quadrature alone, or by the smallest value too
         words = "" if np.any(kappa.status == Status.INDEFINITE) else words_of(Status.INDEFINITE, key[2], blame())
-    matvecs = int(found.matvecs) + int(rest.matvecs)
-    row = _row(key, found, told, samples, coupled, named(found, rest), matvecs, "; ".join(filter(None, (words, note))))
+    notes = "; ".join(filter(None, (words, note)))
+    row = _row(key, found, told, samples, coupled, named(found, rest), int(found.matvecs), notes)
     return row, _behind(found, kappa)
 
 

@@ -64,9 +64,7 @@ def words_of(status: Status, part: Part, which: Sequence[int] = ()) -> str:
     return _WORDS[status]
 
 
-def note_of(
-    kappa: ConditionNumber, part: Part, samples: int | Sequence[int], blame: Blame = nobody, others: float = 1.0
-) -> str:
+def note_of(kappa: ConditionNumber, part: Part, samples: int | Sequence[int], blame: Blame = nobody) -> str:
     """What is missing or doubtful, the worst first.
 
     Args:
@@ -74,7 +72,6 @@ def note_of(
         part: Of the local Hessian.
         samples: How many entered one matrix; or the indices of samples, each with a matrix of its own.
         blame: Asked for one matrix that is indefinite.
-        others: How probable it is that independent starts missed lambda_max too.
     """
     codes = np.ravel(np.asarray(kappa.status))
     words = []
@@ -87,7 +84,7 @@ def note_of(
         else:
             some = f" ({_indices([samples[int(i)] for i in at])})" if len(at) < len(codes) else ""
             words.append(f"{len(at)} of {len(codes)} samples{some}: {words_of(status, part)}")
-    missed = others * float(np.max(np.asarray(kappa.failure_probability)))
+    missed = float(np.max(np.asarray(kappa.failure_probability)))
     if missed > LIKELY and not (codes == Status.ZERO).all():
         words.append(f"lambda_max may be missed by a tenth with probability {missed:.2g}")
     return "; ".join(words)

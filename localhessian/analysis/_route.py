@@ -19,7 +19,7 @@ from localhessian._clock import timed_call
 from localhessian._mesh import is_elsewhere
 from localhessian._types import Key as PRNGKey
 from localhessian.analysis._sources import Matching
-from localhessian.analysis._survey import MAX_OPERATIONS, STARTS, STEPS, TRACED_OPERATIONS, Survey, top_of
+from localhessian.analysis._survey import MAX_OPERATIONS, TRACED_OPERATIONS, Survey, rest_of, top_of
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
@@ -45,8 +45,8 @@ from localhessian.network import BackMatching
 
 WALKED = 64.0
 """Bytes for each number of the vectors of an operator that the search for structure takes (heuristic)."""
-TOP_STEPS = 25.0
-"""Steps of the largest eigenvalue to 0.3 % (heuristic: of blocks of a GPT and a ViT 9 to 24, of a VGG 31 to 45)."""
+TOP_STEPS = 28.0
+"""Steps of the largest eigenvalue to 0.3 % (heuristic)."""
 AGAIN = 10.0
 """Seconds of a search that is not made again to see what it takes with everything compiled."""
 QUICK = 0.1
@@ -196,7 +196,7 @@ def cheaper(route: Route, limits: Limits) -> Route:
     needed = basis_bytes(route.operator, top)
     if needed > limits.bytes:
         return dataclasses.replace(other, method=None, cost=Cost(math.nan, needed))
-    cost = of_iteration(route.operator, top, TOP_STEPS + STARTS * STEPS)
+    cost = of_iteration(route.operator, top, TOP_STEPS)
     if cost.seconds > limits.seconds or route.has_rest:
         return dataclasses.replace(other, method=None)
     return dataclasses.replace(other, method=top, cost=cost)
@@ -238,7 +238,7 @@ def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Taken:
         structure = structure or method.find(operator)
         method = dataclasses.replace(survey, structure=structure)
     spectrum_found = spectrum(operator, method, key=key, throw=False)
-    return Taken(spectrum_found, survey.rest(operator, spectrum_found, key) if found.has_rest else None, structure)
+    return Taken(spectrum_found, rest_of(spectrum_found) if found.has_rest else None, structure)
 
 
 def _structure(operator: Operator, structured: Structured, most: float) -> tuple[Structure | None, str, bool]:

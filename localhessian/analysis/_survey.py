@@ -2,7 +2,7 @@
 
 A spectrum without structure whose order is large does not come whole within any number of products that a person waits
 for. Both ends by 200 pairs of products tell the largest value, and of the smallest nothing: so the largest is taken to
-its tolerance, and the rest of the products go into what they tell about all eigenvalues.
+its tolerance, from a random start whose first steps tell about all eigenvalues.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ from localhessian.linalg import (
 )
 from localhessian.network import BackMatching
 
-STARTS, STEPS = 2, 12
-"""Of the quadrature; two starts are the fewest that tell an error."""
-TOP = GolubKahan(which="largest", k=1, rtol=3e-3)
+STEPS = 24
+"""Before a restart, which a quadrature reads: one start of so many steps resolves twice as much as two of half."""
+TOP = GolubKahan(which="largest", k=1, rtol=3e-3, basis_size=STEPS, min_matvecs=STEPS)
 """Its singular value to 0.3 %, by the residual; the error itself goes with the square of that."""
-ENDS = Lanczos(which="both", k=1, rtol=3e-3, basis_size=32)
+ENDS = Lanczos(which="both", k=1, rtol=3e-3, basis_size=32, min_matvecs=STEPS)
 """The same without a factor, by the eigenvalue's residual; and the smallest, which tells whether it is negative."""
-STREAMED = Lanczos(which="largest", k=1, rtol=3e-3)
+STREAMED = Lanczos(which="largest", k=1, rtol=3e-3, basis_size=STEPS, min_matvecs=STEPS)
 """The largest alone, over a stream: vectors of a factor would be as long as the data."""
 MAX_OPERATIONS = 8e10
 """Multiplications, over all samples of a row, that a dense decomposition may take by itself: seconds."""
@@ -91,11 +91,12 @@ class Survey:
         method = dense if dense.fits(operator) else top_of(operator)
         return method.run(operator, key, vectors, start, show)
 
-    def rest(self, operator: Operator, found: Spectrum, key: Key) -> Density | None:
-        """How the other eigenvalues are distributed, where only the largest was found."""
-        if found.method not in (str(TOP), str(ENDS), str(STREAMED)) or (is_concrete(found) and np.all(found.complete)):
-            return None
-        return spectral_density(operator, axis="log", probes=STARTS, steps=STEPS, key=key, throw=False)
+
+def rest_of(found: Spectrum) -> Density | None:
+    """How the other eigenvalues are distributed, where a `Survey` found the largest only."""
+    if found.method not in (str(TOP), str(ENDS), str(STREAMED)) or (is_concrete(found) and np.all(found.complete)):
+        return None
+    return spectral_density(found, axis="log", throw=False)
 
 
 Asked = tuple[RowKey, tuple[int, ...] | None]
@@ -136,7 +137,7 @@ def _operator(matching: BackMatching, asked: Asked) -> SymmetricOperator:
 def _surveyed(operator: SymmetricOperator, key: Key) -> Examined:
     survey = Survey(MAX_OPERATIONS if is_concrete(operator, key) else TRACED_OPERATIONS)
     found = spectrum(operator, survey, key=key, throw=False)
-    return found, survey.rest(operator, found, key)
+    return found, rest_of(found)
 
 
 def _alike(matching: BackMatching, asked: Sequence[Asked]) -> list[list[Asked]]:
@@ -178,6 +179,4 @@ def _part(every: Examined, i: int, batch: int | None) -> Examined:
 
 def named(found: Spectrum, rest: Density | None) -> str:
     """What the figures come from."""
-    return (
-        found.method if rest is None else f"{found.method} + spectral_density(probes={rest.probes}, steps={rest.steps})"
-    )
+    return found.method if rest is None else f"{found.method} + spectral_density(steps={rest.steps})"

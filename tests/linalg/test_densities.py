@@ -7,8 +7,9 @@ import pytest
 from jax.tree_util import Partial
 
 import localhessian as lh
+from localhessian.analysis._survey import TOP
 from localhessian.linalg import gram, matrix_map
-from localhessian.linalg.krylov import HOST
+from localhessian.linalg.krylov import HOST, TRACED
 from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
 from localhessian.linalg.stochastic._quadrature import bracket, bracket_within, even_rules, radau_rules
 
@@ -133,9 +134,9 @@ def test_rules_have_the_moments_of_their_start(recurrence, tol):
     matrix = jnp.asarray(basis * sigma @ basis.T)
     if recurrence == "lanczos":
         operator = lh.symmetric_operator(Partial(times, matrix), 30)
-        jacobi = of_symmetric(operator, jax.random.key(0), 4, 8, HOST)
+        jacobi, _ = of_symmetric(operator, jax.random.key(0), 4, 8, HOST)
     else:
-        jacobi = of_factor(matrix_map(matrix), jax.random.key(0), 4, 4, HOST)
+        jacobi, _ = of_factor(matrix_map(matrix), jax.random.key(0), 4, 4, HOST)
     even = recurrence == "golub_kahan"
     nodes, weights = even_rules(jacobi.off, np) if even else radau_rules(jacobi.diagonal, jacobi.off, np)
     moments = [np.sum(weights * nodes**power, axis=-1) for power in range(17)]
@@ -179,7 +180,8 @@ def shares(off, x):
 def test_even_bounds_hold_every_measure_of_the_moments_and_little_more(name):
     """Beside the extreme ones: nothing is cut off, next to 0 nothing is given away, elsewhere less than twice."""
     sigma = np.sqrt(SPECTRA[name])
-    off = np.asarray(of_factor(matrix_map(jnp.diag(jnp.asarray(sigma))), jax.random.key(3), 1, 6, HOST).off, np.float64)
+    jacobi, _ = of_factor(matrix_map(jnp.diag(jnp.asarray(sigma))), jax.random.key(3), 1, 6, HOST)
+    off = np.asarray(jacobi.off, np.float64)
     x = np.geomspace(5e-3, 1.05, 60)
     lower, upper = (bound[0, 0] for bound in bracket_within(off, x[None], np))
     low, high = shares(off[0, 0], x)
@@ -208,9 +210,19 @@ def test_a_quantile_below_all_ritz_values_has_an_upper_end_where_bounds_tell():
     assert lh.spectral_density(matrix_map(jnp.eye(3))).tail.shape == (0,)
 
 
+def by_two_starts(operator, key):
+    return lh.spectral_density(operator, axis="log", probes=2, steps=12, key=key)
+
+
+def by_one_run(operator, key):
+    """As `analyze` does, where nothing splits."""
+    return lh.spectral_density(lh.spectrum(operator, TOP, key=key, throw=False), axis="log")
+
+
 @pytest.mark.once
-def test_intervals_of_quantile_condition_numbers_hold_over_many_keys():
-    """By as few starts and steps as `analyze` takes, in at least 57 of 60 trials; two-sided where these tell."""
+@pytest.mark.parametrize("way", [by_two_starts, by_one_run])
+def test_intervals_of_quantile_condition_numbers_hold_over_many_keys(way):
+    """In at least 57 of 60 trials; two-sided where so few starts and steps tell."""
     order, quantiles = 1000, (0.05, 0.5, 0.95)
     flat = np.linspace(0.5, 2, order)
     spectra = [flat, np.r_[flat[10:], np.geomspace(10, 300, 10)], np.r_[flat[: order // 2] * 0, flat[order // 2 :]]]
@@ -218,7 +230,7 @@ def test_intervals_of_quantile_condition_numbers_hold_over_many_keys():
     told = [
         [density.quantile_condition_number(q) for q in quantiles]
         for key in jax.random.split(jax.random.key(0), 60)
-        for density in [lh.spectral_density(operator, axis="log", probes=2, steps=12, key=key)]
+        for density in [way(operator, key)]
     ]
     found = jax.tree.map(lambda *parts: np.stack(parts), *told)
     for q, intervals in zip(quantiles, found, strict=True):
@@ -255,8 +267,44 @@ def test_density_of_a_complete_spectrum_counts_it():
     np.testing.assert_allclose(found.density.value, [2 / 6, 2 / 6], rtol=1e-5)
     assert float(found.zero.value) == pytest.approx(2 / 6)
     assert float(found.density.probe_error.max()) == float(found.density.quadrature_error.max()) == 0
-    with pytest.raises(ValueError, match="the spectrum is not complete"):
-        lh.spectral_density(lh.spectrum(symmetric(np.linspace(1, 2, 60)), lh.Lanczos(max_matvecs=8)))
+    warm = lh.Lanczos(max_matvecs=8), jnp.ones((60, 1))
+    for method, start in [warm, (lh.Lanczos(max_matvecs=8, block_size=2), None)]:
+        with pytest.raises(ValueError, match=r"the spectrum is not complete.*pass the operator"):
+            lh.spectral_density(lh.spectrum(symmetric(np.linspace(1, 2, 60)), method, start=start, throw=False))
+
+
+@pytest.mark.parametrize("kind", ["wide", "tall", "symmetric"])
+@pytest.mark.parametrize("where", ["host", "program"])
+def test_density_of_an_iteration_is_that_of_its_start(kind, where):
+    """Restarts and all: the same as by the recurrence alone, from the same vector; and no product is made."""
+    sigma = jnp.linspace(0.2, 3, 40)
+    matrix = jnp.zeros((40, 70)).at[:, :40].set(jnp.diag(sigma))
+    method = {"rtol": 1e-6, "k": 2, "basis_size": 12, "max_matvecs": 60}
+    if kind == "symmetric":
+        make, method = (lambda s: lh.symmetric_operator(lambda v: s * v, 40)), lh.Lanczos(which="both", **method)
+    else:
+        make = lambda s: matrix_map((matrix if kind == "wide" else matrix.T) * s[0] / sigma[0])
+        method = lh.GolubKahan(which="largest", **method)
+    key = jax.random.key(4)
+    found = (jax.jit if where == "program" else lambda of: of)(lambda s: lh.spectrum(make(s), method, key=key))(sigma)
+    assert int(found.matvecs) > 14
+    density = lh.spectral_density(found, axis="log", limits=(0.03, 10.0))
+    # The starts that NumPy draws, and JAX in a program.
+    draw = TRACED if where == "program" else HOST
+    start = np.asarray(draw.random(key, (1, 1, 40), sigma.dtype)[0, 0], np.float64)
+    values = np.asarray(sigma, np.float64) ** (1 if kind == "symmetric" else 2)
+    weights = start**2 / np.sum(start**2)
+    size = 70 if kind == "wide" else 40
+    np.testing.assert_allclose(density.mean.value, 40 / size * np.sum(weights * values), rtol=1e-5)
+    np.testing.assert_allclose(density.mean_square.value, 40 / size * np.sum(weights * values**2), rtol=1e-5)
+    below = 1 - 40 / size + 40 / size * np.sum(weights * (values <= np.asarray(density.edges)[:, None]), axis=1)
+    middle, half = density.cumulative.value, density.cumulative.quadrature_error
+    assert np.all(np.abs(below - middle) <= half + 1e-5)
+    assert np.mean(half) < 0.1
+    assert (density.probes, density.steps, int(density.matvecs), density.size) == (1, 12, 0, size)
+    # Of a random direction v, known without another: 2 (mean of lambda^2 - mean^2) / (order + 2) of v^T H v.
+    deviation = np.sqrt(2 * (np.sum(weights * values**2) - np.sum(weights * values) ** 2) / 42)
+    np.testing.assert_allclose(density.mean.probe_error, 40 / size * deviation, rtol=1e-4)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -15,4 +15,5 @@ from localhessian.linalg.krylov._lanczos import advance as advance
 from localhessian.linalg.krylov._plan import Plan as Plan
 from localhessian.linalg.krylov._recurrence import State as State
 from localhessian.linalg.krylov._recurrence import begin as begin
+from localhessian.linalg.krylov._recurrence import jacobi_of as jacobi_of
 from localhessian.linalg.krylov._vectors import unit_rows as unit_rows

@@ -27,21 +27,24 @@ def drive(
     state: State,
     plan: Plan,
     show: Callable[[int], None],
-) -> tuple[State, bool]:
+) -> tuple[State, State, bool]:
     """Steps on the host, until every wanted value is settled, the space is exhausted or the budget spent.
 
     A full basis is restarted, `settled` (which of the problems are) asked at intervals, `show` told the steps made.
 
     Returns:
-        The state, and whether it was interrupted.
+        The state, that before the first restart (whose small arrays are kept, not its bases), and whether the run was
+        interrupted.
 
     Raises:
         KeyboardInterrupt: It came before there was anything to keep, or in a restart, which rewrites the basis.
     """
     # Where both ends of a space that fits are asked for, the whole of it is worth more than a few products less.
-    due, worth_seeing_whole = 1, plan.whole and (plan.which == "both" or plan.order <= ROWS)
+    due, worth_seeing_whole = plan.least, plan.whole and (plan.which == "both" or plan.order <= ROWS)
+    first = None
     for made in range(1, plan.steps + 1):
         if state.row + plan.block > plan.size:
+            first = first or state
             state = restart(state)
         try:
             state = step(state)
@@ -59,14 +62,20 @@ def drive(
                 raise
             # What half of a step wrote lies beyond the rows in use.
             state.filled[:, state.row :] = False
-            return state, True
-    return state, False
+            return state, first or state, True
+    return state, first or state, False
 
 
-def run_compiled(step: Callable[..., Any], restart: Callable[..., Any], state: State, plan: Plan) -> State:
-    """All steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done."""
+def run_compiled(
+    step: Callable[..., Any], restart: Callable[..., Any], state: State, plan: Plan
+) -> tuple[State, State]:
+    """All steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done.
+
+    Returns:
+        The state, and that before the first restart.
+    """
     first, length = min(plan.steps, plan.size // plan.block), (plan.size - plan.keep) // plan.block
-    state = repeat(step, state, first)
+    state = unrestarted = repeat(step, state, first)
     cycles, rest = divmod(plan.steps - first, length) if plan.steps > first else (0, 0)
     if cycles:
         state = jax.lax.while_loop(
@@ -74,4 +83,4 @@ def run_compiled(step: Callable[..., Any], restart: Callable[..., Any], state: S
             in_loop(lambda state: repeat(step, restart(state), length, few=0)),
             state,
         )
-    return repeat(step, restart(state), rest) if rest else state
+    return repeat(step, restart(state), rest) if rest else state, unrestarted

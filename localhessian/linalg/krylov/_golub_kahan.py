@@ -38,16 +38,17 @@ ROUNDING = 20
 class GolubKahan(Krylov):
     """The ends of the spectrum of R^T R by products with R and R^T, at the accuracy of R's singular values.
 
-    Runs on the smaller side of R and starts in its range, so that null vectors of R^T R are not met; full
-    reorthogonalization on both sides; bases that outgrow `basis_size` are restarted with the singular triplets
-    nearest to the wanted ends. Stops when every wanted value meets the tolerance, when the range is exhausted, or at
-    the budget. Residual norms of the triplets are
-    recomputed with fresh products. A block of p start vectors sees a value up to p times; bases with room for the
-    whole space see all. The small end converges slowly, and more slowly with a short basis (harmonic Ritz vectors in
-    place of Ritz vectors were tried: no faster): until it does, the status says so and kappa is a lower bound.
+    Runs on the smaller side of R and, unless only the largest values are sought, starts in its range, so that null
+    vectors of R^T R are not met; full reorthogonalization on both sides; bases that outgrow `basis_size` are restarted
+    with the singular triplets nearest to the wanted ends. Stops when every wanted value meets the tolerance, when the
+    range is exhausted, or at the budget. Residual norms of the triplets are recomputed with fresh products. A block of
+    p start vectors sees a value up to p times; bases with room for the whole space see all. The small end converges
+    slowly, and more slowly with a short basis (harmonic Ritz vectors in place of Ritz vectors were tried: no faster):
+    until it does, the status says so and kappa is a lower bound.
 
-    Cost: at most `max_matvecs` pairs of products with R and R^T, one for the start, and one for the residual of each
-    value returned; memory `basis_size * (d + m)` numbers. Under `jax.jit` convergence is tested at restarts only.
+    Cost: at most `max_matvecs` pairs of products with R and R^T, one for a start in the range, and one for the residual
+    of each value returned; memory `basis_size * (d + m)` numbers. Under `jax.jit` convergence is tested at restarts
+    only.
 
     Args:
         max_matvecs: Budget of pairs of products in the recurrence.
@@ -58,6 +59,8 @@ class GolubKahan(Krylov):
             in 64 MiB, at least 32. Bases as large as the smaller side give the whole spectrum.
         block_size: Start vectors p. One needs the fewest products where the wanted values are apart; more find
             multiple and clustered values.
+        min_matvecs: Of the pairs in the recurrence, made even where the values are there sooner: for what
+            `lh.spectral_density` tells by the steps before the first restart.
 
     Source: J. Baglama and L. Reichel, SIAM J. Sci. Comput. 27 (2005) 19.
     """
@@ -69,7 +72,7 @@ class GolubKahan(Krylov):
                 f"`GolubKahan` needs a factor R with H = R^T R, and {operator.label or 'the operator'} has none: use "
                 "`Lanczos(...)` or `Dense(...)`."
             )
-        return Bidiagonal(operator.factor, on)
+        return Bidiagonal(operator.factor, on, in_range=self.which != "largest")
 
 
 class Bidiagonal(Recurrence):
@@ -78,22 +81,24 @@ class Bidiagonal(Recurrence):
     Started on the wide side it would find the null space instead of the smallest value.
     """
 
-    start_products = 1
     of_factor, wrong, rounding = True, Status.NOT_ADJOINT, ROUNDING
 
-    def __init__(self, factor: LinearMap, on: Arithmetic) -> None:
-        """Around its products, of the prepared factor."""
+    def __init__(self, factor: LinearMap, on: Arithmetic, in_range: bool) -> None:
+        """Around its products, of the prepared factor; `in_range`: whether random starts lie in the range of A^T."""
         self.wide = factor.out_size < factor.in_size
         self.prepared, self.on = (factor.T if self.wide else factor).prepare(), on
         self.batch, self.dtype, self.size = factor.batch, factor.dtype, factor.in_size
-        self.order, self.start_size = self.prepared.in_size, self.prepared.out_size
-        self.long: int | None = self.start_size
+        self.order, self.long = self.prepared.in_size, self.prepared.out_size
+        self.start_size, self.is_isotropic = self.long if in_range else self.order, not in_range
 
-    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> Any:
-        """A block in the range of A^T; `start` holds vectors of the side of R that it multiplies."""
+    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> tuple[Any, int]:
+        """A block in the range of A^T, or anywhere; `start` holds vectors of the side of R that it multiplies."""
         on, dtype, s = self.on, working_dtype(self.dtype), self.batch or 1
+        anywhere = start_block(None, key, (s, p, self.order), dtype, on)
+        if start is None and self.is_isotropic:
+            return anywhere, 0
         if start is None or mix:
-            random = self._backward(start_block(None, key, (s, p, self.start_size), dtype, on))
+            random = self._backward(start_block(None, key, (s, p, self.prepared.out_size), dtype, on))
         if start is None:
             block = random
         else:
@@ -101,8 +106,7 @@ class Bidiagonal(Recurrence):
             block = self._backward(block) if self.wide else block
             block = mixed(block, random, on) if mix else block
         # A = 0 has no range: any vector shows that.
-        nothing = ~on.xp.any(block, axis=(1, 2))[:, None, None]
-        return on.xp.where(nothing, start_block(None, key, (s, p, self.order), dtype, on), block)
+        return on.xp.where(~on.xp.any(block, axis=(1, 2))[:, None, None], anywhere, block), 1
 
     def step(self, state: State, plan: Plan) -> State:
         """A product of the current block, and one back."""

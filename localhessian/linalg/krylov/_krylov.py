@@ -23,7 +23,7 @@ from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._arithmetic import HOST, TRACED, Arithmetic
 from localhessian.linalg.krylov._drive import drive, run_compiled, runs_whole
 from localhessian.linalg.krylov._plan import ROWS, Plan, Which, take_weights
-from localhessian.linalg.krylov._recurrence import State, begin, compress, residual_norms, retire
+from localhessian.linalg.krylov._recurrence import State, begin, compress, jacobi_of, residual_norms, retire
 from localhessian.linalg.krylov._vectors import largest_vectors, sort_real_first
 from localhessian.linalg.operators import Operator, eps_of, is_repeatable, unbatched
 from localhessian.linalg.spectra import Spectrum, SpectrumInterrupt, cutoff, packed
@@ -61,8 +61,8 @@ class Recurrence(abc.ABC):
     """Of the operator; the order where that is not the smaller side of a factor."""
     start_size: int
     """The dimension in which a random start is random."""
-    start_products: int
-    """How many products each vector of the start takes."""
+    is_isotropic: bool
+    """Whether a random start has no direction that it prefers."""
     of_factor: ClassVar[bool]
     """Whether values are singular values of a factor."""
     wrong: ClassVar[Status]
@@ -77,8 +77,11 @@ class Recurrence(abc.ABC):
         return other
 
     @abc.abstractmethod
-    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> Any:
-        """The first block, (s, p, order); `mix` random vectors with those given."""
+    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> tuple[Any, int]:
+        """The first block, (s, p, order), and how many products it took for each vector.
+
+        `mix` random vectors with those given.
+        """
 
     @abc.abstractmethod
     def step(self, state: State, plan: Plan) -> State:
@@ -141,17 +144,25 @@ class Krylov(abc.ABC):
     k: int = 3
     basis_size: int | None = None
     block_size: int = 1
+    min_matvecs: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing, by a ValueError with the setting and what it must be."""
         expect_choice("which", self.which, ("both", "largest", "smallest"))
-        for name, least in (("max_matvecs", 1), ("k", 1), ("basis_size", 4), ("block_size", 1)):
+        for name, least in (
+            ("max_matvecs", 1),
+            ("k", 1),
+            ("basis_size", 4),
+            ("block_size", 1),
+            ("min_matvecs", 0),
+        ):
             if name != "basis_size" or self.basis_size is not None:
                 expect_count(name, getattr(self, name), least)
-        if self.block_size > self.max_matvecs:
-            raise ValueError(
-                f"`block_size` must not exceed `max_matvecs`, got {self.block_size} and {self.max_matvecs}."
-            )
+        for name in ("block_size", "min_matvecs"):
+            if getattr(self, name) > self.max_matvecs:
+                raise ValueError(
+                    f"`{name}` must not exceed `max_matvecs`, got {getattr(self, name)} and {self.max_matvecs}."
+                )
         expect_share("rtol", self.rtol)
 
     def run(
@@ -181,17 +192,19 @@ class Krylov(abc.ABC):
         plan = self.plan(run.order, numbers, run.dtype, vectors)
         # A derivative is that of a Rayleigh quotient of a fixed vector, v^T dH v: the iteration has none.
         still = run.held()
-        block = on.held(still.start(start, key, plan.block, self.which != "largest"))
-        state = begin(block, run.long, plan, key, on)
-        state, interrupted = self._steps(still, state, plan, show, operator.label, on)
-        state = on.held(state)
+        block, spent = still.start(start, key, plan.block, self.which != "largest")
+        state = begin(on.held(block), run.long, plan, key, on)
+        state, first, interrupted = self._steps(still, state, plan, show, operator.label, on)
+        state, first = on.held((state, first))
         pairs = run.pairs(state, plan)
         pairs = pairs._replace(residuals=on.held(pairs.residuals))
         verdict = _judge(pairs, state, run, plan, on)
         largest = largest_vectors(pairs.vectors, pairs.values, verdict.real, vectors, on)
         values, residuals, real = sort_real_first(pairs.values, pairs.residuals, verdict.real, on)
         values, multiplicities, errors = run.whole(values, residuals, real, verdict, on.in_use(state.row, plan.size))
-        made = (state.made + run.start_products) * plan.block + pairs.values.shape[1]
+        made = (state.made + spent) * plan.block + pairs.values.shape[1]
+        is_one = start is None and plan.block == 1 and run.is_isotropic
+        known = jacobi_of(first, on.in_use(first.row, plan.size), on) if is_one else None
         parts = (values, multiplicities, errors, largest, verdict.status, verdict.complete, verdict.norm)
         values, multiplicities, errors, largest, status, complete, norm = (unbatched(part, run.batch) for part in parts)
         spectrum = packed(
@@ -210,6 +223,7 @@ class Krylov(abc.ABC):
             start_size=run.start_size if start is None else 0,
             ends=self.which,
             norm=norm,
+            jacobi=jax.tree.map(lambda part: unbatched(part, run.batch), known),
         )
         if interrupted:
             raise SpectrumInterrupt(spectrum)
@@ -217,11 +231,11 @@ class Krylov(abc.ABC):
 
     def _steps(
         self, run: Recurrence, state: State, plan: Plan, show: Progress, label: str, on: Arithmetic
-    ) -> tuple[State, bool]:
-        """All steps, and whether they were interrupted."""
+    ) -> tuple[State, State, bool]:
+        """All steps; the state after them, that before the first restart, and whether they were interrupted."""
         step, restart = (lambda state, go=go: go(state, plan) for go in (run.step, run.restart))
         if on is TRACED:
-            return run_compiled(step, restart, state, plan), False
+            return *run_compiled(step, restart, state, plan), False
         tell = lambda steps: show(steps * plan.block, plan.steps * plan.block, label)
         return drive(step, restart, lambda state: run.settled(state, plan), state, plan, tell)
 
@@ -241,7 +255,8 @@ class Krylov(abc.ABC):
         steps = size // p if whole or keep < 1 else budget
         # Half precision is accumulated in float32: rounded are the ends only, not every sum.
         eps = eps_of(dtype) / (8 if jnp.finfo(dtype).bits < 32 else 1)
-        return Plan(self.which, k, order, p, size, max(keep, 0), steps, whole, self.rtol, eps, cutoff(dtype))
+        least = min(max(-(-self.min_matvecs // p), 1), steps)
+        return Plan(self.which, k, order, p, size, max(keep, 0), steps, whole, self.rtol, eps, cutoff(dtype), least)
 
     def _rows(self, order: int, row_bytes: int, k: int, p: int) -> int:
         """Of a basis whose size is left to us."""

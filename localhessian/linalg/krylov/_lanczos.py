@@ -57,6 +57,8 @@ class Lanczos(Krylov):
             at least 32. A basis as large as the operator gives the whole spectrum.
         block_size: Start vectors p. One needs the fewest products where the wanted values are apart; more find
             multiple and clustered values.
+        min_matvecs: Of the products in the recurrence, made even where the values are there sooner: for what
+            `lh.spectral_density` tells by the steps before the first restart.
 
     Source: K. Wu and H. Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602; blocks: G. Golub and R. Underwood (1977).
     """
@@ -72,7 +74,7 @@ class Symmetric(Recurrence):
     """H V = V B + Q C^T."""
 
     long: int | None = None
-    start_products = 0
+    is_isotropic = True
     of_factor, wrong, rounding = False, Status.NOT_SYMMETRIC, ROUNDING
 
     def __init__(self, prepared: SymmetricOperator, on: Arithmetic) -> None:
@@ -81,13 +83,13 @@ class Symmetric(Recurrence):
         self.batch, self.dtype = prepared.batch, prepared.dtype
         self.order = self.size = self.start_size = prepared.size
 
-    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> Any:
+    def start(self, start: Array | None, key: Key, p: int, mix: bool) -> tuple[Any, int]:
         """Random vectors, or those given."""
         shape, dtype = (self.batch or 1, p, self.order), working_dtype(self.dtype)
         block = start_block(start, key, shape, dtype, self.on)
         if start is None or not mix:
-            return block
-        return mixed(block, start_block(None, key, shape, dtype, self.on), self.on)
+            return block, 0
+        return mixed(block, start_block(None, key, shape, dtype, self.on), self.on), 0
 
     def step(self, state: State, plan: Plan) -> State:
         """One product of the current block."""

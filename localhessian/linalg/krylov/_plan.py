@@ -40,6 +40,8 @@ class Plan:
     """Of the arithmetic."""
     cutoff: float = 0.0
     """Singular values below it, relative to the largest, count as zero."""
+    least: int = 1
+    """Steps that are made even where every wanted value is there sooner."""
 
     @property
     def skewed(self) -> float:

@@ -18,6 +18,7 @@ from localhessian._types import Bool, Float, Key
 from localhessian.linalg.krylov._arithmetic import Arithmetic
 from localhessian.linalg.krylov._plan import Plan
 from localhessian.linalg.krylov._vectors import combine, unit_rows
+from localhessian.linalg.spectra import Jacobi
 
 LOST = 0.5
 """A unit vector that one more pass of orthogonalization shortens below this was rounding."""
@@ -254,6 +255,20 @@ def compress(state: State, right: Any, left: Any, values: Any, real: Any, plan: 
         filled=xp.pad(real, ((0, 0), (0, missing))),
         row=on.counter(count),
     )
+
+
+def jacobi_of(state: State, rows: int, on: Arithmetic) -> Jacobi:
+    """The coefficients (s, N) of a run from single vectors that was not restarted, of its first `rows` steps."""
+    xp, matrix = on.xp, state.matrix[:, :rows, :rows]
+    last = xp.sum(state.coupling[:, :rows, 0], axis=1)[:, None]
+    own, beside = (xp.diagonal(matrix, k, axis1=1, axis2=2) for k in (0, 1))
+    if state.left is None:
+        # Decoupled rows get a value from within the spectrum, so that extremes need no mask.
+        own = xp.where(state.filled[:, :rows], own, own[:, :1])
+        return Jacobi(own, xp.concatenate([xp.abs(beside), last], axis=1))
+    beside = xp.concatenate([beside, last], axis=1)
+    off = xp.abs(xp.stack([own, beside], axis=2).reshape(len(own), -1))
+    return Jacobi(xp.zeros_like(off), off)
 
 
 def retire(state: State, settled: Any, on: Arithmetic) -> State:

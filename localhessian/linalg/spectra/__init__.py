@@ -8,6 +8,7 @@ from localhessian.linalg.spectra._rank import RANK_RULE as RANK_RULE
 from localhessian.linalg.spectra._rank import counted as counted
 from localhessian.linalg.spectra._rank import cutoff as cutoff
 from localhessian.linalg.spectra._rank import noise as noise
+from localhessian.linalg.spectra._spectrum import Jacobi as Jacobi
 from localhessian.linalg.spectra._spectrum import Spectrum as Spectrum
 from localhessian.linalg.spectra._spectrum import SpectrumError as SpectrumError
 from localhessian.linalg.spectra._spectrum import SpectrumInterrupt as SpectrumInterrupt

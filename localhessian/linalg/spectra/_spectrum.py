@@ -17,6 +17,20 @@ from localhessian.linalg.spectra._rank import cutoff
 
 
 @pytree
+class Jacobi:
+    """The tridiagonal matrix that a recurrence makes of H, or of a factor R, from a random unit vector.
+
+    Its moments are those of the vector's spectral measure. Of a factor it is that of [[0, R^T], [R, 0]] and (v, 0), v
+    on the smaller side: its diagonal is zero, its measure lies evenly on plus and minus the singular values. Rows after
+    a breakdown are decoupled.
+    """
+
+    diagonal: Float[Array, "*s N"]
+    off: Float[Array, "*s N"]
+    """`off[..., i]` couples rows i and i + 1; the last one is what a further step would be coupled by."""
+
+
+@pytree
 class Spectrum:
     """Eigenvalues of a symmetric operator of order `size`, or of A^T A of a linear map A.
 
@@ -64,6 +78,10 @@ class Spectrum:
     """Which ends of the spectrum the method sought: both, largest or smallest."""
     norm: Float[Array, "*s"] | None = None
     """||R|| (without a factor: ||H||) is at least this, by the largest product seen; None where the values tell it."""
+    jacobi: Jacobi | None = None
+    """What the steps before the first restart know of all eigenvalues (`lh.spectral_density` tells it); None where they
+    did not begin at one random vector of the whole space: exact methods, blocks, warm starts, small ends of a factor.
+    """
 
     def __repr__(self) -> str:
         """Its order, range and status; no list of values."""
@@ -110,6 +128,7 @@ class Spectrum:
         return dataclasses.replace(
             self,
             **nothing,
+            jacobi=jax.tree.map(lambda known: jnp.full_like(known, jnp.nan), self.jacobi),
             status=jnp.full_like(self.status, int(status)),
             complete=jnp.zeros_like(self.complete),
             missing=jnp.full_like(self.missing, jnp.inf),
@@ -148,6 +167,7 @@ def packed(
     method: str,
     vectors: Any = None,
     norm: Any = None,
+    jacobi: Jacobi | None = None,
     **iteration: Any,
 ) -> Spectrum:
     """A spectrum of its numbers, arrays of NumPy (nothing is compiled) or of JAX.
@@ -175,6 +195,7 @@ def packed(
         method=method,
         missing=_array(xp.where(complete, 0, np.inf), wide),
         norm=None if norm is None else _array(norm, wide),
+        jacobi=jax.tree.map(lambda known: _array(known, wide), jacobi),
         **iteration,
     )
 

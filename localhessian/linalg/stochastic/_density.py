@@ -7,12 +7,11 @@ small explicit matrices. Its XTrace tests the rank by an absolute threshold, so 
 with tiny error bars. `benchmarks/densities.py` shows all of it.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +20,16 @@ import numpy as np
 from localhessian._arguments import expect_choice, expect_count, expect_flag, expect_key, expect_share, number, short
 from localhessian._mesh import everywhere, is_traced
 from localhessian._programs import compiled, full_precision
-from localhessian._status import Status, quietly
+from localhessian._status import REFUSED, Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, runs_whole, told_apart
 from localhessian.linalg.operators import Operator, check_operator, contradiction, rounding, unbatched
-from localhessian.linalg.spectra import Spectrum, SpectrumError, counted
+from localhessian.linalg.spectra import Jacobi, Spectrum, SpectrumError
+from localhessian.linalg.stochastic._axis import Axis
 from localhessian.linalg.stochastic._distribution import Density, QuadratureEstimate
 from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
 from localhessian.linalg.stochastic._quadrature import bracket, bracket_within, ends
-
-TAIL = 8
-"""Points between the cutoff and a logarithmic axis: what quantile condition numbers may reach down to."""
-MARGIN = 0.02
-"""The default axis reaches that share of its length beyond the extreme Ritz values, which lie within the spectrum."""
 
 
 def spectral_density(
@@ -64,17 +59,21 @@ def spectral_density(
     - *probe*: the standard error over the random start vectors, which shrinks as 1/sqrt(probes * d).
 
     Eigenvalues count by multiplicity, though each start sees every distinct one once. A start whose space becomes
-    invariant has an exact rule. Full reorthogonalization. A complete `Spectrum` gives the exact density instead.
+    invariant has an exact rule. Full reorthogonalization.
+
+    Of a complete `Spectrum` the density is exact. One that an iteration made from a single random vector (`Lanczos`; of
+    a factor `GolubKahan(which="largest")`) is such a recurrence already: it tells what its steps before the first
+    restart know, without a product. `min_matvecs` and `basis_size` of the method make them enough.
 
     Args:
-        operator: Any operator; of a linear map A the density of A^T A; or a complete spectrum.
+        operator: Any operator; of a linear map A the density of A^T A; or a spectrum.
         axis: `"linear"`: density per unit lambda. `"log"`: per unit log10(lambda), of the eigenvalues above the cutoff;
             zero and negative ones are counted apart on both.
         bins: How many of equal width (on the axis).
         limits: Eigenvalues that the axis begins and ends with; default: the extreme Ritz values with a margin (on the
             log axis, the extreme ones above the cutoff).
-        probes: Random start vectors, at least 2 for an error bar.
-        steps: Of each recurrence, at most (the operator's smaller side ends it).
+        probes: Random start vectors, at least 2 for an error bar of their own; of a spectrum without use.
+        steps: Of each recurrence, at most (the operator's smaller side ends it); of a spectrum without use.
         rtol: Relative cutoff for "zero" on singular values, as in `lh.condition_number`.
         key: Of the start vectors; default `jax.random.key(0)`.
         throw: Whether to raise where the numbers mean nothing. Under `jax.jit` only `status` tells.
@@ -86,10 +85,10 @@ def spectral_density(
     Raises:
         SpectrumError: Products are not finite, not symmetric (of a linear map: not each other's transpose), or differ
             when repeated.
-        ValueError: a setting has no meaning, or the spectrum is not complete.
+        ValueError: a setting has no meaning, or the spectrum is neither complete nor from a random start.
 
-    Cost: `probes * steps` products, up to 8 in one batched call, and 3 for the probe; memory `steps * (d + m)` numbers
-    for each start that runs at once.
+    Cost: nothing of a spectrum; else `probes * steps` products, up to 8 in one batched call, and 3 for the probe;
+    memory `steps * (d + m)` numbers for each start that runs at once.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,9 +107,9 @@ def spectral_density(
     expect_key(key)
     expect_flag("throw", throw)
     _check(axis, bins, limits, probes, steps, rtol)
-    scale = _Axis(axis, bins, limits, rtol)
+    scale = Axis(axis, bins, limits, rtol)
     if isinstance(operator, Spectrum):
-        return _exact(operator, scale)
+        return _of_spectrum(operator, scale)
     wrong = contradiction(operator) if throw else None
     if wrong is not None:
         raise SpectrumError(f"{operator.label or 'the operator'}: {wrong.message}")
@@ -151,51 +150,7 @@ def _is_pair(limits: Any) -> bool:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """The settings of the result."""
-
-    axis: str
-    bins: int
-    limits: tuple[float, float] | None
-    rtol: float | None
-
-    def relative_cutoff(self, dtype: Any, has_factor: bool) -> float:
-        """The rank rule's cutoff on eigenvalues, relative to the largest."""
-        return counted(dtype, has_factor, self.rtol) ** 2
-
-    def edges(self, low: Any, high: Any, cutoff: Any, xp: ModuleType) -> Any:
-        """Edges of the bins, `(s, bins + 1)`, for spectra that reach from `low` to `high`, `(s,)`."""
-        places = xp.asarray(np.linspace(0, 1, self.bins + 1), dtype=cutoff.dtype)[None, :]
-        if self.limits is not None:
-            low, high = (xp.full_like(cutoff, limit) for limit in self.limits)
-        elif self.axis == "log":
-            # What is at the cutoff is uncertain; a spectrum without a positive value gets an axis all the same.
-            high = xp.where(high > cutoff, high, 10 * cutoff)
-            low = xp.maximum(xp.where(xp.isfinite(low), low, high / 10), cutoff)
-            ratio = xp.maximum((high / low) ** MARGIN, 1 + 2 * MARGIN)
-            low, high = xp.maximum(low / ratio, cutoff), high * ratio
-        else:
-            margin = xp.maximum(MARGIN * (high - low), 2 * MARGIN * xp.maximum(xp.abs(low), xp.abs(high)))
-            margin = xp.where(margin > 0, margin, 1)
-            low, high = low - margin, high + margin
-        low, high = low[:, None], high[:, None]
-        return low * (high / low) ** places if self.axis == "log" else low + (high - low) * places
-
-    def tail(self, edges: Any, cutoff: Any, xp: ModuleType) -> Any:
-        """Points below the first edge of a logarithmic axis, `(s, TAIL)`; none of a linear one."""
-        if self.axis == "linear":
-            return edges[:, :0]
-        places = xp.asarray(np.arange(1, TAIL + 1) / (TAIL + 1), dtype=cutoff.dtype)[None, :]
-        low = cutoff[:, None]
-        return low * xp.maximum(edges[:, :1] / low, 1) ** places
-
-    def points(self, edges: Any, cutoff: Any, xp: ModuleType) -> Any:
-        """Where the distribution is looked at: minus the cutoff, the cutoff, the tail, the edges."""
-        return xp.concatenate([-cutoff[:, None], cutoff[:, None], self.tail(edges, cutoff, xp), edges], axis=1)
-
-
-def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) -> Density:
+def _run(operator: Operator, key: Key, probes: int, steps: int, scale: Axis) -> Density:
     """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
     if is_traced(operator, key):
         with full_precision():
@@ -210,45 +165,86 @@ def _run(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis) ->
         return _compute(operator, key, probes, steps, scale, TRACED)
 
 
-def _compute(operator: Operator, key: Key, probes: int, steps: int, scale: _Axis, on: Arithmetic) -> Density:
-    xp, factor, size = on.xp, operator.factor, operator.size
+def _compute(operator: Operator, key: Key, probes: int, steps: int, scale: Axis, on: Arithmetic) -> Density:
+    factor, size = operator.factor, operator.size
     if factor is None:
         order, steps = size, min(steps, size)
-        jacobi = of_symmetric(operator.symmetric, key, probes, steps, on)
+        jacobi, status = of_symmetric(operator.symmetric, key, probes, steps, on)
     else:
         # On the smaller side: the null space that the shape makes certain is not left to chance.
         narrow = factor.T if factor.out_size < factor.in_size else factor
         order, steps = narrow.in_size, min(steps, narrow.in_size)
-        jacobi = of_factor(narrow, key, probes, steps, on)
-    status = jacobi.status
+        jacobi, status = of_factor(narrow, key, probes, steps, on)
+    of = _Of(operator.batch, operator.dtype, factor is not None, order, size, probes, steps)
+    return _of_jacobi(jacobi, status, of, scale, on.xp)
+
+
+class _Of(NamedTuple):
+    """What a density is of, and by how much."""
+
+    batch: int | None
+    dtype: Any
+    has_factor: bool
+    order: int
+    """Of its smaller side."""
+    size: int
+    probes: int
+    """0 of a complete spectrum."""
+    steps: int
+    made: bool = True
+    """Whether the steps were made for it."""
+
+
+def _of_spectrum(spectrum: Spectrum, scale: Axis) -> Density:
+    """The exact density of a complete spectrum; else by what its iteration knows of a random start."""
+    known, is_known = spectrum.jacobi, is_concrete(spectrum.complete)
+    batch = None if spectrum.eigenvalues.ndim == 1 else spectrum.eigenvalues.shape[0]
+    has_factor, order = spectrum.singular_values is not None, spectrum.start_size
+    steps = 0 if known is None else known.off.shape[-1] // (2 if has_factor else 1)
+    # In a program only a run that may have seen the whole space can be complete.
+    if known is None or (np.all(spectrum.complete) if is_known else steps >= order):
+        return _exact(spectrum, batch, scale)
+    xp: Any = np if is_concrete(spectrum) else jnp
+    wide = np.float64 if xp is np else known.off.dtype
+    jacobi: Jacobi = jax.tree.map(lambda part: xp.asarray(part, wide).reshape(1, batch or 1, -1), known)
+    status = xp.atleast_1d(xp.asarray(spectrum.status))
+    refused = xp.any(status[:, None] == np.asarray([int(code) for code in REFUSED]), axis=1)
+    of = _Of(batch, spectrum.dtype, has_factor, order, spectrum.size, 1, steps, made=False)
+    return _of_jacobi(jacobi, xp.where(refused, status, 0), of, scale, xp)
+
+
+def _of_jacobi(jacobi: Jacobi, status: Any, of: _Of, scale: Axis, xp: ModuleType) -> Density:
+    """By coefficients `(p, s, N)` of random starts, of operators with a status `(s,)`."""
     usable = (status == 0)[None, :, None]
     diagonal, off = (xp.where(usable, part, 0) for part in (jacobi.diagonal, jacobi.off))
     nodes, errors, weights = ends(diagonal, off, xp)
     # v^T H v and |H v|^2 of the starts.
-    first, second = (diagonal, off) if factor is None else (off[..., :1] ** 2, off[..., :1] * off[..., 1:2])
+    first, second = (off[..., :1] ** 2, off[..., :1] * off[..., 1:2]) if of.has_factor else (diagonal, off)
     moments = first[..., 0], first[..., 0] ** 2 + second[..., 0] ** 2
-    relative = scale.relative_cutoff(operator.dtype, factor is not None)
-    nonzero = _nonzero(nodes, xp.where(weights > 0, errors, xp.inf), relative, operator.dtype, factor is not None, xp)
-    if factor is not None:
+    relative = scale.relative_cutoff(of.dtype, of.has_factor)
+    nonzero = _nonzero(nodes, xp.where(weights > 0, errors, xp.inf), relative, of.dtype, of.has_factor, xp)
+    if of.has_factor:
         sigma = xp.max(nodes, axis=(0, 2))
         nodes, errors = xp.maximum(nodes, 0) ** 2, (2 * xp.abs(nodes) + errors) * errors
-        limits = jnp.finfo(operator.dtype)
+        limits = jnp.finfo(of.dtype)
         lost = (sigma > 0) & ~((sigma > float(limits.tiny) ** 0.5) & (sigma < float(limits.max) ** 0.5))
         status = xp.where(lost & (status == 0), int(Status.OUT_OF_RANGE), status)
     at = xp.argmax(nodes[..., -1], axis=0)[None]
     largest, error = (xp.take_along_axis(part[..., -1], at, 0)[0] for part in (nodes, errors))
-    tiny = float(jnp.finfo(operator.dtype).tiny)
+    tiny = float(jnp.finfo(of.dtype).tiny)
     cutoff = relative * xp.max(xp.abs(nodes), axis=(0, 2)) + tiny
     above = xp.where(nodes > cutoff[None, :, None], nodes, xp.inf) if scale.axis == "log" else nodes
     edges = scale.edges(xp.min(above, axis=(0, 2)), largest, cutoff, xp)
     points = scale.points(edges, cutoff, xp)
-    if factor is None:
-        lower, upper = bracket(diagonal, off, points, xp)
-    else:
+    if of.has_factor:
         bounds = bracket_within(off, xp.sqrt(xp.maximum(points, 0)), xp)
         lower, upper = (xp.where(points[None] >= 0, bound, 0) for bound in bounds)
-    parts = lower, upper, moments, edges, cutoff, nonzero, largest, error, status
-    return _density(parts, operator.batch, operator.dtype, scale, (order, size), (probes, steps), xp)
+    else:
+        lower, upper = bracket(diagonal, off, points, xp)
+    fourth = xp.sum(weights * (nodes / _positive(largest, xp)[None, :, None]) ** 4, axis=-1)
+    fourth = fourth * (2 if of.has_factor else 1)
+    parts = lower, upper, (*moments, fourth), edges, cutoff, nonzero, largest, error, status
+    return _density(parts, of, scale, xp)
 
 
 def _nonzero(nodes: Any, errors: Any, relative: float, dtype: Any, has_factor: bool, xp: ModuleType) -> Any:
@@ -264,21 +260,14 @@ def _nonzero(nodes: Any, errors: Any, relative: float, dtype: Any, has_factor: b
 _compiled: Callable[..., Density] = compiled(partial(_compute, on=TRACED), static_argnums=(2, 3, 4))
 
 
-def _density(
-    parts: Any,
-    batch: int | None,
-    dtype: Any,
-    scale: _Axis,
-    sizes: tuple[int, int],
-    run: tuple[int, int],
-    xp: ModuleType,
-) -> Density:
+def _density(parts: Any, of: _Of, scale: Axis, xp: ModuleType) -> Density:
     """The result from bounds `(p, s, 2 + tail + edges)` at minus the cutoff, the cutoff, the tail and the edges.
 
-    The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null.
+    The bounds are those of a space of `order` dimensions; the `size - order` others are certain to be null. The moments
+    are v^T H v, v^T H^2 v and, relative to the largest eigenvalue, v^T H^4 v of the starts.
     """
     lower, upper, moments, edges, cutoff, nonzero, largest, error, status = parts
-    (order, size), (probes, steps) = sizes, run
+    batch, dtype, _, order, size, probes, steps, made = of
     known = xp.where(status == 0, 1, xp.nan).astype(edges.dtype)
     width = xp.diff(xp.log10(edges) if scale.axis == "log" else edges, axis=1)
     certain = xp.where(edges >= 0, 1 - order / size, 0)
@@ -286,25 +275,38 @@ def _density(
     def arrays(value: Any) -> Array:
         return jnp.asarray(unbatched(value, batch), dtype)
 
+    def standard_error(forms: Any, squares: Any, mean: Any) -> Any:
+        if not probes:
+            return xp.zeros_like(mean)
+        return _standard_error(forms, 2 * xp.maximum(squares - mean**2, 0) / (order + 2), xp)
+
+    def probe_error(shares: Any, low: Any, high: Any) -> Any:
+        # The share that, within the bounds, varies most.
+        share = xp.clip(0.5, *(xp.clip(xp.mean(part, axis=0), 0, 1) for part in (low, high)))
+        return standard_error(shares, share, share)
+
     def estimate(low: Any, high: Any, certain: Any, unit: Any) -> QuadratureEstimate:
         middle, half = (low + high) / 2, xp.maximum(high - low, 0) / 2
         share = xp.mean(middle, axis=0)
-        value, parts = certain + order / size * share, (_probe_error(middle, share, order, xp), xp.mean(half, axis=0))
+        value, parts = certain + order / size * share, (probe_error(middle, low, high), xp.mean(half, axis=0))
         finite = known.reshape(-1, *(1,) * (share.ndim - 1)) / unit
         return QuadratureEstimate(arrays(value * finite), *(arrays(part * finite * (order / size)) for part in parts))
 
-    mean, share = xp.mean(moments[0], axis=0), order / size
-    doubt = _mean_error(moments, mean, order, xp)
-    square, square_doubt = xp.mean(moments[1], axis=0), _standard_error(moments[1], xp)
+    (mean, square, fourth), share = (xp.mean(part, axis=0) for part in moments), order / size
+    top = _positive(largest, xp)
+    # By their own scale, and with the largest, which is one of them though a start may have missed it.
+    first, second = moments[0] / top[None], moments[1] / top[None] ** 2
+    doubt = standard_error(first, xp.maximum(square / top**2, 1 / order), mean / top) * top
+    square_doubt = standard_error(second, xp.maximum(fourth, 1 / order), square / top**2) * top**2
     tail = scale.tail(edges, cutoff, xp)
-    first = 2 + tail.shape[1]
-    low, high = lower[:, :, first:], upper[:, :, first:]
+    start = 2 + tail.shape[1]
+    low, high = lower[:, :, start:], upper[:, :, start:]
     return Density(
         edges=arrays(edges),
         density=estimate(low[..., 1:] - high[..., :-1], high[..., 1:] - low[..., :-1], xp.diff(certain, axis=1), width),
         cumulative=estimate(low, high, certain, 1),
         tail=arrays(tail),
-        tail_cumulative=estimate(lower[:, :, 2:first], upper[:, :, 2:first], 1 - order / size, 1),
+        tail_cumulative=estimate(lower[:, :, 2:start], upper[:, :, 2:start], 1 - order / size, 1),
         negative=estimate(lower[..., 0], upper[..., 0], 0, 1),
         zero=estimate(lower[..., 1] - upper[..., 0], upper[..., 1] - lower[..., 0], 1 - order / size, 1),
         mean=QuadratureEstimate(*(arrays(part * share * known) for part in (mean, doubt, xp.zeros_like(mean)))),
@@ -316,7 +318,7 @@ def _density(
         largest=arrays(largest * known),
         largest_error=arrays(error * known),
         status=jnp.asarray(unbatched(status, batch), np.int32),
-        matvecs=jnp.asarray(probes * steps),
+        matvecs=jnp.asarray(probes * steps if made else 0),
         axis=scale.axis,
         size=size,
         probes=probes,
@@ -325,46 +327,33 @@ def _density(
     )
 
 
-def _probe_error(shares: Any, mean: Any, order: int, xp: ModuleType) -> Any:
-    """Standard error of the mean of shares `(p, ...)`.
+def _positive(scale: Any, xp: ModuleType) -> Any:
+    return xp.where(scale > 0, scale, 1)
 
-    The weight of a random direction in an eigenspace of share f has a Beta distribution of variance
-    2 f (1 - f) / (order + 2). Few probes show less than that by chance, so it is a floor.
+
+def _standard_error(forms: Any, floor: Any, xp: ModuleType) -> Any:
+    """Of the mean of quadratic forms v^T A v of the starts, `(p, ...)`, whose variance is known to be `floor`.
+
+    Of a random direction it is 2 (mean of alpha^2 - (mean of alpha)^2) / (order + 2), alpha the eigenvalues of A. Few
+    starts show less than that by chance, and one shows nothing.
     """
-    if len(shares) == 1:
-        return xp.zeros_like(mean)
-    within = xp.clip(mean, 0, 1)
-    variance = xp.maximum(xp.var(shares, axis=0, ddof=1), 2 * within * (1 - within) / (order + 2))
-    return xp.sqrt(variance / len(shares))
+    variance = floor if len(forms) == 1 else xp.maximum(xp.var(forms, axis=0, ddof=1), floor)
+    return xp.sqrt(variance / len(forms))
 
 
-def _mean_error(moments: Any, mean: Any, order: int, xp: ModuleType) -> Any:
-    """Standard error of the mean eigenvalue from the first two moments of the starts `(p, s)`.
-
-    v^T H v of a random direction has the variance 2 (mean of lambda^2 - mean^2) / (order + 2): a floor, as there.
-    """
-    forms, squares = moments
-    if len(forms) == 1:
-        return xp.zeros_like(mean)
-    floor = 2 * xp.maximum(xp.mean(squares, axis=0) - mean**2, 0) / (order + 2)
-    return xp.sqrt(xp.maximum(xp.var(forms, axis=0, ddof=1), floor) / len(forms))
-
-
-def _standard_error(values: Any, xp: ModuleType) -> Any:
-    """Of the mean over the starts `(p, s)`."""
-    return xp.zeros_like(values[0]) if len(values) == 1 else xp.std(values, axis=0, ddof=1) / len(values) ** 0.5
-
-
-def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
+def _exact(spectrum: Spectrum, batch: int | None, scale: Axis) -> Density:
     """The density of a complete spectrum."""
     if is_concrete(spectrum.complete) and not np.all(spectrum.complete):
-        raise ValueError("the spectrum is not complete, so its values have no shares: pass the operator instead.")
-    batch = None if spectrum.eigenvalues.ndim == 1 else len(spectrum.eigenvalues)
+        raise ValueError(
+            "the spectrum is not complete, so its values have no shares, and no recurrence from a random start tells "
+            "them: pass the operator instead."
+        )
     xp: Any = np if is_concrete(spectrum) else jnp
     values, counts, status, complete = (
         xp.asarray(part)[None] if batch is None else xp.asarray(part)
         for part in (spectrum.eigenvalues, spectrum.multiplicities, spectrum.status, spectrum.complete)
     )
+    counts = counts.astype(values.dtype)
     values = xp.where(counts > 0, values, 0)
     scale_of = xp.max(xp.abs(values), axis=1)
     relative = scale.relative_cutoff(spectrum.dtype, spectrum.singular_values is not None)
@@ -375,10 +364,13 @@ def _exact(spectrum: Spectrum, scale: _Axis) -> Density:
     edges = scale.edges(xp.min(low, axis=1), largest, cutoff, xp)
     points = scale.points(edges, cutoff, xp)
     below = values[:, None, :] <= points[:, :, None]
-    shares = xp.sum(xp.where(below, counts[:, None, :], 0), axis=2)[None].astype(values.dtype) / spectrum.size
-    status = xp.where(complete, 0, status).astype(np.int32)
+    shares = xp.sum(xp.where(below, counts[:, None, :], 0), axis=2)[None] / spectrum.size
+    # Values that are not all may have converged.
+    status = xp.where(complete, 0, xp.where(status == 0, int(Status.BUDGET_SPENT), status)).astype(np.int32)
     shares = xp.where(complete[None, :, None], shares, xp.nan)
     nonzero = xp.min(xp.where(values > cutoff[:, None], values, xp.inf), axis=1)
     moments = tuple(xp.sum(values**power * counts, axis=1)[None] / spectrum.size for power in (1, 2))
-    parts = shares, shares, moments, edges, cutoff, nonzero, largest, xp.zeros_like(largest), status
-    return _density(parts, batch, spectrum.dtype, scale, (spectrum.size, spectrum.size), (0, 0), xp)
+    without = xp.zeros_like(largest)
+    parts = shares, shares, (*moments, without[None]), edges, cutoff, nonzero, largest, without, status
+    of = _Of(batch, spectrum.dtype, spectrum.singular_values is not None, spectrum.size, spectrum.size, 0, 0)
+    return _density(parts, of, scale, xp)

@@ -12,8 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._status import Status
-from localhessian._tree import pytree
-from localhessian._types import Array, Float, Int, Key
+from localhessian._types import Array, Float, Key
 from localhessian.linalg.krylov import (
     BASIS_BYTES,
     HOST,
@@ -23,11 +22,12 @@ from localhessian.linalg.krylov import (
     State,
     advance,
     begin,
+    jacobi_of,
     left_half,
     right_half,
 )
 from localhessian.linalg.operators import LinearMap, Operator, SymmetricOperator, call, eps_of, repeat, rows_of, skewed
-from localhessian.linalg.spectra import working_dtype
+from localhessian.linalg.spectra import Jacobi, working_dtype
 
 GROUP = 8
 """Starts that run as one recurrence, at most: more vectors at once do not pay (8 break even on one core)."""
@@ -37,20 +37,13 @@ PRODUCT_BYTES = 2**27
 """What a product with all vectors of a group may hold, its intermediate results counted as 8 times what goes in."""
 
 
-@pytree
-class Jacobi:
-    """Tridiagonal matrices of unit start vectors; rows after a breakdown are decoupled."""
-
-    diagonal: Float[Array, "p s N"]
-    off: Float[Array, "p s N"]
-    """`off[..., i]` couples rows i and i + 1; the last one is what a further step would be coupled by."""
-    status: Int[Array, " s"]
-    """CONVERGED, or why the numbers mean nothing."""
+Found = tuple[Jacobi, Any]
+"""Of every start the coefficients `(p, s, N)`, and of every operator CONVERGED, or why the numbers mean nothing."""
 
 
-def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int, on: Arithmetic) -> Jacobi:
+def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int, on: Arithmetic) -> Found:
     """`steps` steps of Lanczos from `probes` random starts for each operator."""
-    xp, prepared, s, d = on.xp, operator.prepare(), operator.batch or 1, operator.size
+    prepared, s, d = operator.prepare(), operator.batch or 1, operator.size
     group = _group(operator, probes, steps, s * d, on)
     plan = _plan(d, steps, operator.dtype)
     multiplied = _multiplied(prepared, group, on)
@@ -58,26 +51,17 @@ def of_symmetric(operator: SymmetricOperator, key: Key, probes: int, steps: int,
     def step(state: State) -> State:
         return advance(state, multiplied(state.current), plan, on)
 
-    def run(key: Key) -> tuple[Any, Any, Any]:
+    def run(key: Key) -> Found:
         block = on.random(key, (group * s, 1, d), working_dtype(prepared.dtype))
-        state = begin(block, None, plan, key, on)
-        state = _drive(step, state, steps, on)
-        diagonal = xp.diagonal(state.matrix, axis1=1, axis2=2)
-        # Decoupled rows get a value from within the spectrum, so that extremes need no mask.
-        diagonal = xp.where(state.filled, diagonal, diagonal[:, :1])
-        off = xp.abs(xp.diagonal(state.matrix, 1, axis1=1, axis2=2))
-        return _found(diagonal, off, state, Status.NOT_SYMMETRIC, s, on)
+        state = _drive(step, begin(block, None, plan, key, on), steps, on)
+        return _found(state, steps, Status.NOT_SYMMETRIC, s, on)
 
     return _merge([run(key) for key in jax.random.split(key, probes // group)], on)
 
 
-def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, on: Arithmetic) -> Jacobi:
-    """`steps` steps of Golub-Kahan from `probes` random starts in the domain of each map A.
-
-    The matrix, of order 2 steps, is that of [[0, A^T], [A, 0]] and the start (v, 0): its measure lies evenly on plus
-    and minus the singular values, so nothing is squared.
-    """
-    xp, prepared, s, d, m = on.xp, factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
+def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, on: Arithmetic) -> Found:
+    """`steps` steps of Golub-Kahan from `probes` random starts in the domain of each map A: N = 2 steps."""
+    prepared, s, d, m = factor.prepare(), factor.batch or 1, factor.in_size, factor.out_size
     group = _group(factor, probes, steps, s * (d + m), on)
     plan = _plan(d, steps, factor.dtype)
     forward, backward = (_multiplied(part, group, on) for part in (prepared, prepared.T))
@@ -86,15 +70,10 @@ def of_factor(factor: LinearMap, key: Key, probes: int, steps: int, on: Arithmet
         state, left = left_half(state, forward(state.current), plan, on)
         return right_half(state, backward(left), plan, on)
 
-    def run(key: Key) -> tuple[Any, Any, Any]:
+    def run(key: Key) -> Found:
         block = on.random(key, (group * s, 1, d), working_dtype(prepared.dtype))
-        state = begin(block, m, plan, key, on)
-        state = _drive(step, state, steps, on)
-        own, beside = (xp.diagonal(state.matrix, k, axis1=1, axis2=2) for k in (0, 1))
-        beside = xp.concatenate([beside, xp.zeros_like(own[:, :1])], axis=1)
-        off = xp.abs(xp.stack([own, beside], axis=2).reshape(len(own), -1)[:, :-1])
-        diagonal = xp.zeros((len(own), 2 * steps), own.dtype)
-        return _found(diagonal, off, state, Status.NOT_ADJOINT, s, on)
+        state = _drive(step, begin(block, m, plan, key, on), steps, on)
+        return _found(state, steps, Status.NOT_ADJOINT, s, on)
 
     return _merge([run(key) for key in jax.random.split(key, probes // group)], on)
 
@@ -141,19 +120,18 @@ def _drive(step: Callable[[State], State], state: State, steps: int, on: Arithme
     return state
 
 
-def _found(diagonal: Any, off: Any, state: State, wrong: Status, s: int, on: Arithmetic) -> tuple[Any, Any, Any]:
-    """The matrices `(g, s, N)` of a group, and of each start what the recurrence tells, `(g, s)`."""
+def _found(state: State, steps: int, wrong: Status, s: int, on: Arithmetic) -> tuple[Jacobi, Any]:
+    """The coefficients `(g, s, N)` of a group, and of each start what the recurrence tells, `(g, s)`."""
     xp = on.xp
-    last = xp.sum(state.coupling[:, :, 0], axis=1)[:, None]
-    off = xp.concatenate([off, last], axis=1)
+    known = jax.tree.map(lambda part: part.reshape(-1, s, part.shape[1]), jacobi_of(state, steps, on))
     status = xp.where(state.skew > skewed(eps_of(state.skew.dtype)), int(wrong), 0)
     status = xp.where(state.finite, status, int(Status.NON_FINITE)).astype(np.int32)
-    return diagonal.reshape(-1, s, diagonal.shape[1]), off.reshape(-1, s, off.shape[1]), status.reshape(-1, s)
+    return known, status.reshape(-1, s)
 
 
-def _merge(groups: list[tuple[Any, Any, Any]], on: Arithmetic) -> Jacobi:
+def _merge(groups: list[tuple[Jacobi, Any]], on: Arithmetic) -> Found:
     xp = on.xp
-    diagonal, off, status = (xp.concatenate(part) for part in zip(*groups, strict=True))
+    known, status = jax.tree.map(lambda *parts: xp.concatenate(parts), *groups)
     # One of them is enough; a product that is not finite explains the others.
     is_broken = xp.any(status == int(Status.NON_FINITE), axis=0)
-    return Jacobi(diagonal, off, xp.where(is_broken, np.int32(Status.NON_FINITE), xp.max(status, axis=0)))
+    return known, xp.where(is_broken, np.int32(Status.NON_FINITE), xp.max(status, axis=0))
