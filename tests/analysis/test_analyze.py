@@ -1,6 +1,7 @@
 """The main job on small networks: rows, samples, interruption, messages."""
 
 import copy
+import dataclasses
 import re
 
 import jax
@@ -336,13 +337,15 @@ def test_what_does_not_come_whole_has_a_certified_top_bounds_and_estimates(monke
     whole = lh.analyze(*case, samples=[0, 3, 6], method=lh.Dense())
     monkeypatch.setattr(route, "MAX_OPERATIONS", 1.0)
     monkeypatch.setattr(lh.Structured, "find", _nothing)
+    top = dataclasses.replace(survey.TOP, basis_size=11, min_matvecs=11)  # less than the least order, 12
+    monkeypatch.setattr(survey, "TOP", top)
     report = lh.analyze(*case, samples=[0, 3, 6])
     surveyed = [row for row in report.rows if "density" in row.method]
-    assert [row.key[:2] for row in surveyed] == [("a", "params"), ("b", "params"), ("b", "input"), ("c", "params")]
+    assert [row.key[:2] for row in surveyed] == [(block, wrt) for block in "abc" for wrt in ("params", "input")]
     for row in surveyed:
         exact, spectrum = whole[row.key], whole.spectra[row.key]
         assert (row.converged, row.status, row.note) == (True, "CONVERGED", SURVEYED.format("GolubKahan"))
-        assert row.method == f"{survey.TOP} + spectral_density(probes=2, steps=12)"
+        assert row.method == f"{top} + spectral_density(steps=11)"
         assert np.isnan([row.kappa_plus, row.lambda_min_nonzero]).all()
         np.testing.assert_allclose(
             row.lambda_max, exact.lambda_max, rtol=6e-3

@@ -156,9 +156,16 @@ def test_iterations_over_equal_blocks_are_one_in_a_program(monkeypatch, wrt):
         surveyed, exact = told[name, wrt], whole[name, wrt]
         np.testing.assert_allclose(surveyed.lambda_max, exact.lambda_max, rtol=6e-3)
         assert 1 <= surveyed.kappa_lower <= exact.kappa_plus * (1 + 1e-4)
-        assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error
-    count = lambda blocks: len(list(equations(jax.make_jaxpr(lambda *given: of(*given, blocks))(params, x))))
-    assert count(names) < 2 * count("two")
+        # Of H_z, of order 8, the run sees all: what is left is rounding.
+        assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error + 1e-6 * exact.trace
+
+    def count(blocks, kind):
+        found = equations(jax.make_jaxpr(lambda *given: of(*given, blocks))(params, x))
+        return sum(equation.primitive.name == kind for equation in found)
+
+    # The figures of each are its own, products and decompositions are not.
+    assert count(names, "dot_general") < 1.2 * count("two", "dot_general")
+    assert count(names, "svd") == count("two", "svd") > 0
 
 
 def test_a_spent_budget_is_told_by_the_status():
