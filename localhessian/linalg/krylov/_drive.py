@@ -1,5 +1,6 @@
 """The two drivers of a recurrence: step by step on the host, or a whole run in a compiled program."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,9 @@ def drive(
         KeyboardInterrupt: It came before there was anything to keep, or in a restart, which rewrites the basis.
     """
     # Where both ends of a space that fits are asked for, the whole of it is worth more than a few products less.
-    due, worth_seeing_whole = plan.least, plan.whole and (plan.which == "both" or plan.order <= ROWS)
-    first = None
+    due, worth_seeing_whole = 1, plan.whole and (plan.which == "both" or plan.order <= ROWS)
+    # Those settled before they exhausted their space: that is not their answer alone.
+    first, ready = None, state.settled
     for made in range(1, plan.steps + 1):
         if state.row + plan.block > plan.size:
             first = first or state
@@ -52,7 +54,9 @@ def drive(
             if not state.live.any() or not state.finite.any() or (made == 2 and (state.skew > plan.skewed).all()):
                 break
             if not worth_seeing_whole and made >= due:
-                if (settled(state) | ~state.live.any(axis=1)).all():
+                live, there = state.live.any(axis=1), settled(state)
+                ready = ready | (live & there)
+                if made >= plan.least and (there | ~live).all():
                     break
                 # Asking costs the cube of the rows: a long basis is asked after every sixteenth of it.
                 steps = state.row // plan.block
@@ -63,7 +67,7 @@ def drive(
             # What half of a step wrote lies beyond the rows in use.
             state.filled[:, state.row :] = False
             return state, first or state, True
-    return state, first or state, False
+    return dataclasses.replace(state, settled=state.settled | ready), first or state, False
 
 
 def run_compiled(
