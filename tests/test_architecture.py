@@ -15,6 +15,7 @@ pytestmark = pytest.mark.once
 RANKS = {
     "_archive": 0,
     "_arguments": 0,
+    "_blas": 0,
     "_brief": 0,
     "_clock": 0,
     "_grid": 0,

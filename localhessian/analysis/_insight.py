@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from localhessian._blas import blas_threads
 from localhessian._status import quietly
 from localhessian._tree import floating_leaves
 from localhessian.linalg import Grid, Operator, Spectrum, Structure, cutoff
@@ -52,7 +52,7 @@ def insight(
     largest = float(np.max(np.asarray(found.lambda_max)))
     grid = None if structure is None or len(structure.grids) != 1 else structure.grids[0]
     # Threads of BLAS that wait for each other take ten times as long over matrices of these orders as one.
-    with threadpool_limits(1, "blas"):
+    with blas_threads(1):
         known: dict[str, Any] = {} if grid is None else moments(grid, cutoff(operator.dtype) ** 2)
     is_fit = operator.batch is None and operator.size <= MAX_SIZE and len(gradient) == operator.size
     if is_fit and np.isfinite(gradient).all() and gradient.any() and 0 < largest < np.inf:

@@ -17,6 +17,7 @@ import threadpoolctl
 from platformdirs import user_cache_dir
 from scipy.linalg import blas
 
+from localhessian._blas import blas_threads
 from localhessian._clock import least_seconds
 from localhessian._files import write_text
 from localhessian.linalg.krylov import GolubKahan
@@ -38,7 +39,7 @@ WIDTH = 8
 DEAR = 0.05
 """Seconds of a measurement that is made once on a machine, not once in each process."""
 _measuring = threading.Lock()
-"""Of two threads that limit those of BLAS at a time, the last to end would leave the limit of the other."""
+"""What is measured runs alone."""
 
 
 def gram_rate(order: int, *, one_core: bool) -> float:
@@ -89,7 +90,7 @@ def _rate(kind: str, size: int, threads: int) -> float:
     best = _kept().get(name, 0.0)
     if best > 0 and (KINDS[kind].compiles or operations > DEAR * best):
         return best
-    with _measuring, threadpoolctl.threadpool_limits(threads, "blas"):
+    with _measuring, blas_threads(threads):
         now = operations / least_seconds(KINDS[kind].work(size))
     if now > best:
         _keep(name, now)

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import threadpoolctl
 
+from localhessian._blas import blas_threads
 from localhessian._programs import compiler_options
 from localhessian.analysis.sweeps._answers import Answers, Record, Records, answers_of, joined
 from localhessian.analysis.sweeps._axes import Axes
@@ -80,7 +80,7 @@ class Programs:
 
         def run(chunk: np.ndarray) -> Answers:
             # Programs decompose many small matrices, which gain nothing from threads of BLAS and lose to several.
-            with threadpoolctl.threadpool_limits(1, "blas"):
+            with blas_threads(1):
                 return _first(answers_of(program(*self._arguments(chunk, width)), 1), len(chunk))
 
         return run, width

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import threadpoolctl
+from localhessian._blas import blas_threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,7 +21,7 @@ def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: 
     executor = ThreadPoolExecutor(workers)
     try:
         # A decomposition of a few hundred rows gains nothing from the threads of BLAS, and loses to several that do.
-        with threadpoolctl.threadpool_limits(1, "blas"):
+        with blas_threads(1):
             yield from executor.map(work, items)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
