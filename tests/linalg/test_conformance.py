@@ -335,6 +335,8 @@ def test_messages_of_start_and_certify():
         lh.certify(found)
     with pytest.raises(ValueError, match="`trace` certifies a semi-definite operator"):
         lh.certify(found, trace=5.0)
+    with pytest.raises(ValueError, match="`min_matvecs` must not exceed `max_matvecs`, got 8 and 5"):
+        lh.GolubKahan(max_matvecs=5, min_matvecs=8)
     with pytest.raises(ValueError, match="`block_size` must not exceed `max_matvecs`, got 8 and 5"):
         lh.Lanczos(block_size=8, max_matvecs=5)
 

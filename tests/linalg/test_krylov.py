@@ -130,6 +130,20 @@ def test_lower_bound_holds_at_any_budget(seed, low, rank, budget, wide):
     assert not float(kappa.upper) < 10 ** (-2 * low) * (1 - 1e-3)
 
 
+def test_products_are_made_beyond_the_answer_and_an_exhausted_space_does_not_take_it_back():
+    """The first has six directions and its answer after some of them; of the others one has its answer late."""
+    sigmas = [np.array([10.0, 3, 2, 1, 0.5, 0.3]), np.r_[5.0, np.linspace(0.5, 1, 39)], np.linspace(1, 2, 40)]
+    factors = jnp.stack([factor_of(sigma, 50, 40, seed) for seed, sigma in enumerate(sigmas)])
+    method = lh.GolubKahan(which="largest", k=1, rtol=3e-3, basis_size=16, min_matvecs=12)
+    found = lh.spectrum(gram(matrix_map(factors[:2])), method)
+    assert int(found.matvecs) == 12 + 1  # and one for the residual
+    assert found.status.tolist() == [0, 0]
+    np.testing.assert_allclose(found.lambda_max, [100, 25], rtol=1e-4)
+    late = lh.spectrum(gram(matrix_map(factors)), method)
+    assert int(late.matvecs) > 13
+    assert late.status.tolist() == [0, 0, 0]
+
+
 def test_one_end_alone_has_no_kappa_but_a_lower_bound():
     factor = matrix_map(factor_of(np.geomspace(0.1, 1, 60), 80, 60))
     kappa = lh.condition_number(lh.spectrum(factor, lh.GolubKahan(which="largest")))
