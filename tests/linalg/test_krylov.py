@@ -144,6 +144,20 @@ def test_products_are_made_beyond_the_answer_and_an_exhausted_space_does_not_tak
     assert late.status.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("block_size", [1, 2])
+@pytest.mark.parametrize("where", ["host", "program"])
+def test_a_start_beyond_the_range_leaves_the_values_of_a_low_rank(where, block_size):
+    """Its last vectors have products along what is there: they count, though nothing new is on the other side."""
+    factor = factor_of(np.array([1.0, 2.0, 4.0]), 60, 50)
+    method = lh.GolubKahan(which="largest", k=3, basis_size=12, block_size=block_size, max_matvecs=24)
+    run = lambda factor: lh.spectrum(gram(matrix_map(factor)), method, throw=False)
+    found = (jax.jit(run) if where == "program" else run)(factor)
+    values = np.asarray(found.eigenvalues)[np.asarray(found.multiplicities) > 0]
+    np.testing.assert_allclose(values, [1, 4, 16], rtol=1e-4)
+    assert status(found) is lh.Status.INVARIANT_SUBSPACE
+    assert np.asarray(found.residual_norms)[:3].max() < 1e-3
+
+
 def test_one_end_alone_has_no_kappa_but_a_lower_bound():
     factor = matrix_map(factor_of(np.geomspace(0.1, 1, 60), 80, 60))
     kappa = lh.condition_number(lh.spectrum(factor, lh.GolubKahan(which="largest")))

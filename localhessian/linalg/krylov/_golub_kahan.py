@@ -163,16 +163,17 @@ class Bidiagonal(Recurrence):
 def left_half(state: State, moved: Any, plan: Plan, on: Arithmetic) -> tuple[State, Any]:
     """The first half of a step, given `moved` = A times the current block; also the new left vectors."""
     row, small = state.row, state.matrix.dtype
-    scale, finite, _ = observe(state, moved, on)
+    scale, finite, norms = observe(state, moved, on)
+    floor = BREAKDOWN * plan.eps * scale
     left: Any = state.left
     basis, nearest = left[:, : on.in_use(row, plan.size)], nearest_rows(state, 1, 0, plan, on)
-    components, unit, upper = orthonormalize(basis, nearest, moved, BREAKDOWN * plan.eps * scale, on)
+    components, unit, upper = orthonormalize(basis, nearest, moved, floor, on)
     components = pad_rows(components, plan.size, on).astype(small)
     skew = foretold(state.skew, scale, components, state.coupling, state.live[:, None, :], on)
     # The components along all of U, so that the columns that follow a restart need no formula of their own.
     components = on.put_rows(components, row, upper.astype(small))
     # A vector with A v = 0 is the answer where the space is seen whole, or for A = 0, and any left vector will do; else
-    # it is rounding.
+    # it is rounding. One with A v along U, of a start beyond the range, is the last, and has no left vector.
     live = alive(upper)
     answer = state.live & ~live & (plan.whole | (state.made == 0))
     state, unit, live = fill_up(state, basis, unit, live, answer, plan, on)
@@ -181,7 +182,7 @@ def left_half(state: State, moved: Any, plan: Plan, on: Arithmetic) -> tuple[Sta
         right=on.put_rows(state.right, row, state.current),
         left=on.put_rows(state.left, row, unit),
         matrix=put_columns(state.matrix, row, components, on),
-        filled=on.put_rows(state.filled, row, state.live & live),
+        filled=on.put_rows(state.filled, row, state.live & (live | (norms > floor[:, None]))),
         scale=scale,
         skew=skew,
         finite=finite,
