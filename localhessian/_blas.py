@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import threadpoolctl
 
 _lock = threading.Lock()
-_asked: list[int] = []
+_asked: dict[object, int] = {}
 """By what runs now, the latest last."""
 _first: list[threadpoolctl.threadpool_limits] = []
 """The limits of the first of them, which know what was before."""
@@ -19,17 +19,18 @@ def blas_threads(count: int) -> Iterator[None]:
 
     Each by itself would restore what it met, which may be another's limit: for the rest of the process.
     """
+    one = object()
     with _lock:
         limits = threadpoolctl.threadpool_limits(count, "blas")
         if not _asked:
             _first.append(limits)
-        _asked.append(count)
+        _asked[one] = count
     try:
         yield
     finally:
         with _lock:
-            _asked.remove(count)
+            del _asked[one]
             if _asked:
-                threadpoolctl.threadpool_limits(_asked[-1], "blas")
+                threadpoolctl.threadpool_limits(next(reversed(_asked.values())), "blas")
             else:
                 _first.pop().restore_original_limits()
