@@ -24,6 +24,8 @@ test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_
 test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # As users compile; tests/conftest.py chooses quicker ways where nothing is said.
 docs notebooks full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
+# Python's own compilation too: workers and the processes that tests start read what was compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test shapes lint format docs notebooks test-notebooks site full clean
@@ -62,7 +64,7 @@ format: .venv-lint/.installed
 	.venv-lint/bin/ruff format .
 
 docs: .venv-test/.installed
-	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m examples
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m examples tests/test_examples.py
 
 notebooks: .venv-test/.installed
 	.venv-test/bin/python notebooks/paired.py

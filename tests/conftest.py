@@ -15,9 +15,11 @@ import threadpoolctl
 # Compiling is what tests spend their time on, and XLA has quicker ways for the CPU, also in processes that tests start.
 # With the variable at 0, as in `make full` and `make docs`, programs are those that users have.
 QUICKLY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
-# Flags that a jaxlib does not know end the process, so only for the one they were tried with.
-if QUICKLY and jax.__version_info__[:2] == (0, 10):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+# Flags that a jaxlib does not know end the process, so only for the one they were tried with. Programs in one piece are
+# those that users have, compiled sooner where every core has a worker.
+if jax.__version_info__[:2] == (0, 10):
+    flags = ["--xla_cpu_parallel_codegen_split_count=1", *["--xla_cpu_use_fusion_emitters=false"] * QUICKLY]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 QUICKLY = QUICKLY and jax.default_backend() == "cpu"
 jax.config.update("jax_disable_most_optimizations", QUICKLY)
 

@@ -1,5 +1,6 @@
 """The package as text, for tests that read it."""
 
+import functools
 from pathlib import Path
 
 import localhessian
@@ -8,6 +9,7 @@ PACKAGE = "localhessian"
 ROOT = Path(localhessian.__file__).parent
 
 
+@functools.cache
 def package_sources() -> dict[str, str]:
     """Every module of the package by its dotted name; a package by `name.__init__`."""
     return {

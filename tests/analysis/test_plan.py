@@ -118,6 +118,7 @@ def test_limits_that_mean_nothing(case, name):
                 function(*case, **{name: value})
 
 
+@pytest.mark.once
 def test_equal_blocks_without_structure_are_searched_once(monkeypatch):
     searched = []
     find = lh.Structured.find

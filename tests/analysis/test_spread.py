@@ -11,6 +11,8 @@ from networks import cross_entropy, mlp
 
 import localhessian as lh
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def case():

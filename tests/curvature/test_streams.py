@@ -183,6 +183,7 @@ def test_a_ragged_batch_compiles_once_more_and_other_batches_nothing(both, count
     assert seen.names == []
 
 
+@pytest.mark.once
 def test_loaders_begin_anew_and_functions_return_one(both, tol):
     case, one, _ = both
     truth = lh.local_hessian(one, "head").to_dense()
@@ -196,6 +197,7 @@ def test_loaders_begin_anew_and_functions_return_one(both, tol):
         np.testing.assert_allclose(found, truth, atol=10 * tol.product * np.abs(truth).max())
 
 
+@pytest.mark.once
 def test_context_of_samples_goes_with_them(tol):
     """The mask belongs to the samples, the scale to none; by the batch, or cut with it."""
     block = lambda w, z, context: jnp.tanh(z @ w) * context["mask"] * context["scale"][None]
@@ -216,6 +218,7 @@ def test_context_of_samples_goes_with_them(tol):
         np.testing.assert_allclose(found, sample, atol=10 * tol.product)
 
 
+@pytest.mark.once
 def test_batches_that_couple_their_samples_are_refused_unless_their_own_are_meant(tol):
     params = {"a": dense_params(jax.random.key(1), 3, 4), "norm": {"gamma": jnp.ones(4), "beta": jnp.zeros(4)}}
     params |= {"b": dense_params(jax.random.key(2), 4, 2)}
@@ -239,6 +242,7 @@ def test_batches_that_couple_their_samples_are_refused_unless_their_own_are_mean
     np.testing.assert_allclose(mean, 6 / 9 * own[0] + 3 / 9 * own[1], atol=10 * tol.product)
 
 
+@pytest.mark.once
 def test_what_is_no_stream_is_named(both):
     case, one, streamed = both
     batches = case.batches

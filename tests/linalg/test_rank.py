@@ -154,6 +154,7 @@ def test_products_that_are_none_of_a_symmetric_matrix_are_noticed_by_every_metho
         assert np.isnan(refused.eigenvalues).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("figure", [lh.trace, lh.diagonal, lh.frobenius_norm, lh.range_mean])
 def test_estimates_of_products_that_are_not_finite_are_refused(figure):
     with pytest.raises(lh.SpectrumError, match="not finite"):

@@ -383,6 +383,7 @@ def test_a_small_budget_leaves_patches_folded(tol):
     assert lh.explain(operator, folded).bytes < lh.explain(operator, whole).bytes
 
 
+@pytest.mark.once
 def test_a_head_of_too_many_classes_is_declined_before_its_rows_are_made():
     matching = lh.back_match(*networks.mlp(n=30))
     head = lh.local_hessian(matching, "head")

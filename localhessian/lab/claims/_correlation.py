@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 RESAMPLES = 1000
 """Of the groups; the ends of an interval of 95 % then vary by some hundredths."""
@@ -44,23 +43,30 @@ def rank_correlation(
         >>> round(rank_correlation(np.arange(9.0), np.arange(9.0) ** 3, np.arange(9)).value, 6)
         1.0
     """
-    strata = np.zeros(len(one), int) if strata is None else np.unique(strata, return_inverse=True)[1]
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    random = np.random.default_rng(0)
-    draws = [
-        np.concatenate([members[i] for i in random.integers(len(members), size=len(members))]) for _ in range(RESAMPLES)
-    ]
-    found = np.array([_spearman(one[draw], two[draw], strata[draw]) for draw in draws])
+    strata = np.zeros(len(one), int) if strata is None else strata
+    names, group = np.unique(groups, return_inverse=True)
+    drawn = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
+    times = (drawn[:, :, None] == np.arange(len(names))).sum(1)  # that each group is in a resample
+    found = _spearman(one, two, strata, times[:, group])
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2]) if np.isfinite(found).any() else (np.nan,) * 2
-    return Correlation(_spearman(one, two, strata), float(low), float(high), len(one))
+    (value,) = _spearman(one, two, strata, np.ones((1, len(one)), int))
+    return Correlation(float(value), float(low), float(high), len(one))
 
 
-def _spearman(one: np.ndarray, two: np.ndarray, strata: np.ndarray) -> float:
-    a, b = (np.zeros(len(values)) for values in (one, two))
+def _spearman(one: np.ndarray, two: np.ndarray, strata: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of samples that hold each number so many times, shape `(samples, n)`: of all samples at once."""
+    a, b = (_ranks(values, strata, times) for values in (one, two))
+    scale = np.sqrt((times * a * a).sum(1) * (times * b * b).sum(1))
+    return np.divide((times * a * b).sum(1), scale, out=np.full(len(times), np.nan), where=scale > 0)
+
+
+def _ranks(values: np.ndarray, strata: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Within each stratum, centered there; equal numbers share the mean of their ranks, NaN has none."""
+    ranks = np.zeros(times.shape)
     for stratum in np.unique(strata):
-        at = strata == stratum
-        for ranks, values in ((a, one), (b, two)):
-            own = rankdata(values[at])
-            ranks[at] = own - own.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
+        at = np.flatnonzero(strata == stratum)
+        distinct, place = np.unique(values[at], return_inverse=True)
+        equal = times[:, at] @ (place[:, None] == np.arange(len(distinct)))
+        upto = equal.cumsum(1)
+        ranks[:, at] = (upto - (equal + upto[:, -1:]) / 2)[:, place]
+    return np.where(np.isnan(values), np.nan, ranks)
