@@ -19,7 +19,7 @@ from localhessian.analysis._survey import examined, named
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method, condition_number
-from localhessian.network import SIDES, BackMatching, Chain, StreamMatching, Wrt, back_match, check_chain
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain
 
 
 def measure(
@@ -100,9 +100,16 @@ def measure(
 
 
 def measured_each(
-    matching: BackMatching | StreamMatching, jobs: Sequence[RowKey], ones: tuple[int, ...], method: Method | None, key: Key
+    matching: BackMatching,
+    jobs: Sequence[RowKey],
+    ones: tuple[int, ...],
+    method: Method | None,
+    key: Key,
 ) -> tuple[tuple[Entry, ...], list[Figures]]:
-    """The figures of local Hessians; `ones`: the samples looked at one by one where a block keeps them apart."""
+    """The figures of local Hessians, in numbers of a stream too.
+
+    `ones`: the samples looked at one by one where a block keeps them apart.
+    """
     asked = [(job, ones if SIDES[job[1]].per_sample and not _is_coupled(matching, job[0]) else None) for job in jobs]
     entries, told = list[Entry](), list[Figures]()
     for (job, samples), (found, rest) in zip(asked, examined(matching, asked, method, key), strict=True):
@@ -113,7 +120,7 @@ def measured_each(
     return tuple(entries), told
 
 
-def _is_coupled(matching: BackMatching | StreamMatching, block: str) -> bool:
+def _is_coupled(matching: BackMatching, block: str) -> bool:
     """Where that is not known, it may be."""
     coupled = matching.coupled[block]
     return bool(coupled) if is_concrete(coupled) else True

@@ -118,9 +118,7 @@ def _of_batch(matching: Any, sides: Sequence[tuple[str, Wrt]], scalar: str, prob
     return found
 
 
-def _of_inputs(
-    matching: StreamMatching, sides: Sequence[tuple[str, Wrt]], scalar: str, probes: int, key: Key
-) -> Found:
+def _of_inputs(matching: StreamMatching, sides: Sequence[tuple[str, Wrt]], scalar: str, probes: int, key: Key) -> Found:
     """Of a stream, by H_z: what is said of the blocks on a diagonal.
 
     Raises:
