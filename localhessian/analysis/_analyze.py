@@ -85,8 +85,8 @@ def analyze(
         batches: Analyze the first so many batches alone too, and tell each figure's mean and 95 % interval over them in
             `report.spread`. Without a stream or `batch_size`, `x` is cut into so many.
         max_seconds: What all rows may take, compilation apart. Rows that would take more by their prediction (`lh.plan`
-            shows it) get the largest eigenvalue and a quadrature instead, or by a few products that and the trace, or are
-            skipped, with a note. Cheap rows come first. `batches` share it evenly with the whole.
+            shows it) get the largest eigenvalue and a quadrature instead, or it and the trace by a few products, or
+            are skipped, with a note. Cheap rows come first. `batches` share it evenly with the whole.
         max_bytes: The same for the memory of each row; default what the machine has free.
         progress: True shows a bar; a function is called with (done, total, what); what is left is told in seconds.
         resume: An earlier, interrupted report of the same model and data: its rows are kept.
