@@ -66,7 +66,7 @@ def like(tree: Tree, other: Any) -> Tree:
 
     def moved(leaf: Any, model: Any) -> Any:
         where = lies(model)
-        return leaf if where is None else jax.device_put(leaf, where)
+        return leaf if where is None else settled(jax.device_put(leaf, where))
 
     return jax.tree.map(moved, tree, other)
 
@@ -81,7 +81,16 @@ def samples_like(tree: Tree, model: Any) -> Tree:
     names = [name for entry in where.spec[:1] for name in _several(entry) if name is not None]
     parts = math.prod(where.mesh.shape[name] for name in names)
     fits = lambda leaf: leaf.ndim > 0 and leaf.shape[0] % parts == 0
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, rows if fits(leaf) else whole), tree)
+    return jax.tree.map(lambda leaf: settled(jax.device_put(leaf, rows if fits(leaf) else whole)), tree)
+
+
+def settled(tree: Tree) -> Tree:
+    """Arrays that are computed when this returns, on the CPUs of several processes; elsewhere as they are.
+
+    There several programs in flight with collectives can wait for each other for ever (jaxlib 0.10, two processes of two
+    devices): one device waits in gloo for another, which XLA holds back because too many programs are in flight.
+    """
+    return jax.block_until_ready(tree) if jax.process_count() > 1 and jax.default_backend() == "cpu" else tree
 
 
 def everywhere(tree: Tree) -> Tree:
@@ -91,7 +100,7 @@ def everywhere(tree: Tree) -> Tree:
 
 def _whole(leaf: Any) -> Any:
     where = None if is_here(leaf) else lies(leaf)
-    return leaf if where is None else jax.device_put(leaf, NamedSharding(where.mesh, PartitionSpec()))
+    return leaf if where is None else settled(jax.device_put(leaf, NamedSharding(where.mesh, PartitionSpec())))
 
 
 def is_traced(*trees: Any) -> bool:

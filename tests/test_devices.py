@@ -49,12 +49,12 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def of_processes(tmp_path_factory):
-    """What each of two processes found, of which each has half of the batch."""
+    """What each of two processes with two devices found, of which each has half of the batch."""
     folder, port = tmp_path_factory.mktemp("processes"), free_port()
     files = [folder / f"{rank}.json" for rank in range(two_processes.PROCESSES)]
     start = lambda *given: [sys.executable, two_processes.__file__, *map(str, given)]
     running = [
-        subprocess.Popen(start(rank, port, file), env=environment(1), stderr=subprocess.PIPE)
+        subprocess.Popen(start(rank, port, file), env=environment(2), stderr=subprocess.PIPE)
         for rank, file in enumerate(files)
     ]
     try:

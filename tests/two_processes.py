@@ -1,8 +1,9 @@
-"""One of two processes, each with one device and half of the batch: `test_devices.py` starts both and compares.
+"""One of two processes, each with two devices and half of the batch: `test_devices.py` starts both and compares.
 
 python two_processes.py RANK PORT FILE
 """
 
+import faulthandler
 import json
 import pathlib
 import sys
@@ -15,16 +16,20 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import localhessian as lh
 
 PROCESSES = 2
+PATIENCE = 240
+"""Seconds after which every thread says where it waits, and the process ends."""
 
 
 def case():
-    """With batch normalization, whose statistics are those of the whole batch."""
-    return networks.normalized()
+    """With batch normalization, whose statistics are those of the whole batch; of as many samples as devices divide."""
+    found = networks.normalized()
+    again = lambda rows: np.concatenate([rows, rows[::-3] / 2 if rows.ndim > 1 else rows[::-3]])
+    return found._replace(x=again(found.x), y=again(found.y))
 
 
 def spread(one):
-    """Over the processes: of the batch each gives its own half, of parameters what divides is divided."""
-    mesh = jax.make_mesh((PROCESSES,), ("data",), axis_types=(AxisType.Auto,))
+    """Over the devices: of the batch each process gives its own half, of parameters what divides is divided."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     def own(batch):
@@ -32,7 +37,7 @@ def spread(one):
         return jax.make_array_from_process_local_data(rows, half)
 
     def laid(leaf):
-        where = rows if leaf.shape[0] % PROCESSES == 0 else whole
+        where = rows if leaf.shape[0] % jax.device_count() == 0 else whole
         return jax.make_array_from_callback(leaf.shape, where, lambda index: np.asarray(leaf)[index])
 
     return one._replace(params=jax.tree.map(laid, one.params), x=own(one.x), y=own(one.y))
@@ -77,6 +82,7 @@ def sentences(one):
 
 
 def main(rank, port, file):
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", PROCESSES, int(rank))
     one = spread(case())

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from localhessian._mesh import settled
+
 F = TypeVar("F", bound=Callable[..., Any])
 _OUTSIDE = core.get_opaque_trace_state()
 """Nothing is being traced while modules are imported."""
@@ -48,9 +50,7 @@ def compiled(function: Any = None, /, *, static_argnums: Any = (), once: bool = 
     def run(*args: Any) -> Any:
         if is_tracing():
             return plain(*args)
-        found = chosen()(*args)
-        # Collectives of several programs in flight have been seen to wait for each other for ever there (gloo).
-        return jax.block_until_ready(found) if jax.process_count() > 1 and jax.default_backend() == "cpu" else found
+        return settled(chosen()(*args))
 
     return run
 

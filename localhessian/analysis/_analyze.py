@@ -20,7 +20,7 @@ from localhessian._version import __version__
 from localhessian.analysis._asked import UNASKED, chosen, expect_numbers, jobs_of, missing
 from localhessian.analysis._fingerprint import fingerprint
 from localhessian.analysis._insight import insight
-from localhessian.analysis._measured import measured, surveyed, without_figures
+from localhessian.analysis._measured import measured, surveyed, topped, without_figures
 from localhessian.analysis._notes import nobody, not_convex
 from localhessian.analysis._report import Report
 from localhessian.analysis._route import KEPT_BYTES, Limits, Route, in_time, in_units, limits_of, route, taken, within
@@ -29,7 +29,7 @@ from localhessian.analysis._spread import spread, stored
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.curvature import Part
-from localhessian.linalg import Method, SpectrumInterrupt, check_method
+from localhessian.linalg import Method, SpectrumInterrupt, TraceEstimate, check_method
 from localhessian.network import SIDES, Chain, Wrt, back_match_partly, check_chain
 
 GAUSS_NEWTON: Part = "gauss_newton"
@@ -85,8 +85,8 @@ def analyze(
         batches: Analyze the first so many batches alone too, and tell each figure's mean and 95 % interval over them in
             `report.spread`. Without a stream or `batch_size`, `x` is cut into so many.
         max_seconds: What all rows may take, compilation apart. Rows that would take more by their prediction (`lh.plan`
-            shows it) get the largest eigenvalue and a quadrature instead, or are skipped, with a note. Cheap rows come
-            first. `batches` share it evenly with the whole.
+            shows it) get the largest eigenvalue and a quadrature instead, or it and the trace by a few products, or
+            are skipped, with a note. Cheap rows come first. `batches` share it evenly with the whole.
         max_bytes: The same for the memory of each row; default what the machine has free.
         progress: True shows a bar; a function is called with (done, total, what); what is left is told in seconds.
         resume: An earlier, interrupted report of the same model and data: its rows are kept.
@@ -231,7 +231,9 @@ def _analyze_one(sources: Sources, found_route: Route, key: Key) -> tuple[Row, R
     try:
         seen = taken(found_route, sources.first, key)
         found, rest = seen.spectrum, seen.rest
-        if rest is not None:
+        if isinstance(rest, TraceEstimate):
+            row, behind = topped(job, found, rest, **how)
+        elif rest is not None:
             row, behind = surveyed(job, found, rest, **how)
         else:
             row, behind = measured(job, found, **how)

@@ -19,7 +19,7 @@ from localhessian.analysis._survey import examined, named
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import Part
 from localhessian.linalg import Method, check_method, condition_number
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain, expect_batch
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain
 
 
 def measure(
@@ -46,8 +46,8 @@ def measure(
     Args:
         chain: The network.
         params: The parameters of each block by its name.
-        x: Inputs, samples on the leading axis.
-        y: What the loss compares with.
+        x: Inputs, samples on the leading axis; outside of transformations also an `lh.Stream`.
+        y: What the loss compares with; None beside a stream.
         loss: Per-sample losses, shape `(n,)`.
         context: Handed to every block that takes one.
         blocks: A name or names of the blocks to measure; default all, but of blocks without parameters no H_z.
@@ -85,7 +85,6 @@ def measure(
         [1. 4. 9.]
     """
     check_chain(chain, params)
-    expect_batch("measure", x)
     expect_key(key)
     check_method(method)
     jobs = jobs_of(chain, blocks, wrt, part)
@@ -101,9 +100,16 @@ def measure(
 
 
 def measured_each(
-    matching: BackMatching, jobs: Sequence[RowKey], ones: tuple[int, ...], method: Method | None, key: Key
+    matching: BackMatching,
+    jobs: Sequence[RowKey],
+    ones: tuple[int, ...],
+    method: Method | None,
+    key: Key,
 ) -> tuple[tuple[Entry, ...], list[Figures]]:
-    """The figures of local Hessians; `ones`: the samples looked at one by one where a block keeps them apart."""
+    """The figures of local Hessians, in numbers of a stream too.
+
+    `ones`: the samples looked at one by one where a block keeps them apart.
+    """
     asked = [(job, ones if SIDES[job[1]].per_sample and not _is_coupled(matching, job[0]) else None) for job in jobs]
     entries, told = list[Entry](), list[Figures]()
     for (job, samples), (found, rest) in zip(asked, examined(matching, asked, method, key), strict=True):

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from localhessian._status import Status
-from localhessian.analysis._figures import Figures, figures, surveyed_figures
-from localhessian.analysis._notes import SURVEYED, Blame, nobody, note_of, words_of
+from localhessian.analysis._figures import Figures, figures, surveyed_figures, topped_figures
+from localhessian.analysis._notes import SHORT, SURVEYED, Blame, nobody, note_of, words_of
 from localhessian.analysis._survey import named
 from localhessian.analysis.rows import Key, Row, RowSpectrum
-from localhessian.linalg import ConditionNumber, Density, Spectrum, condition_number
+from localhessian.linalg import ConditionNumber, Density, Spectrum, TraceEstimate, condition_number
 
 _NAN = float("nan")
 
@@ -50,6 +50,29 @@ def surveyed(
     notes = "; ".join(filter(None, (words, note)))
     row = _row(key, found, told, samples, coupled, named(found, rest), int(found.matvecs), notes)
     return row, _behind(found, kappa)
+
+
+def topped(
+    key: Key,
+    found: Spectrum,
+    total: TraceEstimate,
+    *,
+    samples: int | Sequence[int],
+    coupled: bool,
+    blame: Blame = nobody,
+) -> tuple[Row, RowSpectrum]:
+    """As `measured`, of a spectrum of which a few products told the largest value, and of an estimate of the trace."""
+    kappa = condition_number(found)
+    # That it has not converged, or may have missed the largest, is what these words say.
+    spent = np.asarray(kappa.status) == int(Status.BUDGET_SPENT)
+    words = SHORT.format("a lower bound of lambda_max" if spent.any() else "lambda_max")
+    others: Any = {"status": np.where(spent, int(Status.CONVERGED), kappa.status)}
+    others["failure_probability"] = np.zeros_like(kappa.failure_probability)
+    rest = note_of(dataclasses.replace(kappa, **others), key[2], samples, blame)
+    note = "; ".join(filter(None, (words, rest)))
+    told, matvecs = topped_figures(found, kappa, total), int(found.matvecs) + total.probes
+    method = f"{found.method} + trace(probes={total.probes})"
+    return _row(key, found, told, samples, coupled, method, matvecs, note), _behind(found, kappa)
 
 
 def _row(

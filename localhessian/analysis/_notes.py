@@ -24,6 +24,8 @@ SURVEYED = (
     "smallest eigenvalue"
 )
 """With the name of the method: without a factor it is `Lanczos`."""
+SHORT = "a few products: {}, and an estimate of the trace; raise `max_seconds` or `max_bytes` for more"
+"""With what they tell of the largest eigenvalue."""
 _WORDS = {
     Status.NON_FINITE: (
         "products are not finite: overflow (has it diverged? look at the parameters' norms), or a derivative that does "

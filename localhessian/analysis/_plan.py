@@ -29,7 +29,7 @@ class PlannedRow:
     samples: int
     """Of an uncoupled H_z, those one by one; else 0."""
     route: str
-    """Structured, Dense, top + quadrature, the method asked for, or skipped."""
+    """Structured, Dense, top + quadrature, few products, the method asked for, or skipped."""
     reason: str
     seconds: float
     bytes: float

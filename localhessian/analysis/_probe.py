@@ -24,7 +24,7 @@ from localhessian.analysis._measurement import Entry
 from localhessian.analysis._pace import Pace
 from localhessian.analysis._presets import PRESETS, Vectors
 from localhessian.analysis.rows import Key as Job
-from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, by_block
+from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, by_block, expect_batch
 
 clock = time.perf_counter
 _SETUP = "back-matching"
@@ -140,6 +140,7 @@ class Probe:
             OSError: The file cannot be written.
         """
         expect_count("step", step, 0)
+        expect_batch("Probe", x)
         step = int(step)
         if self._is_early(step):
             return None

@@ -13,13 +13,23 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from localhessian._arguments import number, short
 from localhessian._clock import timed_call
 from localhessian._mesh import is_elsewhere
 from localhessian._types import Key as PRNGKey
 from localhessian.analysis._sources import Matching
-from localhessian.analysis._survey import MAX_OPERATIONS, TRACED_OPERATIONS, Survey, rest_of, top_of
+from localhessian.analysis._survey import (
+    ENDS,
+    MAX_OPERATIONS,
+    STREAMED,
+    TOP,
+    TRACED_OPERATIONS,
+    Survey,
+    rest_of,
+    top_of,
+)
 from localhessian.analysis.rows import Key
 from localhessian.curvature import local_hessian
 from localhessian.linalg import (
@@ -27,12 +37,14 @@ from localhessian.linalg import (
     Declined,
     Dense,
     Density,
+    Hutchinson,
     Krylov,
     Method,
     Operator,
     Spectrum,
     Structure,
     Structured,
+    TraceEstimate,
     Unconfirmed,
     basis_bytes,
     extent,
@@ -40,6 +52,7 @@ from localhessian.linalg import (
     of_iteration,
     of_structure,
     spectrum,
+    trace,
 )
 from localhessian.network import BackMatching
 
@@ -47,6 +60,12 @@ WALKED = 64.0
 """Bytes for each number of the vectors of an operator that the search for structure takes (heuristic)."""
 TOP_STEPS = 28.0
 """Steps of the largest eigenvalue to 0.3 % (heuristic)."""
+FEW: dict[Krylov, Krylov] = {
+    top: dataclasses.replace(top, max_matvecs=8, min_matvecs=0) for top in (TOP, ENDS, STREAMED)
+}
+"""With few products the same methods tell a lower bound of the largest eigenvalue."""
+FEW_PROBES = 4
+"""Random vectors of the trace beside them."""
 AGAIN = 10.0
 """Seconds of a search that is not made again to see what it takes with everything compiled."""
 QUICK = 0.1
@@ -88,10 +107,17 @@ class Route:
         return self.method is top_of(self.operator) or isinstance(self.method, Survey)
 
     @property
+    def is_short(self) -> bool:
+        """Whether a few products tell a lower bound of the largest eigenvalue, and the trace."""
+        return self.method is FEW[top_of(self.operator)]
+
+    @property
     def words(self) -> str:
         """The method, by its name."""
         if self.method is None:
             return "skipped"
+        if self.is_short:
+            return "few products"
         return "top + quadrature" if self.has_rest else type(self.method).__name__
 
 
@@ -191,15 +217,28 @@ def _searched(job: Key, operator: Operator, method: Method | None, most: float, 
 
 
 def cheaper(route: Route, limits: Limits) -> Route:
-    """The largest eigenvalue and a quadrature in place of a whole spectrum, where that fits; else nothing."""
-    top, other = top_of(route.operator), dataclasses.replace(route, is_structured=False, structure=None)
-    needed = basis_bytes(route.operator, top)
-    if needed > limits.bytes:
-        return dataclasses.replace(other, method=None, cost=Cost(math.nan, needed))
-    cost = of_iteration(route.operator, top, TOP_STEPS)
-    if cost.seconds > limits.seconds or route.has_rest:
-        return dataclasses.replace(other, method=None)
-    return dataclasses.replace(other, method=top, cost=cost)
+    """In place of a whole spectrum the largest eigenvalue and a quadrature, or else a few products, whatever fits.
+
+    What is skipped says what the least of it would take.
+    """
+    top = top_of(route.operator)
+    ways = (top, TOP_STEPS), (FEW[top], float(FEW[top].max_matvecs + FEW_PROBES))
+    least = [] if math.isinf(route.cost.seconds) or route.cost.bytes > limits.bytes else [route.cost]
+    other = dataclasses.replace(route, is_structured=False, structure=None)
+    step = next((route.cost.seconds / steps for method, steps in ways if route.method is method), math.nan)
+    for method, steps in ways:
+        needed = basis_bytes(route.operator, method)
+        if needed > limits.bytes:
+            least.append(Cost(math.nan, needed))
+            continue
+        step = of_iteration(route.operator, method, 1.0).seconds if math.isnan(step) else step
+        cost = Cost(steps * step, needed)
+        if cost.seconds <= limits.seconds:
+            return dataclasses.replace(other, method=method, cost=cost)
+        least.append(cost)
+    known = [cost for cost in least if not math.isnan(cost.seconds)]
+    cost = min(known) if known else min(least, key=lambda cost: cost.bytes)
+    return dataclasses.replace(other, method=None, cost=cost)
 
 
 def within(routes: Sequence[Route], limits: Limits) -> list[Route]:
@@ -223,8 +262,8 @@ class Taken(NamedTuple):
     """What was found by a route."""
 
     spectrum: Spectrum
-    rest: Density | None
-    """What a quadrature tells where the spectrum is not whole."""
+    rest: Density | TraceEstimate | None
+    """What a quadrature tells where the spectrum is not whole; of a few products the trace."""
     structure: Structure | None
     """That the spectrum comes from; None where there is none, or where a method was asked for."""
 
@@ -238,7 +277,12 @@ def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Taken:
         structure = structure or method.find(operator)
         method = dataclasses.replace(survey, structure=structure)
     spectrum_found = spectrum(operator, method, key=key, throw=False)
-    return Taken(spectrum_found, rest_of(spectrum_found) if found.has_rest else None, structure)
+    rest: Density | TraceEstimate | None = None
+    if found.has_rest:
+        rest = rest_of(spectrum_found)
+    elif found.is_short and np.all(spectrum_found.lambda_max > 0):
+        rest = trace(operator, Hutchinson(FEW_PROBES), key=key)
+    return Taken(spectrum_found, rest, structure)
 
 
 def _structure(operator: Operator, structured: Structured, most: float) -> tuple[Structure | None, str, bool]:

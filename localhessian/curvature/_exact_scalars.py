@@ -1,6 +1,7 @@
 """The scalars of all blocks of a network, from their local Hessians as operators: exact where these split."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from localhessian._brief import by_value
 from localhessian._types import Array, Float, Key
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._scalars import check_scalar
+from localhessian.curvature._streamed import coupling
 from localhessian.linalg import (
     Hutchinson,
     Lanczos,
@@ -22,7 +24,7 @@ from localhessian.linalg import (
     spectrum,
     trace,
 )
-from localhessian.network import SIDES, BackMatching, Wrt
+from localhessian.network import SIDES, BackMatching, StreamMatching, Wrt
 
 
 @by_value
@@ -40,7 +42,7 @@ class LocalScalars(NamedTuple):
 
 
 def local_scalars(
-    matching: BackMatching,
+    matching: BackMatching | StreamMatching,
     scalar: str = "mean",
     *,
     probes: int = 32,
@@ -52,7 +54,8 @@ def local_scalars(
     and where a matrix is no larger than `probes`; else estimates by products.
 
     Args:
-        matching: From `lh.back_match`.
+        matching: From `lh.back_match`; of a stream too. H_z of all its samples is block diagonal, a block for each
+            batch, which are looked at one after the other.
         scalar: `mean` = tr(H) / dimension, the multiple of I nearest to H; `range_mean` = tr(H^2) / tr(H); `max` =
             lambda_max (from below where it is no more than an estimate).
         probes: Random vectors of an estimate.
@@ -63,9 +66,10 @@ def local_scalars(
         it between compiled steps, as often as the scalars are to be refreshed.
 
     Raises:
-        ValueError: There is no such scalar.
+        ValueError: There is no such scalar; a block couples the samples of a stream's batches.
 
-    Cost: Gram matrices of every block (for `max` its spectrum), or `probes` products with each.
+    Cost: Gram matrices of every block (for `max` its spectrum), or `probes` products with each. Of a stream a pass for
+    each Gram matrix and product of H_W, and one for all H_z.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,23 +83,70 @@ def local_scalars(
 
     Source: docs/theory.md, 5.
     """
-    expect("matching", matching, BackMatching, "what `lh.back_match` returns for one batch")
+    expect("matching", matching, (BackMatching, StreamMatching), "what `lh.back_match` returns")
     expect_key(key)
     check_scalar(scalar)
     expect_count("probes", probes, 3 if scalar == "range_mean" else 2)
     key = jax.random.key(0) if key is None else key
-    values: dict[Wrt, list[Any]] = {wrt: [] for wrt in SIDES}
-    exact: dict[Wrt, list[bool]] = {wrt: [] for wrt in SIDES}
-    for b, block in enumerate(matching.chain.blocks):
-        for wrt, kind in SIDES.items():
-            value, is_exact = 1.0, True
-            if kind(block).variables(matching.place(block.name))[0]:
-                operator = local_hessian(matching, block.name, wrt)
-                value, is_exact = _scalar(operator, scalar, probes, jax.random.fold_in(key, b))
-            values[wrt].append(value)
-            exact[wrt].append(is_exact)
-    numbers = [jnp.stack([jnp.asarray(value, jnp.result_type(float)) for value in values[wrt]]) for wrt in values]
-    return LocalScalars(*numbers, *(np.asarray(exact[wrt]) for wrt in exact))
+    sides = [(block.name, wrt) for block in matching.chain.blocks for wrt in SIDES]
+    there = [side for side in sides if _exists(matching, *side)]
+    if isinstance(matching, BackMatching):
+        found = _of_batch(matching, there, scalar, probes, key)
+    else:
+        found = _of_batch(matching, [side for side in there if side[1] == "params"], scalar, probes, key)
+        found |= _of_inputs(matching, [side for side in there if side[1] == "input"], scalar, probes, key)
+    values, exact = ([found.get(side, (1.0, True))[i] for side in sides] for i in (0, 1))
+    of_sides = jnp.stack([jnp.asarray(value, jnp.result_type(float)) for value in values]).reshape(-1, len(SIDES)).T
+    return LocalScalars(*of_sides, *np.reshape(exact, (-1, len(SIDES))).T)
+
+
+Found = dict[tuple[str, Wrt], tuple[Any, bool]]
+"""By block and side, the scalar and whether it is exact."""
+
+
+def _exists(matching: BackMatching | StreamMatching, block: str, wrt: Wrt) -> bool:
+    kind = SIDES[wrt](matching.chain.blocks[matching.chain.index(block)])
+    return bool(kind.variables(matching.place(block))[0])
+
+
+def _of_batch(matching: Any, sides: Sequence[tuple[str, Wrt]], scalar: str, probes: int, key: Key) -> Found:
+    """Of a batch; of a stream by H_W."""
+    found: Found = {}
+    for block, wrt in sides:
+        operator = local_hessian(matching, block, wrt)
+        found[block, wrt] = _scalar(operator, scalar, probes, jax.random.fold_in(key, matching.chain.index(block)))
+    return found
+
+
+def _of_inputs(matching: StreamMatching, sides: Sequence[tuple[str, Wrt]], scalar: str, probes: int, key: Key) -> Found:
+    """Of a stream, by H_z: what is said of the blocks on a diagonal.
+
+    Raises:
+        ValueError: A batch couples its samples.
+    """
+    refused = [] if matching.stream.per_batch else [coupling(matching, *side, "gauss_newton") for side in sides]
+    for why in filter(None, refused):
+        raise ValueError(why)
+    told: dict[tuple[str, Wrt], list[tuple[Any, bool, Any]]] = {side: [] for side in sides}
+    for i, one in enumerate(matching.matchings(len(matching.chain))):
+        of_batch = jax.random.fold_in(key, i)
+        for side, (value, is_exact) in _of_batch(one, sides, scalar, probes, of_batch).items():
+            share = _share(local_hessian(one, *side), scalar, probes, of_batch)
+            told[side].append((value, is_exact, share))
+    found: Found = {}
+    for side, parts in told.items():
+        numbers, exact, shares = zip(*parts, strict=True)
+        joined = max(numbers) if scalar == "max" else sum(s * m for s, m in zip(shares, numbers, strict=True))
+        total = 1 if scalar == "max" else sum(shares)
+        found[side] = joined / jnp.where(total > 0, total, 1), all(exact)
+    return found
+
+
+def _share(operator: SymmetricOperator, scalar: str, probes: int, key: Key) -> Any:
+    """What a block's scalar counts among others on a diagonal: its dimension, or its trace."""
+    if scalar != "range_mean":
+        return operator.size
+    return operator.size * _scalar(operator, "mean", probes, key)[0]
 
 
 def _scalar(operator: SymmetricOperator, scalar: str, probes: int, key: Key) -> tuple[Any, bool]:

@@ -9,7 +9,7 @@ from localhessian._clock import least_seconds
 from localhessian.linalg._rates import eigen_rate, gram_rate, of_pieces, of_step, row_rate
 from localhessian.linalg.krylov import Krylov, runs_whole
 from localhessian.linalg.operators import Operator, Streamed, unit_products
-from localhessian.linalg.structure import Structure
+from localhessian.linalg.structure import Structure, cores_for
 
 WHOLE_STEP = 2.0
 """Of the time of its products, what a step of an iteration takes that is one program (heuristic)."""
@@ -41,7 +41,9 @@ def of_dense(operator: Operator, *, timed: bool = True) -> Cost:
     copies = operator.batch or 1
     grams = 4.0 * operator.rows * order**2 if isinstance(operator, Streamed) else order * numbers
     eigen = copies * 4 / 3 * float(order) ** 3
-    decompose = grams / gram_rate(order, one_core=False) + eigen / eigen_rate(order, one_core=False)
+    workers = cores_for(copies)
+    rates = (rate(order, one_core=workers > 1) for rate in (gram_rate, eigen_rate))
+    decompose = sum(work / rate for work, rate in zip((grams, eigen), rates, strict=True)) / workers
     if isinstance(operator, Streamed):
         return Cost(decompose + (_of_pass(operator) if timed else 0.0), 32.0 * numbers)
     return Cost(decompose + (_of_rows(operator) if timed else 0.0), 4.0 * numbers + 16.0 * copies * order**2)

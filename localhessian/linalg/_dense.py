@@ -35,7 +35,7 @@ from localhessian.linalg.operators import (
     unit_products,
 )
 from localhessian.linalg.spectra import Spectrum, packed
-from localhessian.linalg.structure import roots, singular_values
+from localhessian.linalg.structure import cores_for, in_parallel, roots, singular_values
 
 CHUNK_BYTES = 2**27
 """What one call of products with unit vectors may hold."""
@@ -220,7 +220,9 @@ def _decompose_on_host(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.n
     """Singular values (s, order) ascending in float64, and right singular vectors of the largest if asked."""
     lead, (order, long) = rows.shape[:-2], rows.shape[-2:]
     decompose = partial(_decompose_rows, wide=wide, vectors=vectors)
-    found = [decompose(matrix) for matrix in rows.reshape(-1, order, long)]
+    matrices = rows.reshape(-1, order, long)
+    workers = cores_for(len(matrices))
+    found = list(in_parallel(decompose, matrices, workers) if workers > 1 else map(decompose, matrices))
     sigma = np.stack([values for values, _ in found]).reshape(*lead, order)
     if not vectors:
         return sigma, None

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Data in batches, in place of `x` in `lh.back_match`, `lh.plan` and `lh.analyze` (`y` then is None).
+    """Data in batches, in place of `x` in `lh.back_match`, `lh.plan`, `lh.measure` and `lh.analyze` (`y` is None).
 
     H_W of all samples is the mean of those of the batches, weighted by their numbers of samples: every product goes
     through the batches again, and one is in memory at a time. A batch of another size (a ragged last one) compiles
@@ -103,7 +103,9 @@ class Stream:
 def expect_batch(function: str, x: Any) -> None:
     """Refuse a stream (TypeError)."""
     if isinstance(x, Stream):
-        raise TypeError(f"`{function}` takes one batch as `x`, and no stream: `lh.back_match` and `lh.analyze` do.")
+        raise TypeError(
+            f"`{function}` takes one batch, and no stream: pass its batches one by one (`for x, y, context in stream`)."
+        )
 
 
 def _checked(batch: Any) -> Batch:

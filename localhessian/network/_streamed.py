@@ -12,6 +12,7 @@ import numpy as np
 
 from localhessian._arguments import expect_here
 from localhessian._brief import named, wrapped
+from localhessian._mesh import is_traced
 from localhessian._tree import abstracted, is_concrete, raw_bytes
 from localhessian._types import Context, Loss, Params
 from localhessian.network._backmatching import BackMatching
@@ -164,8 +165,14 @@ def match_stream(
     """One pass through the stream: every batch is checked, and what sums over samples is summed.
 
     Raises:
+        TypeError: Called under a transformation.
         ValueError: `y` is given too; there is no batch; as from `match`.
     """
+    if is_traced(params, context):
+        raise TypeError(
+            "a stream is gone through on the host, and no compiled program holds one: call it outside `jax.jit` and "
+            "`jax.vmap`, or with one batch."
+        )
     if y is not None:
         raise ValueError("`y` must be None where `x` is a stream, which holds both: pass `lh.Stream([(x, y), ...])`.")
     found: StreamMatching | None = None

@@ -33,6 +33,7 @@ from localhessian.network import (
     admit,
     check_chain,
     check_params,
+    expect_batch,
     run_chain,
     validate_values,
 )
@@ -148,6 +149,7 @@ def propagate(
     Source: Zhang, Chen & Liu (2018), Procedure 1.
     """
     check_chain(chain, params)
+    expect_batch("propagate", x)
     expect_key(key)
     of_weight_side = _picked("weight_solver", chain, weight_solver, 0.0)
     of_input_side = _picked("input_solver", chain, input_solver, 1.0)

@@ -25,6 +25,7 @@ from localhessian.network import (
     check_arrays,
     check_chain,
     check_finite,
+    expect_batch,
     first_samples,
     in_blocks,
     run_chain,
@@ -177,6 +178,7 @@ def scale_by_local_hessian(
         expect("state", state, ScaleByLocalHessianState, "what `init` or the last `update` returned")
         expect("scalars", scalars, (LocalScalars, type(None)), "what `lh.local_scalars` returns")
         expect_key(key)
+        expect_batch("scale_by_local_hessian", x)
         check_unmasked((params, updates))
         _check_values(updates, params, x, None if y is _NONE else y)
         of_blocks = by_block(chain, params)

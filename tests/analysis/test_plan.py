@@ -1,5 +1,6 @@
 """What an analysis would take, and analyses that take no more than they may."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 import localhessian as lh
-from localhessian.analysis._route import Limits, Route, within
-from localhessian.linalg import Cost
+from localhessian.analysis import _route
+from localhessian.analysis._route import FEW, Limits, Route, cheaper, within
+from localhessian.analysis._survey import TOP
+from localhessian.linalg import Cost, basis_bytes
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +146,47 @@ def test_dear_rows_come_last_and_give_way_first():
         for name, seconds in (("cheap", 1.0), ("dear", 30.0), ("unknown", float("nan")))
     )
     assert within([unknown, dear, cheap], Limits()) == [cheap, dear, unknown]
+
+
+def test_the_way_that_fits_is_the_one_that_tells_most(monkeypatch):
+    """A second for each product: 49 of them, 12, or what the whole spectrum takes where that is less."""
+    H = lh.symmetric_operator(lambda v: v, 5)
+    monkeypatch.setattr(_route, "of_iteration", lambda operator, method, steps: Cost(steps, 0.0))
+    whole = Route(("a", "params", "gauss_newton"), H, lh.Dense(), "", Cost(1000.0, 1.0))
+    for seconds, way, takes in (
+        (60, "top + quadrature", 49),
+        (20, "few products", 12),
+        (5, "skipped", 12),
+    ):
+        found = cheaper(whole, Limits(seconds))
+        assert (found.words, found.cost.seconds) == (way, takes)
+        assert cheaper(found, Limits(1)).cost.seconds == 12
+    quick = dataclasses.replace(whole, cost=Cost(7.0, 1.0))
+    assert cheaper(quick, Limits(5)).cost.seconds == 7
+
+
+@pytest.mark.parametrize(
+    ("products", "status", "words"),
+    [(8, "CONVERGED", "lambda_max"), (2, "BUDGET_SPENT", "a lower bound of lambda_max")],
+)
+def test_a_few_products_tell_the_largest_eigenvalue_and_the_trace(products, status, words, monkeypatch):
+    monkeypatch.setitem(FEW, TOP, dataclasses.replace(TOP, max_matvecs=products))
+    case, which = networks.transformer(), {"blocks": "attention", "wrt": "params"}
+    (whole,) = lh.analyze(*case, **which).rows
+    H = lh.local_hessian(lh.back_match(*case), "attention")
+    few = {"max_bytes": 1.01 * basis_bytes(H, FEW[TOP])}
+    assert [row.route for row in lh.plan(*case, **which, **few).rows] == ["few products"]
+    report = lh.analyze(*case, **which, **few)
+    (row,) = report.rows
+    assert row.status == status
+    assert row.note.startswith(f"a few products: {words}, and an estimate of the trace; raise `max_seconds`")
+    assert "max_matvecs" not in row.note
+    assert 0.5 * whole.lambda_max < row.lambda_max <= whole.lambda_max * (1 + 1e-5)
+    if status == "CONVERGED":
+        assert row.lambda_max == pytest.approx(whole.lambda_max, rel=3e-3)  # the method's tolerance
+    # The trace by four random vectors, within four of their standard errors.
+    assert abs(row.trace - whole.trace) <= 4 * row.trace_error
+    assert np.isnan(row.kappa_plus)
+    assert row.matvecs <= products + 6  # the trace's four, the start and the residual
+    assert "attention" in str(report)
+    assert report.summary

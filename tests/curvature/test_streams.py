@@ -144,11 +144,51 @@ def test_estimates_are_those_of_one_batch(both, tol):
     np.testing.assert_allclose(weighted[0].to_dense(), weighted[1].to_dense(), atol=100 * tol.product)
 
 
+@pytest.mark.parametrize("scalar", ["mean", "range_mean", "max"])
+def test_scalars_are_those_of_one_batch(both, tol, scalar):
+    """Where they are exact: of other blocks the random vectors are others, batch by batch."""
+    _, one, streamed = both
+    truth, found = (lh.local_scalars(matching, scalar) for matching in (one, streamed))
+    for wrt in ("weights", "inputs"):
+        exact = getattr(found, f"exact_{wrt}")
+        assert list(exact) == list(getattr(truth, f"exact_{wrt}"))
+        ours, wanted = (np.asarray(getattr(scalars, wrt))[exact] for scalars in (found, truth))
+        assert exact.sum() >= 4
+        np.testing.assert_allclose(ours, wanted, rtol=10 * tol.eigenvalue)
+
+
+def test_measure_finds_what_it_finds_in_one_batch(both, tol):
+    case, _, _ = both
+    measured = [
+        lh.measure(case.chain, case.params, *data, cross_entropy, blocks=("affine", "head"), samples=(1, 9))
+        for data in ((case.x, case.y), (lh.Stream(case.batches), None))
+    ]
+    for name in ("kappa_plus", "lambda_max", "rank", "trace"):
+        truth, found = (getattr(one.figures, name) for one in measured)
+        np.testing.assert_allclose(found, truth, rtol=1e3 * tol.eigenvalue)  # kappa_plus by its small end
+    entries = [[dataclasses.replace(entry, method="") for entry in one.entries] for one in measured]
+    assert entries[0] == entries[1]
+
+
 def test_what_takes_one_batch_says_so(both):
-    _, _, streamed = both
-    for function in (lh.local_scalars, lambda matching: lh.back_matching_loss(matching, "relu")):
-        with pytest.raises(TypeError, match=r"what `lh\.back_match` returns for one batch, got a `StreamMatching`"):
-            function(streamed)
+    case, _, streamed = both
+    with pytest.raises(TypeError, match=r"what `lh\.back_match` returns for one batch, got a `StreamMatching`"):
+        lh.back_matching_loss(streamed, "relu")
+    stream, rest = lh.Stream(case.batches), (case.chain, cross_entropy)
+    optimizer = lh.scale_by_local_hessian(*rest)
+    state = optimizer.init(case.params)
+    asked = {
+        "check_identities": lambda: lh.check_identities(case.chain, case.params, stream, None, cross_entropy),
+        "propagate": lambda: lh.propagate(case.chain, case.params, stream, None, cross_entropy),
+        "Probe": lambda: lh.Probe(*rest)(0, case.params, stream, None),
+        "scale_by_local_hessian": lambda: optimizer.update(case.params, state, case.params, x=stream, y=None),
+    }
+    for name, ask in asked.items():
+        with pytest.raises(TypeError, match=f"`{name}` takes one batch, and no stream: pass its batches one by one"):
+            ask()
+    for ask in (lh.back_match, lh.measure):
+        with pytest.raises(TypeError, match="a stream is gone through on the host, and no compiled program holds one"):
+            jax.jit(lambda params, ask=ask: ask(case.chain, params, stream, None, cross_entropy))(case.params)
 
 
 def test_samples_come_out_of_their_batches(both, tol):
@@ -238,8 +278,14 @@ def test_batches_that_couple_their_samples_are_refused_unless_their_own_are_mean
     with pytest.raises(ValueError, match="block `norm` couples"):
         lh.local_hessian(matching, "b", "input", samples=[0])
     own = [lh.local_hessian(match(*batch), "b").to_dense() for batch in batches]
-    mean = lh.local_hessian(match(lh.Stream(batches, per_batch=True), None), "b").to_dense()
+    of_each = match(lh.Stream(batches, per_batch=True), None)
+    mean = lh.local_hessian(of_each, "b").to_dense()
     np.testing.assert_allclose(mean, 6 / 9 * own[0] + 3 / 9 * own[1], atol=10 * tol.product)
+    with pytest.raises(ValueError, match="block `norm` couples"):
+        lh.local_scalars(matching)
+    scalars, *parts = (lh.local_scalars(one) for one in (of_each, *(match(*batch) for batch in batches)))
+    for ours, first, second in zip(scalars[:2], parts[0], parts[1], strict=False):
+        np.testing.assert_allclose(ours, 6 / 9 * first + 3 / 9 * second, rtol=100 * tol.product)
 
 
 @pytest.mark.once
@@ -258,9 +304,6 @@ def test_what_is_no_stream_is_named(both):
         lh.local_hessian(one, "relu", "input", batch_size=2)
     with pytest.raises(ValueError, match="say it to the stream"):
         lh.local_hessian(streamed, "relu", batch_size=2)
-    for name in ("measure", "check_identities"):
-        with pytest.raises(TypeError, match=f"`{name}` takes one batch as `x`, and no stream"):
-            getattr(lh, name)(case.chain, case.params, lh.Stream(batches), None, cross_entropy)
     once = iter(batches)
     with pytest.raises(ValueError, match="gave 0 samples, and 10 the first time"):
         lh.local_hessian(case.match(lh.Stream(lambda: once)), "relu").mv(jnp.ones(25))

@@ -4,8 +4,10 @@ import contextlib
 
 import numpy as np
 import pytest
+import threadpoolctl
 
-from localhessian.linalg.structure import _lapack
+from localhessian.linalg import _dense
+from localhessian.linalg.structure import _lapack, _threads
 
 pytestmark = pytest.mark.once
 
@@ -48,3 +50,24 @@ def test_what_is_not_finite_is_an_error_or_told():
     with contextlib.suppress(np.linalg.LinAlgError):
         found = _lapack.eigenvalues(np.full((70, 70), np.nan))
     assert np.all(np.isnan(found))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("count", "threads"), [(3, 1), (1, 2)])
+def test_matrices_that_wait_have_a_core_each_and_one_alone_has_all(count, threads, monkeypatch):
+    """BLAS with several threads in each of several calls makes them wait for each other."""
+    seen = []
+
+    def roots(gram):
+        pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+        seen.extend(pool["num_threads"] for pool in pools)
+        return found(gram)
+
+    found = _dense.roots
+    monkeypatch.setattr(_dense, "roots", roots)
+    monkeypatch.setattr(_threads, "cores", lambda: 2)
+    matrices = np.random.default_rng(0).standard_normal((count, 4, 6)).astype(np.float32)
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        sigma, _ = _dense._decompose_on_host(matrices, wide=True, vectors=0)
+    np.testing.assert_allclose(sigma, np.linalg.svd(matrices.astype(np.float64), compute_uv=False)[:, ::-1])
+    assert set(seen) == {threads}

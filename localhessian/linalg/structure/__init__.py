@@ -7,4 +7,6 @@ from localhessian.linalg.structure._lapack import eigenvalues as eigenvalues
 from localhessian.linalg.structure._mixing import Grid as Grid
 from localhessian.linalg.structure._structured import Structure as Structure
 from localhessian.linalg.structure._structured import Structured as Structured
+from localhessian.linalg.structure._threads import cores_for as cores_for
+from localhessian.linalg.structure._threads import in_parallel as in_parallel
 from localhessian.linalg.structure._unit import roots as roots

@@ -16,6 +16,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_for(count: int) -> int:
+    """Of matrices of one order that wait to be decomposed: a core for each, or all of them for one after the other."""
+    return cores() if count >= cores() else 1
+
+
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """The results in order; an interruption waits for no more than the calls that run."""
     executor = ThreadPoolExecutor(workers)
