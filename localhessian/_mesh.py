@@ -87,8 +87,8 @@ def samples_like(tree: Tree, model: Any) -> Tree:
 def settled(tree: Tree) -> Tree:
     """Arrays that are computed when this returns, on the CPUs of several processes; elsewhere as they are.
 
-    There several programs in flight with collectives can wait for each other for ever (jaxlib 0.10, two processes of two
-    devices): one device waits in gloo for another, which XLA holds back because too many programs are in flight.
+    There several programs in flight with collectives can wait for each other for ever (jaxlib 0.10, two processes of
+    two devices): one device waits in gloo for another, which XLA holds back because too many programs are in flight.
     """
     return jax.block_until_ready(tree) if jax.process_count() > 1 and jax.default_backend() == "cpu" else tree
 
