@@ -39,6 +39,12 @@ def test_small_values_have_the_digits_of_float32(way):
     np.testing.assert_allclose(WAYS[way](MATRICES), TRUE, rtol=3e-6)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere there is no float64 beside float32")
+def test_of_many_rows_each_block_of_the_gram_matrix_is_there():
+    matrices, true = prescribed(203, 210, 2)
+    np.testing.assert_allclose(jax.jit(singular_values)(matrices), true, rtol=3e-5)
+
+
 def test_without_the_routine_for_eigenvalues_alone_they_are_the_same(monkeypatch):
     monkeypatch.setattr(_in_program, "_has_eigenvalues_alone", lambda: False)
     # A shape of its own, so that nothing traced before is found again.
