@@ -62,6 +62,15 @@ def test_rows_that_are_kronecker_products(rows):
     np.testing.assert_allclose(both[0], true[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_of_a_matrix_that_is_not_finite_alone_they_are_nan(dtype):
+    matrices = MATRICES.astype(dtype)
+    matrices[0, 2, 3], matrices[2, 5, 8] = np.inf, np.nan
+    with jax.enable_x64(dtype == np.float64):
+        found = jax.jit(singular_values)(matrices)
+    np.testing.assert_allclose(found, np.where([[False], [True], [False]], TRUE, np.nan), rtol=3e-2)
+
+
 def test_double_precision_is_not_squared():
     with jax.enable_x64(True):
         matrix = np.diag(np.geomspace(1, 1e-12, 4))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -17,7 +18,7 @@ HALVED = 96
 
 @jax.custom_jvp
 def singular_values(*factors: Array) -> Array:
-    """In descending order, as many as the smaller side has.
+    """In descending order, as many as the smaller side has; NaN of a matrix that is not finite.
 
     Of matrices (*, m, p); or of (*, m, p_1) and (*, m, p_2), of whose rows the Kronecker products are meant. From
     float32 numbers on the CPU with all their digits, as outside of programs; on devices without float64 to eps times
@@ -37,7 +38,18 @@ def _by_decomposition(*factors: Array) -> Array:
     return cast(Array, _alone(_rows(*factors)))
 
 
-_alone = one_by_one(lambda matrix: jnp.linalg.svd(matrix, compute_uv=False))
+def _finite(decompose: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same of matrices (*, m, n), NaN where one is not finite, which LAPACK never meets."""
+
+    def run(matrices: Array) -> Array:
+        finite = jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
+        return jnp.where(finite[..., 0], decompose(jnp.where(finite, matrices, 0)), jnp.nan)
+
+    return run
+
+
+_singular_values = _finite(lambda matrices: jnp.linalg.svd(matrices, compute_uv=False))
+_alone = one_by_one(_singular_values)
 
 
 def _rows(*factors: Array) -> Array:
@@ -84,7 +96,7 @@ def _batched(size: int, is_batched: list[bool], *factors: Array) -> tuple[Array,
 
 def _eigenvalues(gram: Array) -> Array:
     """Descending; as singular values, which they are of such a matrix, JAX has them without vectors."""
-    return _by_lapack(gram) if _has_eigenvalues_alone() else jnp.linalg.svd(gram, compute_uv=False)
+    return _finite(_by_lapack)(gram) if _has_eigenvalues_alone() else _singular_values(gram)
 
 
 def _by_lapack(gram: Array) -> Array:
