@@ -206,14 +206,14 @@ def truth(make, side, scale, seed):
     return found
 
 
-def shapes(compiled, depths=4, widths=50):
-    """Memory while tanh networks of 200 different shapes are measured, each by programs of its own."""
+def shapes(compiled, count):
+    """Memory while tanh networks of so many widths are measured, each by programs of its own."""
 
-    def of_shape(scale, depth, width):
-        chain = lh.Chain([lh.Block(f"layer{i}", dense) for i in range(depth)])
-        keys = jax.random.split(jax.random.key(0), depth + 1)
+    def of_shape(scale, width):
+        chain = lh.Chain([lh.Block(f"layer{i}", dense) for i in range(2)])
+        keys = jax.random.split(jax.random.key(0), 3)
         draw = lambda key, n: scale * jax.random.normal(key, (n, width)) / np.sqrt(width)
-        params = {f"layer{i}": draw(keys[i], width) for i in range(depth)}
+        params = {f"layer{i}": draw(keys[i], width) for i in range(2)}
         return lh.measure(
             chain, params, draw(keys[-1], 4), jnp.zeros((4, width)), squares, blocks="layer0", wrt="params"
         )
@@ -222,8 +222,8 @@ def shapes(compiled, depths=4, widths=50):
         if done % max(total // 10, 1) == 0:
             print(f"after {done} of {total} shapes: {memory('VmRSS'):.0f} MiB", flush=True)
 
-    axes = {"scale": [1.0], "depth": range(1, 1 + depths), "width": range(5, 5 + widths)}
-    lh.sweep(of_shape, axes, ("depth", "width"), compiled=compiled, progress=show)
+    axes = {"scale": [1.0], "width": range(5, 5 + count)}
+    lh.sweep(of_shape, axes, "width", compiled=compiled, progress=show)
 
 
 def squares(z, y):
@@ -241,10 +241,11 @@ def main():
     parser.add_argument("--analyzed", type=int, default=3, help="networks of which `analyze` is timed")
     parser.add_argument("--by-hand", type=int, default=2, help="networks that the program written by hand takes")
     parser.add_argument("--true", type=int, default=2, help="networks of which the error is taken")
+    parser.add_argument("--shapes", type=int, default=200, help="how many")
     parser.add_argument("--plain", action="store_true", help="shapes: as plain Python (`compiled=False`)")
     given = parser.parse_args()
     if given.network == "shapes":
-        shapes(not given.plain)
+        shapes(not given.plain, given.shapes)
         return
     if given.network == "conv":
         choice()

@@ -7,11 +7,11 @@ its tolerance, from a random start whose first steps tell about all eigenvalues.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from localhessian._progress import Progress, silent
@@ -36,7 +36,7 @@ from localhessian.linalg import (
     SymmetricOperator,
     are_alike,
     gram,
-    side_by_side,
+    in_turn,
     spectral_density,
     spectrum,
 )
@@ -123,8 +123,8 @@ def examined(matching: BackMatching, asked: Sequence[Asked], method: Method | No
         elif len(group) == 1:
             examples = [_surveyed(operators[0], keys[0])]
         else:
-            every = _surveyed(gram(side_by_side([_bare(operator) for operator in operators])), keys[0])
-            examples = [_part(every, i, operators[0].batch) for i in range(len(group))]
+            survey = functools.partial(_surveyed_factor, key=keys[0])
+            examples = in_turn(survey, [_bare(operator) for operator in operators])
         found.update(zip([job for job, _ in group], examples, strict=True))
     return [found[job] for job, _ in asked]
 
@@ -138,6 +138,10 @@ def _surveyed(operator: SymmetricOperator, key: Key) -> Examined:
     survey = Survey(MAX_OPERATIONS if is_concrete(operator, key) else TRACED_OPERATIONS)
     found = spectrum(operator, survey, key=key, throw=False)
     return found, rest_of(found)
+
+
+def _surveyed_factor(factor: LinearMap, key: Key) -> Examined:
+    return _surveyed(gram(factor), key)
 
 
 def _alike(matching: BackMatching, asked: Sequence[Asked]) -> list[list[Asked]]:
@@ -168,13 +172,6 @@ def _bare(operator: SymmetricOperator) -> LinearMap:
     """Its factor, without a label."""
     factor: Any = operator.factor
     return dataclasses.replace(factor, label="")
-
-
-def _part(every: Examined, i: int, batch: int | None) -> Examined:
-    """Of operators side by side what belongs to one of them, a batch or a single one."""
-    place = i if batch is None else slice(i * batch, (i + 1) * batch)
-    found, rest = jax.tree.map(lambda leaf: leaf[place] if jnp.ndim(leaf) else leaf, every)
-    return found, rest
 
 
 def named(found: Spectrum, rest: Density | None) -> str:

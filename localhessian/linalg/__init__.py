@@ -26,11 +26,11 @@ from localhessian.linalg.operators import call as call
 from localhessian.linalg.operators import contains_convolution as contains_convolution
 from localhessian.linalg.operators import eps_of as eps_of
 from localhessian.linalg.operators import gram as gram
+from localhessian.linalg.operators import in_turn as in_turn
 from localhessian.linalg.operators import linear_map as linear_map
 from localhessian.linalg.operators import matrix_map as matrix_map
 from localhessian.linalg.operators import repeat as repeat
 from localhessian.linalg.operators import repeated as repeated
-from localhessian.linalg.operators import side_by_side as side_by_side
 from localhessian.linalg.operators import symmetric_operator as symmetric_operator
 from localhessian.linalg.operators import weighted_sum as weighted_sum
 from localhessian.linalg.spectra import RANK_RULE as RANK_RULE

@@ -152,11 +152,9 @@ def _from_rows(operator: Operator, rows: Any, doubted: LinearMap | None, vectors
     order, d = rows.shape[-2], operator.size
     on = _arithmetic(rows)
     xp = on.xp
-    finite = xp.all(xp.isfinite(rows), axis=(-2, -1))
-    if not on.surely(finite):
-        rows = xp.where(finite[..., None, None], rows, 0)
     # A tall R stands transposed: its right vectors are the left ones of the rows.
     sigma, right = (_decompose_on_host if on is HOST else _decompose_traced)(rows, d > order, vectors)
+    finite = ~xp.any(xp.isnan(sigma), axis=-1)
     wrong = 0 if doubted is None else _contradiction(doubted, rows, on)
     usable = finite & (xp.asarray(wrong) == 0)
     sigma = xp.where(usable[..., None], sigma, xp.nan)
@@ -217,13 +215,20 @@ def _rows(prepared: Operator, long: int) -> Any:
 
 
 def _decompose_on_host(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Singular values (s, order) ascending in float64, and right singular vectors of the largest if asked."""
+    """Singular values (s, order) ascending in float64, and right singular vectors of the largest if asked.
+
+    NaN of a matrix that is not finite, as in a program.
+    """
     lead, (order, long) = rows.shape[:-2], rows.shape[-2:]
+    finite = np.all(np.isfinite(rows), axis=(-2, -1))
+    if not finite.all():
+        rows = np.where(finite[..., None, None], rows, 0)
     decompose = partial(_decompose_rows, wide=wide, vectors=vectors)
     matrices = rows.reshape(-1, order, long)
     workers = cores_for(len(matrices))
     found = list(in_parallel(decompose, matrices, workers) if workers > 1 else map(decompose, matrices))
     sigma = np.stack([values for values, _ in found]).reshape(*lead, order)
+    sigma[~finite] = np.nan
     if not vectors:
         return sigma, None
     right = np.stack([basis for _, basis in found if basis is not None])
@@ -260,9 +265,10 @@ def _float64_gram(matrix: np.ndarray, columns: int = 8192) -> np.ndarray:
 def _decompose_traced(rows: Array, wide: bool, vectors: int) -> tuple[Array, Array | None]:
     if not vectors:
         return singular_values(rows)[..., ::-1], None
-    left, sigma, right = (complete_svd if wide and vectors > rows.shape[-2] else svd)(rows)
+    finite = jnp.all(jnp.isfinite(rows), axis=(-2, -1), keepdims=True)
+    left, sigma, right = (complete_svd if wide and vectors > rows.shape[-2] else svd)(jnp.where(finite, rows, 0))
     chosen = jnp.swapaxes(right, -1, -2) if wide else left
-    return sigma[..., ::-1], chosen[..., :vectors][..., ::-1]
+    return jnp.where(finite[..., 0], sigma, jnp.nan)[..., ::-1], chosen[..., :vectors][..., ::-1]
 
 
 def _from_matrix(operator: SymmetricOperator, matrix: Any, vectors: int, method: str) -> Spectrum:

@@ -15,6 +15,7 @@ import xarray
 
 import localhessian as lh
 from localhessian.analysis.sweeps import _compiled as compiled_programs
+from localhessian.analysis.sweeps import _hosted as hosted_cases
 from localhessian.analysis.sweeps import _journal as journal
 
 pytestmark = pytest.mark.once
@@ -305,3 +306,18 @@ def test_cases_that_differ_in_kind_are_told():
 def test_messages(call, sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
         call()
+
+
+def test_plain_cases_run_shape_by_shape_and_what_finished_shapes_leave_is_freed(monkeypatch):
+    ran = []
+    monkeypatch.setattr(hosted_cases, "forget", lambda: ran.append("freed"))
+
+    def case(scale, width):
+        ran.append((scale, width))
+        return {"product": scale * width}
+
+    widths = range(hosted_cases.KEPT + 1)
+    found = lh.sweep(case, {"scale": [1.0, 2.0], "width": widths}, "width", compiled=False)
+    expected = [(scale, width) for width in widths for scale in (1.0, 2.0)]
+    assert ran == [*expected[:-2], "freed", *expected[-2:]]
+    np.testing.assert_array_equal(found["product"], np.outer([1, 2], widths))

@@ -39,6 +39,12 @@ def test_small_values_have_the_digits_of_float32(way):
     np.testing.assert_allclose(WAYS[way](MATRICES), TRUE, rtol=3e-6)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere there is no float64 beside float32")
+def test_of_many_rows_each_block_of_the_gram_matrix_is_there():
+    matrices, true = prescribed(203, 210, 2)
+    np.testing.assert_allclose(jax.jit(singular_values)(matrices), true, rtol=3e-5)
+
+
 def test_without_the_routine_for_eigenvalues_alone_they_are_the_same(monkeypatch):
     monkeypatch.setattr(_in_program, "_has_eigenvalues_alone", lambda: False)
     # A shape of its own, so that nothing traced before is found again.
@@ -54,6 +60,15 @@ def test_rows_that_are_kronecker_products(rows):
         np.testing.assert_allclose(found, true, rtol=1e-5, atol=1e-6)
     both = jax.vmap(singular_values, in_axes=(None, 0))(left[0], right)
     np.testing.assert_allclose(both[0], true[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_of_a_matrix_that_is_not_finite_alone_they_are_nan(dtype):
+    matrices = MATRICES.astype(dtype)
+    matrices[0, 2, 3], matrices[2, 5, 8] = np.inf, np.nan
+    with jax.enable_x64(dtype == np.float64):
+        found = jax.jit(singular_values)(matrices)
+    np.testing.assert_allclose(found, np.where([[False], [True], [False]], TRUE, np.nan), rtol=3e-2)
 
 
 def test_double_precision_is_not_squared():

@@ -13,7 +13,7 @@ import numpy as np
 from localhessian.analysis.sweeps._answers import Answers, Record, Records, answers_of
 from localhessian.analysis.sweeps._axes import Axes
 from localhessian.analysis.sweeps._case import Case
-from localhessian.analysis.sweeps._compiled import told
+from localhessian.analysis.sweeps._compiled import KEPT, forget, told
 
 WAITING = 32
 """Cases that an executor is given at once: all at once would hold all their arguments."""
@@ -26,11 +26,19 @@ def hosted(case: Case, axes: Axes, key: Any, cases: list[int], executor: Any) ->
     wide = jnp.zeros(()).dtype == jnp.float64
     settings = wide, np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
     jobs = {number: (case, axes.point(number), number, *settings) for number in cases}
-    if executor is None:
-        for number, job in jobs.items():
-            yield _record(number, evaluate(*job))
-    else:
-        yield from _spread(jobs, executor)
+    yield from _here(jobs, axes) if executor is None else _spread(jobs, executor)
+
+
+def _here(jobs: dict[int, tuple], axes: Axes) -> Records:
+    """One after the other; programs of finished shapes are freed, as those of compiled cases."""
+    shapes = set[tuple[Any, ...]]()
+    for number, job in jobs.items():
+        shape = tuple(job[1][name] for name in axes.static)
+        if shape not in shapes and len(shapes) == KEPT:
+            forget()
+            shapes.clear()
+        shapes.add(shape)
+        yield _record(number, evaluate(*job))
 
 
 def evaluate(case: Case, point: dict[str, Any], number: int, wide: bool, words: np.ndarray, impl: str) -> Answers | str:

@@ -101,7 +101,7 @@ def sweep(
         show = stack.enter_context(follow(progress, "case"))
         run = Run(points, journal, show, told | _provenance(function))
         programs = Programs(function, points, key, max_bytes) if compiled else None
-        missing = [number for number in range(points.count) if number not in run.done]
+        missing = [int(number) for _, cases in points.groups() for number in cases if number not in run.done]
         source = hosted(function, points, key, missing, executor) if programs is None else programs.records(run.has)
         return run.through(source, programs)
 

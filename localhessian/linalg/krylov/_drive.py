@@ -75,16 +75,21 @@ def run_compiled(
 ) -> tuple[State, State]:
     """All steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done.
 
+    A restart tells that, so it ends a cycle instead of beginning the next.
+
     Returns:
         The state, and that before the first restart.
     """
     first, length = min(plan.steps, plan.size // plan.block), (plan.size - plan.keep) // plan.block
     state = unrestarted = repeat(step, state, first)
-    cycles, rest = divmod(plan.steps - first, length) if plan.steps > first else (0, 0)
+    if plan.steps == first:
+        return state, unrestarted
+    cycles, rest = divmod(plan.steps - first, length)
+    state = restart(state)
     if cycles:
         state = jax.lax.while_loop(
             lambda state: (state.made < first + cycles * length) & jnp.any(state.live),
-            in_loop(lambda state: repeat(step, restart(state), length, few=0)),
+            in_loop(lambda state: restart(repeat(step, state, length, few=0))),
             state,
         )
-    return repeat(step, restart(state), rest) if rest else state, unrestarted
+    return repeat(step, state, rest) if rest else state, unrestarted

@@ -1,5 +1,7 @@
 """What is multiplied: linear maps and symmetric operators, and the quick products of the CPU."""
 
+from localhessian.linalg.operators._alike import are_alike as are_alike
+from localhessian.linalg.operators._alike import in_turn as in_turn
 from localhessian.linalg.operators._convolution import in_loop as in_loop
 from localhessian.linalg.operators._convolution import repeat as repeat
 from localhessian.linalg.operators._cpu import contains_convolution as contains_convolution
@@ -24,8 +26,6 @@ from localhessian.linalg.operators._rounding import EXACT as EXACT
 from localhessian.linalg.operators._rounding import eps_of as eps_of
 from localhessian.linalg.operators._rounding import rounding as rounding
 from localhessian.linalg.operators._rounding import skewed as skewed
-from localhessian.linalg.operators._side_by_side import are_alike as are_alike
-from localhessian.linalg.operators._side_by_side import side_by_side as side_by_side
 from localhessian.linalg.operators._stacked import weighted_sum as weighted_sum
 from localhessian.linalg.operators._streamed import Streamed as Streamed
 from localhessian.linalg.operators._streamed import triangle_of as triangle_of

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._programs import eigh
+from localhessian._programs import eigh, svd
 from localhessian.linalg.operators import eps_of
 
 RULES = 8
@@ -49,8 +49,8 @@ def bracket(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:
 def bracket_within(off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:
     """The same of the share within [-x, x], x >= 0, of a measure that lies evenly on both sides: diagonals are zero."""
     nodes, weights = even_rules(off, xp)
-    order = xp.argsort(xp.abs(nodes), axis=-1)
-    nodes, weights = (xp.take_along_axis(part, order, -1) for part in (xp.abs(nodes), weights))
+    half = nodes.shape[-1] // 2
+    nodes, weights = nodes[..., half:], 2 * weights[..., half:]
     own, other = _squares(xp.zeros_like(off), off, x, xp)
     return _between(nodes, weights, x, _bounded(xp.maximum(own, other), off.dtype, xp), xp)
 
@@ -101,6 +101,9 @@ def radau_rules(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any]:
 def even_rules(off: Any, xp: ModuleType) -> tuple[Any, Any]:
     """Nodes ascending and weights, `(..., RULES, N + 2)`, of even rules, the diagonals of whose matrices are zero.
 
+    In order of parity such a matrix is [[0, B], [B^T, 0]], and its eigenvalues are plus and minus the singular values
+    of the bidiagonal B of half the order. N is even.
+
     Half of them match the moments 0 .. 2N: a further row stands behind, coupled by anything. The others have a node at
     0, and a last coupling that is less than the recurrence's: their moment 2N is less than it, what is missing lies at
     infinity, and the moments before match.
@@ -112,8 +115,11 @@ def even_rules(off: Any, xp: ModuleType) -> tuple[Any, Any]:
     last = off[..., -1:] * _row(np.concatenate([none + 1, np.sin(phases)]), off, xp)
     inner = xp.broadcast_to(off[..., None, :-1], (*last.shape, N - 1))
     couplings = xp.concatenate([inner, last[..., None], further[..., None]], -1)
-    values, vectors = eigh(tridiagonal(xp.zeros((*last.shape, N + 2), off.dtype), couplings, xp))
-    return values, vectors[..., 0, :] ** 2
+    left, sigma, _ = svd(bidiagonal(couplings[..., ::2], couplings[..., 1::2], xp))
+    weights = left[..., 0, :] ** 2 / 2
+    both = ((-sigma, sigma[..., ::-1]), (weights, weights[..., ::-1]))
+    nodes, weights = (xp.concatenate(part, axis=-1) for part in both)
+    return nodes, weights
 
 
 def _row(values: np.ndarray, like: Any, xp: ModuleType) -> Any:
@@ -137,12 +143,17 @@ def ends(diagonal: Any, off: Any, xp: ModuleType) -> tuple[Any, Any, Any]:
 
 def tridiagonal(diagonal: Any, off: Any, xp: ModuleType) -> Any:
     """The full matrices, `(..., N, N)`, of `diagonal` `(..., N)` and `off` `(..., N - 1)`."""
+    upper = bidiagonal(xp.zeros_like(diagonal), off, xp)
+    return bidiagonal(diagonal, off, xp) + xp.swapaxes(upper, -1, -2)
+
+
+def bidiagonal(diagonal: Any, below: Any, xp: ModuleType) -> Any:
+    """The full matrices, `(..., N, N)`, of `diagonal` `(..., N)` and what is `below` it, `(..., N - 1)`."""
     N = diagonal.shape[-1]
-    beside = xp.concatenate([xp.zeros((*off.shape[:-1], 1), off.dtype), off], axis=-1)
     lead = (1,) * (diagonal.ndim - 1)
-    eye, shifted = (xp.eye(N, k=k, dtype=off.dtype).reshape(*lead, N, N) for k in (0, 1))
-    upper = beside[..., None, :] * shifted
-    return diagonal[..., None, :] * eye + upper + xp.swapaxes(upper, -1, -2)
+    eye, lower = (xp.eye(N, k=k, dtype=below.dtype).reshape(*lead, N, N) for k in (0, -1))
+    beside = xp.concatenate([below, xp.zeros((*below.shape[:-1], 1), below.dtype)], axis=-1)
+    return diagonal[..., None, :] * eye + beside[..., None, :] * lower
 
 
 def _squares(diagonal: Any, off: Any, x: Any, xp: ModuleType) -> tuple[Any, Any]:

@@ -107,7 +107,7 @@ def _singular_values(group: Group, blocks: Array) -> Array:
     if group.kronecker is None or m > p:
         return singular_values(blocks)
     rows = _taken(blocks, group.kronecker)  # (blocks, m, channels, inputs), each row of rank one
-    size = TRACED.lengths(rows)
+    size = jnp.max(jnp.abs(rows), axis=-1)
     largest = jnp.argmax(size, axis=-1, keepdims=True)
     inputs = unit_rows(jnp.take_along_axis(rows, largest[..., None], axis=-2)[..., 0, :], TRACED)
     return singular_values(inputs, jnp.einsum("bmci,bmi->bmc", rows, inputs, precision=HIGHEST))
