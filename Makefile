@@ -22,6 +22,8 @@ CORE = tests/linalg/test_spectrum.py tests/linalg/test_rank.py tests/network tes
 test shapes docs notebooks test-notebooks full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+# Where a line of source stands in a program is of no use here, and takes a thirtieth of the time.
+test shapes docs notebooks test-notebooks full: export JAX_TRACEBACK_IN_LOCATIONS_LIMIT ?= 0
 # As users compile; tests/conftest.py chooses quicker ways where nothing is said.
 docs notebooks full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
 # Python's own compilation too: workers and the processes that tests start read what was compiled once.
