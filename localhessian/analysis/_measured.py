@@ -63,11 +63,11 @@ def topped(
 ) -> tuple[Row, RowSpectrum]:
     """As `measured`, of a spectrum of which a few products told the largest value, and of an estimate of the trace."""
     kappa = condition_number(found)
-    # That it has not converged, or may have missed the largest, is what these words say.
+    # That it has not converged, and may have missed the largest, is what these words say.
     spent = np.asarray(kappa.status) == int(Status.BUDGET_SPENT)
     words = SHORT.format("a lower bound of lambda_max" if spent.any() else "lambda_max")
     others = dataclasses.replace(kappa, status=np.where(spent, int(Status.CONVERGED), kappa.status))
-    note = "; ".join(filter(None, (words, note_of(others, key[2], samples, blame, 0.0))))
+    note = "; ".join(filter(None, (words, note_of(others, key[2], samples, blame, 1.0 - spent.any()))))
     told, matvecs = topped_figures(found, kappa, total), int(found.matvecs) + total.probes
     method = f"{found.method} + trace(probes={total.probes})"
     return _row(key, found, told, samples, coupled, method, matvecs, note), _behind(found, kappa)
