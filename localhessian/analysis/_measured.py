@@ -63,11 +63,11 @@ def topped(
 ) -> tuple[Row, RowSpectrum]:
     """As `measured`, of a spectrum of which a few products told the largest value, and of an estimate of the trace."""
     kappa = condition_number(found)
-    # That it has not converged, or may have missed the largest, is what these words say.
+    # That it has not converged, and may have missed the largest, is what these words say.
     spent = np.asarray(kappa.status) == int(Status.BUDGET_SPENT)
     words = SHORT.format("a lower bound of lambda_max" if spent.any() else "lambda_max")
     others: Any = {"status": np.where(spent, int(Status.CONVERGED), kappa.status)}
-    others["failure_probability"] = np.zeros_like(kappa.failure_probability)
+    others["failure_probability"] = kappa.failure_probability * (not spent.any())
     rest = note_of(dataclasses.replace(kappa, **others), key[2], samples, blame)
     note = "; ".join(filter(None, (words, rest)))
     told, matvecs = topped_figures(found, kappa, total), int(found.matvecs) + total.probes
