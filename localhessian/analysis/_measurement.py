@@ -15,7 +15,8 @@ from localhessian.analysis.rows import Key
 from localhessian.curvature import Part
 from localhessian.network import Wrt
 
-_UNITS = {"status": {"flag_values": [int(s) for s in Status], "flag_meanings": " ".join(s.name for s in Status)}}
+ATTRIBUTES = {"status": {"flag_values": [int(s) for s in Status], "flag_meanings": " ".join(s.name for s in Status)}}
+"""Of figures, in a Dataset: what the codes of a status mean."""
 _FILL = {"status": -1, "valued": 0, "complete": False}
 """What stands in place of a Hessian that does not exist; elsewhere NaN."""
 
@@ -119,7 +120,7 @@ def variables(measurement: Measurement, lead: Sequence[str]) -> tuple[dict[str, 
         values = np.array([getattr(entry, name) for entry in entries])
         coordinates[name] = (dims, _spread(values, at, shape, empty))
     data = {
-        name: ([*lead, *dims], _spread(np.asarray(array), at, shape, _FILL.get(name, np.nan)), _UNITS.get(name, {}))
+        name: ([*lead, *dims], _spread(np.asarray(array), at, shape, _FILL.get(name, np.nan)), ATTRIBUTES.get(name, {}))
         for name, array in vars(measurement.figures).items()
     }
     return data, coordinates

@@ -321,3 +321,13 @@ def test_plain_cases_run_shape_by_shape_and_what_finished_shapes_leave_is_freed(
     expected = [(scale, width) for width in widths for scale in (1.0, 2.0)]
     assert ran == [*expected[:-2], "freed", *expected[-2:]]
     np.testing.assert_array_equal(found["product"], np.outer([1, 2], widths))
+
+
+def test_a_file_tells_what_the_status_of_a_condition_number_means(tmp_path):
+    H = lh.symmetric_operator(lambda v: jnp.array([1.0, 2.0]) * v, 2)
+    kappa = lh.condition_number(lh.spectrum(H, lh.Dense()))
+    lh.sweep(lambda a: {"kappa": kappa, "status": a}, {"a": [1.0]}, compiled=False, out=tmp_path / "s.nc")
+    with xarray.open_dataset(tmp_path / "s.nc") as found:
+        code = int(np.squeeze(found["kappa.status"]))
+        assert found["kappa.status"].attrs["flag_meanings"].split()[code] == "CONVERGED"
+        assert "flag_meanings" not in found["status"].attrs

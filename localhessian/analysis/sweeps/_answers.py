@@ -10,7 +10,7 @@ import numpy as np
 
 from localhessian._arguments import short
 from localhessian._optional import optional
-from localhessian.analysis._measurement import Measurement, variables
+from localhessian.analysis._measurement import ATTRIBUTES, Measurement, variables
 from localhessian.analysis.sweeps._axes import RESERVED, Axes
 
 RESULT = "result"
@@ -88,6 +88,8 @@ def answers_of(result: Any, lead: int = 0) -> Answers:
         array = array if lead else array[None]
         found.data[name or RESULT] = array
         found.dims[name or RESULT] = tuple(f"{name or RESULT}_{i}" for i in range(array.ndim - 1))
+        if path and isinstance(path[-1], jax.tree_util.GetAttrKey):  # a field of a result of ours
+            found.attributes[name] = ATTRIBUTES.get(path[-1].name, {})
     if not found.data:
         raise TypeError(f"a case must return arrays and numbers (a pytree of them), got {short(result)}.")
     return found

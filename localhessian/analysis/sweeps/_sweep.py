@@ -69,7 +69,8 @@ def sweep(
         ImportError: xarray is not installed, or what writes `out`: `pip install 'localhessian[sweep]'`.
 
     Cost: a compilation for each combination of static values (a second one where the first does not fit `max_bytes`),
-    then the cases. After every eight compilations `jax.clear_caches()` frees what JAX holds of finished shapes. On the
+    then the cases. After every eight combinations `jax.clear_caches()` frees what JAX holds of finished shapes, except
+    in the processes of an executor. On the
     CPU cases with convolutions run one by one in the same program: over several networks at once XLA groups
     convolutions, and measurements gain nothing.
 
