@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 import localhessian as lh
 from localhessian.analysis._survey import TOP
 from localhessian.linalg import gram, matrix_map
-from localhessian.linalg.krylov import HOST, TRACED
+from localhessian.linalg.krylov import HOST
 from localhessian.linalg.stochastic._jacobi import of_factor, of_symmetric
 from localhessian.linalg.stochastic._quadrature import bracket, bracket_within, even_rules, radau_rules
 
@@ -271,40 +271,6 @@ def test_density_of_a_complete_spectrum_counts_it():
     for method, start in [warm, (lh.Lanczos(max_matvecs=8, block_size=2), None)]:
         with pytest.raises(ValueError, match=r"the spectrum is not complete.*pass the operator"):
             lh.spectral_density(lh.spectrum(symmetric(np.linspace(1, 2, 60)), method, start=start, throw=False))
-
-
-@pytest.mark.parametrize("kind", ["wide", "tall", "symmetric"])
-@pytest.mark.parametrize("where", ["host", "program"])
-def test_density_of_an_iteration_is_that_of_its_start(kind, where):
-    """Restarts and all: the same as by the recurrence alone, from the same vector; and no product is made."""
-    sigma = jnp.linspace(0.2, 3, 40)
-    matrix = jnp.zeros((40, 70)).at[:, :40].set(jnp.diag(sigma))
-    method = {"rtol": 1e-6, "k": 2, "basis_size": 12, "max_matvecs": 60}
-    if kind == "symmetric":
-        make, method = (lambda s: lh.symmetric_operator(lambda v: s * v, 40)), lh.Lanczos(which="both", **method)
-    else:
-        make = lambda s: matrix_map((matrix if kind == "wide" else matrix.T) * s[0] / sigma[0])
-        method = lh.GolubKahan(which="largest", **method)
-    key = jax.random.key(4)
-    found = (jax.jit if where == "program" else lambda of: of)(lambda s: lh.spectrum(make(s), method, key=key))(sigma)
-    assert int(found.matvecs) > 14
-    density = lh.spectral_density(found, axis="log", limits=(0.03, 10.0))
-    # The starts that NumPy draws, and JAX in a program.
-    draw = TRACED if where == "program" else HOST
-    start = np.asarray(draw.random(key, (1, 1, 40), sigma.dtype)[0, 0], np.float64)
-    values = np.asarray(sigma, np.float64) ** (1 if kind == "symmetric" else 2)
-    weights = start**2 / np.sum(start**2)
-    size = 70 if kind == "wide" else 40
-    np.testing.assert_allclose(density.mean.value, 40 / size * np.sum(weights * values), rtol=1e-5)
-    np.testing.assert_allclose(density.mean_square.value, 40 / size * np.sum(weights * values**2), rtol=1e-5)
-    below = 1 - 40 / size + 40 / size * np.sum(weights * (values <= np.asarray(density.edges)[:, None]), axis=1)
-    middle, half = density.cumulative.value, density.cumulative.quadrature_error
-    assert np.all(np.abs(below - middle) <= half + 1e-5)
-    assert np.mean(half) < 0.1
-    assert (density.probes, density.steps, int(density.matvecs), density.size) == (1, 12, 0, size)
-    # Of a random direction v, known without another: 2 (mean of lambda^2 - mean^2) / (order + 2) of v^T H v.
-    deviation = np.sqrt(2 * (np.sum(weights * values**2) - np.sum(weights * values) ** 2) / 42)
-    np.testing.assert_allclose(density.mean.probe_error, 40 / size * deviation, rtol=1e-4)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -39,10 +39,12 @@ def test_small_values_have_the_digits_of_float32(way):
     np.testing.assert_allclose(WAYS[way](MATRICES), TRUE, rtol=3e-6)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere there is no float64 beside float32")
 def test_of_many_rows_each_block_of_the_gram_matrix_is_there():
-    matrices, true = prescribed(203, 210, 2)
-    np.testing.assert_allclose(jax.jit(singular_values)(matrices), true, rtol=3e-5)
+    rows, true = prescribed(203, 210, 2)
+    wide = rows.astype(np.float64)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(_in_program._gram(rows), wide @ wide.swapaxes(1, 2), atol=1e-14)
+    np.testing.assert_allclose(jax.jit(singular_values)(rows), true, atol=1e-5)  # also where there is no float64
 
 
 def test_without_the_routine_for_eigenvalues_alone_they_are_the_same(monkeypatch):

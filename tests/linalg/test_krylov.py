@@ -130,34 +130,6 @@ def test_lower_bound_holds_at_any_budget(seed, low, rank, budget, wide):
     assert not float(kappa.upper) < 10 ** (-2 * low) * (1 - 1e-3)
 
 
-def test_products_are_made_beyond_the_answer_and_an_exhausted_space_does_not_take_it_back():
-    """The first has six directions and its answer after some of them; of the others one has its answer late."""
-    sigmas = [np.array([10.0, 3, 2, 1, 0.5, 0.3]), np.r_[5.0, np.linspace(0.5, 1, 39)], np.linspace(1, 2, 40)]
-    factors = jnp.stack([factor_of(sigma, 50, 40, seed) for seed, sigma in enumerate(sigmas)])
-    method = lh.GolubKahan(which="largest", k=1, rtol=3e-3, basis_size=16, min_matvecs=12)
-    found = lh.spectrum(gram(matrix_map(factors[:2])), method)
-    assert int(found.matvecs) == 12 + 1  # and one for the residual
-    assert found.status.tolist() == [0, 0]
-    np.testing.assert_allclose(found.lambda_max, [100, 25], rtol=1e-4)
-    late = lh.spectrum(gram(matrix_map(factors)), method)
-    assert int(late.matvecs) > 13
-    assert late.status.tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("block_size", [1, 2])
-@pytest.mark.parametrize("where", ["host", "program"])
-def test_a_start_beyond_the_range_leaves_the_values_of_a_low_rank(where, block_size):
-    """Its last vectors have products along what is there: they count, though nothing new is on the other side."""
-    factor = factor_of(np.array([1.0, 2.0, 4.0]), 60, 50)
-    method = lh.GolubKahan(which="largest", k=3, basis_size=12, block_size=block_size, max_matvecs=24)
-    run = lambda factor: lh.spectrum(gram(matrix_map(factor)), method, throw=False)
-    found = (jax.jit(run) if where == "program" else run)(factor)
-    values = np.asarray(found.eigenvalues)[np.asarray(found.multiplicities) > 0]
-    np.testing.assert_allclose(values, [1, 4, 16], rtol=1e-4)
-    assert status(found) is lh.Status.INVARIANT_SUBSPACE
-    assert np.asarray(found.residual_norms)[:3].max() < 1e-3
-
-
 def test_one_end_alone_has_no_kappa_but_a_lower_bound():
     factor = matrix_map(factor_of(np.geomspace(0.1, 1, 60), 80, 60))
     kappa = lh.condition_number(lh.spectrum(factor, lh.GolubKahan(which="largest")))
