@@ -118,7 +118,8 @@ EXCUSED = {
     "chain_from_function.params": "None empty fraction NaN inf array ndarray",
     # A function of other arguments is called by some routes only, and Python says what it lacks.
     **dict.fromkeys(
-        ("spectrum.progress", "analyze.progress", "check_identities.progress", "sweep.progress"), "function"
+        ("spectrum.progress", "analyze.progress", "plan.progress", "check_identities.progress", "sweep.progress"),
+        "function",
     ),
     # The sentence names the class, or the file itself.
     "Chain.blocks": "empty",

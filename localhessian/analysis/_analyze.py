@@ -21,11 +21,12 @@ from localhessian.analysis._asked import UNASKED, chosen, expect_numbers, jobs_o
 from localhessian.analysis._fingerprint import fingerprint
 from localhessian.analysis._insight import insight
 from localhessian.analysis._measured import measured, surveyed, topped, without_figures
-from localhessian.analysis._notes import nobody, not_convex
+from localhessian.analysis._notes import CUT, MORE, nobody, not_convex
 from localhessian.analysis._report import Report
 from localhessian.analysis._route import KEPT_BYTES, Limits, Route, in_time, in_units, limits_of, route, taken, within
 from localhessian.analysis._sources import Sources, expect_batches, in_batches, single_batches
 from localhessian.analysis._spread import spread, stored
+from localhessian.analysis._survey import QUADRATURE
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.analysis.rows import Row, RowSpectrum
 from localhessian.curvature import Part
@@ -78,18 +79,20 @@ def analyze(
             own spectrum. A coupled block has one H_z for the whole batch.
         samples_per_block: Without `samples`, how many, evenly spaced.
         method: As in `lh.spectrum`. None takes the whole spectrum where there is structure or the matrix is small (up
-            to 8e10 multiplications), else the largest eigenvalue by Lanczos and the rest by quadrature, as in
-            `lh.spectral_density` with 2 starts of 12 steps: bounds and estimates, with their errors in columns.
+            to 8e10 multiplications), else the largest eigenvalue by a Krylov method and, from its first 24 steps, a
+            quadrature of the rest, as by `lh.spectral_density`: bounds and estimates, with their errors in columns.
         key: Of random start vectors; default `jax.random.key(0)`.
         batch_size: Hold the activations of so many samples at a time, as in `lh.Stream`; for `batches`, of each.
         batches: Analyze the first so many batches alone too, and tell each figure's mean and 95 % interval over them in
             `report.spread`. Without a stream or `batch_size`, `x` is cut into so many.
-        max_seconds: What all rows may take, compilation apart. Rows that would take more by their prediction (`lh.plan`
-            shows it) get the largest eigenvalue and a quadrature instead, or it and the trace by a few products, or
-            are skipped, with a note. Cheap rows come first. `batches` share it evenly with the whole.
+        max_seconds: What all rows may take by the clock, from when they are planned. Rows that would take more by their
+            prediction (`lh.plan` shows it) get the largest eigenvalue and a quadrature instead, or it and the trace by
+            a few products, or are skipped, with a note; a row that has begun is finished. Cheap rows come first.
+            `batches` share it evenly with the whole.
         max_bytes: The same for the memory of each row; default what the machine has free.
         progress: True shows a bar; a function is called with (done, total, what); what is left is told in seconds.
-        resume: An earlier, interrupted report of the same model and data: its rows are kept.
+        resume: An earlier report of the same model and data, interrupted or cut short by limits: its rows are kept, but
+            those of which limits now allow more.
 
     Returns:
         A report with a row for each block, side and part. A row tells in its `status` and `note` why figures are
@@ -131,35 +134,30 @@ def analyze(
     sources = Sources(matching, ones)
     sources.check(jobs)
     meta = _meta(sources, method, key)
-    rows, spectra = _resumed(resume, meta)
-    kept = {row.key for row in rows}
+    rows, short, spectra = _resumed(resume, meta)
     interrupted = False
     with follow(progress, "spectrum") as show:
         try:
-            asked, routes = blocks is not None, list[Route]()
-            for job in jobs:
-                if job not in kept:
-                    if time.perf_counter() - started > SILENT:
-                        show(len(rows), len(jobs), f"{' / '.join(job)}, planned")
-                    row = _without(sources, job, asked)
-                    if row is None:
-                        row = _routed(routes, sources, job, method, limits)
-                    rows.extend([] if row is None else [row])
-            routes = within(routes, limits)
-            while routes:
+            routes = _planned(sources, jobs, rows, show, asked=blocks is not None, method=method, limits=limits)
+            begun = time.perf_counter()
+            while routes and not interrupted:
+                left = max(limits.seconds - (time.perf_counter() - begun), 0.0)
+                routes = within(routes, Limits(left, limits.bytes))
                 show(len(rows), len(jobs), f"{' / '.join(routes[0].job)}{_left(routes)}")
                 each = routes.pop(0)
+                if each.job in short and not _tells_more(each, short[each.job]):
+                    rows[each.job] = short[each.job]
+                    continue
                 row, found, interrupted = _analyze_one(sources, each, key)
-                rows.append(row)
-                if found is not None:
-                    spectra[each.job] = found
-                if interrupted:
-                    break
+                if not (interrupted and each.job in short):
+                    rows[each.job] = row
+                    if found is not None:
+                        spectra[each.job] = found
         except KeyboardInterrupt:
             interrupted = True
         show(len(rows), len(jobs), "interrupted" if interrupted else "done")
     order = {job: i for i, job in enumerate(jobs)}
-    rows.sort(key=lambda row: order.get(row.key, len(order)))
+    known = sorted((short | rows).values(), key=lambda row: order.get(row.key, len(order)))
     if batches is not None and not interrupted:
         again: dict[str, Any] = {"blocks": blocks, "wrt": wrt, "part": part, "samples_per_block": samples_per_block}
         again |= {"method": method, "key": key, "max_seconds": limits.seconds, "max_bytes": limits.bytes}
@@ -169,7 +167,32 @@ def analyze(
         ]
         meta["spread"] = stored(spread(alone))
     meta |= {"seconds": round(time.perf_counter() - started, 3), "interrupted": interrupted}
-    return Report(tuple(rows), spectra, meta)
+    return Report(tuple(known), spectra, meta)
+
+
+def _planned(
+    sources: Sources,
+    jobs: Sequence[RowKey],
+    rows: dict[RowKey, Row],
+    show: Progress,
+    *,
+    asked: bool,
+    method: Method | None,
+    limits: Limits,
+) -> list[Route]:
+    """The routes of what has no row yet; what has none gets its row."""
+    started, routes = time.perf_counter(), list[Route]()
+    for job in jobs:
+        if job in rows:
+            continue
+        if time.perf_counter() - started > SILENT:
+            show(len(rows), len(jobs), f"{' / '.join(job)}, planned")
+        row = _without(sources, job, asked)
+        if row is None:
+            row = _routed(routes, sources, job, method, limits)
+        if row is not None:
+            rows[job] = row
+    return routes
 
 
 def _without(sources: Sources, job: RowKey, asked: bool) -> Row | None:
@@ -192,6 +215,11 @@ def _routed(routes: list[Route], sources: Sources, job: RowKey, method: Method |
     return None
 
 
+def _tells_more(found: Route, row: Row) -> bool:
+    """Whether a route tells more than a row that limits cut short."""
+    return found.method is not None and not found.is_short and not (found.has_rest and QUADRATURE in row.method)
+
+
 def _failed(sources: Sources, job: RowKey, error: Exception) -> Row:
     note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     coupled = bool(sources.matching.coupled[job[0]])
@@ -201,7 +229,7 @@ def _failed(sources: Sources, job: RowKey, error: Exception) -> Row:
 def _skipped(sources: Sources, found: Route) -> Row:
     known = f"{in_time(found.cost.seconds)} and " if math.isfinite(found.cost.seconds) else ""
     note = f"skipped: it would take about {known}{in_units(found.cost.bytes)}; " + (
-        f"{found.reason}; raise `max_seconds` or `max_bytes`, or name a method"
+        f"{found.reason}; {MORE}, or name a method"
     )
     coupled, samples = bool(sources.matching.coupled[found.job[0]]), sources.count(found.job)
     size = found.operator.size
@@ -235,6 +263,7 @@ def _analyze_one(sources: Sources, found_route: Route, key: Key) -> tuple[Row, R
             row, behind = topped(job, found, rest, **how)
         elif rest is not None:
             row, behind = surveyed(job, found, rest, **how)
+            row = dataclasses.replace(row, note="; ".join(filter(None, (row.note, CUT if found_route.is_cut else ""))))
         else:
             row, behind = measured(job, found, **how)
         if whole and is_here and part == GAUSS_NEWTON and not kind.per_sample and row.lambda_max > 0:
@@ -268,9 +297,12 @@ def _meta(sources: Sources, method: Method | None, key: Key) -> dict[str, Any]:
     }
 
 
-def _resumed(resume: Report | None, meta: dict) -> tuple[list[Row], dict]:
+def _resumed(
+    resume: Report | None, meta: dict
+) -> tuple[dict[RowKey, Row], dict[RowKey, Row], dict[RowKey, RowSpectrum]]:
+    """Rows that are kept, rows that limits cut short, and the spectra behind both."""
     if resume is None:
-        return [], {}
+        return {}, {}, {}
     if not isinstance(resume, Report):
         raise TypeError(f"`resume` must be a report, got {type(resume).__name__}: read a file by `lh.Report.load`.")
     if resume.meta.get("fingerprint") != meta["fingerprint"]:
@@ -279,5 +311,7 @@ def _resumed(resume: Report | None, meta: dict) -> tuple[list[Row], dict]:
             "loss, samples, method and key must be the same): pass the report that was interrupted, or leave `resume` "
             "out."
         )
-    rows = [row for row in resume.rows if row.status not in AGAIN and row.note != UNASKED]
-    return rows, {row.key: resume.spectra[row.key] for row in rows if row.key in resume.spectra}
+    rows = {row.key: row for row in resume.rows if row.status not in AGAIN and row.note != UNASKED}
+    short = {key: row for key, row in rows.items() if MORE in row.note}
+    kept = {key: row for key, row in rows.items() if key not in short}
+    return kept, short, {key: found for key, found in resume.spectra.items() if key in rows}

@@ -24,7 +24,11 @@ SURVEYED = (
     "smallest eigenvalue"
 )
 """With the name of the method: without a factor it is `Lanczos`."""
-SHORT = "a few products: {}, and an estimate of the trace; raise `max_seconds` or `max_bytes` for more"
+MORE = "raise `max_seconds` or `max_bytes` for more"
+"""In the notes of rows that limits cut short, and nowhere else: `resume` looks for it."""
+CUT = f"less than usual: {MORE}"
+"""Of a row that takes a quadrature where without limits its whole spectrum comes."""
+SHORT = f"a few products: {{}}, and an estimate of the trace; {MORE}"
 """With what they tell of the largest eigenvalue."""
 _WORDS = {
     Status.NON_FINITE: (

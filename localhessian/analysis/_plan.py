@@ -8,6 +8,7 @@ from typing import Any
 from localhessian._brief import brief
 from localhessian._grid import grid
 from localhessian._optional import optional
+from localhessian._progress import Progress, follow
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.analysis._asked import chosen, expect_numbers, jobs_of, missing
 from localhessian.analysis._route import Route, in_time, in_units, limits_of, route, within
@@ -93,6 +94,7 @@ def plan(
     batch_size: int | None = None,
     max_seconds: float | None = None,
     max_bytes: float | None = None,
+    progress: Progress | bool = False,
 ) -> Plan:
     """What `lh.analyze` with these arguments would do: the way to each local Hessian, seconds and bytes.
 
@@ -112,13 +114,14 @@ def plan(
         batch_size: As in `lh.analyze`.
         max_seconds: Beyond it rows take the cheaper way, or are skipped.
         max_bytes: The same for each row; default what the machine has free.
+        progress: True shows a bar; a function is called with (done, total, what).
 
     Returns:
         A plan to print; `.rows`, `.seconds`, `.bytes`, `.to_dataframe()`.
 
     Raises:
         ValueError: Bad input, as from `lh.analyze`.
-        TypeError: Called under a transformation.
+        TypeError: Called under a transformation; `progress` is neither True, False nor a function.
 
     Cost: one `lh.back_match`, a search for structure in each block, and again with everything compiled where that is
     quick; nothing is decomposed. Where an iteration is planned, four products, where a dense matrix, up to 64. On a new
@@ -142,10 +145,13 @@ def plan(
     sources = Sources(matching, chosen(samples, samples_per_block, matching.samples))
     sources.check(jobs)
     routes = []
-    for job in jobs:
-        if not (missing(matching, job[0], SIDES[job[1]], asked=blocks is not None) or sources.refused(job)):
-            of, alone = sources.of(job)
-            routes.append(route(of, job, alone, method, limits.bytes, known=sources.routes))
+    with follow(progress, "Hessian") as show:
+        for i, job in enumerate(jobs):
+            show(i, len(jobs), " / ".join(job))
+            if not (missing(matching, job[0], SIDES[job[1]], asked=blocks is not None) or sources.refused(job)):
+                of, alone = sources.of(job)
+                routes.append(route(of, job, alone, method, limits.bytes, known=sources.routes))
+        show(len(jobs), len(jobs), "done")
     return Plan(tuple(_row(each) for each in within(routes, limits)))
 
 

@@ -98,6 +98,8 @@ class Route:
     """As it was found, where it is not too large to be kept."""
     serves_others: bool = False
     """Whether a block that computes the same goes the same way: nothing splits, whatever the numbers are."""
+    is_cut: bool = False
+    """Whether limits keep the way from telling more."""
     searched: float = 0.0
     """Seconds that finding it took: blocks cost as much beside arithmetic. Of the prediction, not of the order."""
 
@@ -212,7 +214,8 @@ def _searched(job: Key, operator: Operator, method: Method | None, most: float, 
     if dense.fits(operator) and of_dense(operator, timed=False).bytes <= most:
         cost = of_dense(operator, timed=timed)
         return Route(job, operator, dense, f"the matrix fits; {why}", cost, serves_others=serves)
-    dear = Route(job, operator, dense, why, Cost(math.inf, math.inf), serves_others=serves)
+    is_cut = most < _to_search(operator) or Dense(max_operations=MAX_OPERATIONS).fits(operator)
+    dear = Route(job, operator, dense, why, Cost(math.inf, math.inf), serves_others=serves, is_cut=is_cut)
     return cheaper(dear, Limits(bytes=most))
 
 
@@ -245,7 +248,9 @@ def within(routes: Sequence[Route], limits: Limits) -> list[Route]:
     """Cheap ones first, quick ones in their order; from where the time is spent the cheaper way, or none."""
     found, left = [], limits.seconds
     for each in sorted(routes, key=_dear):
-        fitting = cheaper(each, Limits(left, limits.bytes)) if each.cost.seconds > left else each
+        fitting = each
+        if each.method is not None and each.cost.seconds > left:
+            fitting = dataclasses.replace(cheaper(each, Limits(left, limits.bytes)), is_cut=True)
         if fitting.method is not None and not math.isnan(fitting.cost.seconds):
             left -= fitting.cost.seconds
         found.append(fitting)
@@ -290,13 +295,20 @@ def _structure(operator: Operator, structured: Structured, most: float) -> tuple
     factor = operator.factor
     if factor is None and operator.in_programs:
         return None, "no structure: it has no factor R with H = R^T R", False
-    searched = WALKED * (operator.batch or 1) * (operator.size + (0 if factor is None else factor.out_size))
-    if searched > most:
-        return None, f"looking for structure would take {in_units(searched)}", True
+    if _to_search(operator) > most:
+        return None, f"looking for structure would take {in_units(_to_search(operator))}", True
     try:
         return structured.find(operator), "", False
     except Declined as declined:
         return None, f"no structure: {declined}", not isinstance(declined, Unconfirmed)
+
+
+def _to_search(operator: Operator) -> float:
+    """Bytes that a search for structure takes; 0 where there is none."""
+    factor = operator.factor
+    if factor is None and operator.in_programs:
+        return 0.0
+    return WALKED * (operator.batch or 1) * (operator.size + (0 if factor is None else factor.out_size))
 
 
 def _cost(operator: Operator, method: Method) -> Cost:

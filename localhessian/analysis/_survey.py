@@ -50,6 +50,8 @@ ENDS = Lanczos(which="both", k=1, rtol=3e-3, basis_size=32, min_matvecs=STEPS)
 """The same without a factor, by the eigenvalue's residual; and the smallest, which tells whether it is negative."""
 STREAMED = Lanczos(which="largest", k=1, rtol=3e-3, basis_size=STEPS, min_matvecs=STEPS)
 """The largest alone, over a stream: vectors of a factor would be as long as the data."""
+QUADRATURE = "spectral_density"
+"""In the `method` of rows that have one."""
 MAX_OPERATIONS = 8e10
 """Multiplications, over all samples of a row, that a dense decomposition may take by itself: seconds."""
 TRACED_OPERATIONS = 1e10
@@ -176,4 +178,4 @@ def _bare(operator: SymmetricOperator) -> LinearMap:
 
 def named(found: Spectrum, rest: Density | None) -> str:
     """What the figures come from."""
-    return found.method if rest is None else f"{found.method} + spectral_density(steps={rest.steps})"
+    return found.method if rest is None else f"{found.method} + {QUADRATURE}(steps={rest.steps})"

@@ -134,9 +134,9 @@ def asked_for(
     return case_of(place), settings | ({"method": getattr(linalg, method)()} if method else {})
 
 
-def run_plan(asked: tuple[tuple[Any, ...], dict[str, Any]]) -> Plan:
+def run_plan(asked: tuple[tuple[Any, ...], dict[str, Any]], *, quiet: bool) -> Plan:
     """As `lh.plan`."""
-    return plan(*asked[0], **asked[1])
+    return plan(*asked[0], **asked[1], progress=not quiet)
 
 
 def run_analysis(asked: tuple[tuple[Any, ...], dict[str, Any]], seed: int, path: Path, *, quiet: bool) -> Report:

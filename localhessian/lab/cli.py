@@ -135,7 +135,8 @@ def plan_command(
 ) -> None:
     """Tell what `analyze` would do with a model of your own, and what it would take; nothing is decomposed."""
     with _in_words():
-        typer.echo(str(run_plan(asked_for(case, blocks, wrt, part, samples, "", max_seconds, max_bytes))))
+        asked = asked_for(case, blocks, wrt, part, samples, "", max_seconds, max_bytes)
+        typer.echo(str(run_plan(asked, quiet=not sys.stderr.isatty())))
 
 
 @app.command("train")

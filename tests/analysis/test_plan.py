@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import localhessian as lh
-from localhessian.analysis import _route
+from localhessian.analysis import _analyze, _route
 from localhessian.analysis._route import FEW, Limits, Route, cheaper, within
 from localhessian.analysis._survey import TOP
 from localhessian.linalg import Cost, basis_bytes
@@ -52,6 +52,13 @@ def test_sums_and_words(planned):
     assert re.fullmatch(r"about .* s and at most .* MiB, compilation apart", lines[-1])
     assert len(lines) == len(planned.rows) + 3
     assert list(planned.to_dataframe().columns[:6]) == ["block", "wrt", "part", "size", "samples", "route"]
+
+
+def test_planning_tells_how_far_it_is(case):
+    seen = []
+    planned = lh.plan(*case, wrt="params", progress=lambda *told: seen.append(told))
+    names = [f"{row.block} / params / gauss_newton" for row in planned.rows]
+    assert seen == [*((i, len(names), name) for i, name in enumerate(names)), (len(names), len(names), "done")]
 
 
 def test_a_method_that_is_asked_for_has_its_whole_budget(case):
@@ -98,7 +105,7 @@ def test_a_full_hessian_that_is_too_large_has_its_largest_eigenvalue_and_a_quadr
     assert [row.route for row in lh.plan(*case, **which, **least).rows] == ["top + quadrature"]
     (row,) = lh.analyze(*case, **which, **least).rows
     assert row.status == whole.status == "INDEFINITE"
-    assert row.note == whole.note
+    assert row.note == f"{whole.note}; less than usual: raise `max_seconds` or `max_bytes` for more"
     # The method's tolerance; the trace by two random starts, within four of their standard errors.
     np.testing.assert_allclose(row.lambda_max, whole.lambda_max, rtol=3e-3)
     assert abs(row.trace - whole.trace) <= 4 * row.trace_error
@@ -191,3 +198,35 @@ def test_a_few_products_tell_the_largest_eigenvalue_and_the_trace(products, stat
     assert row.matvecs <= products + 6  # the trace's four, the start and the residual
     assert "attention" in str(report)
     assert report.summary
+
+
+@pytest.mark.once
+def test_rows_behind_the_clock_give_way(case, monkeypatch):
+    """Each row takes a hundred times as long as all of them are predicted to take."""
+    budget = 10 * lh.plan(*case).seconds
+    now = [0.0]
+    taken = _analyze.taken
+
+    def late(*args):
+        now[0] += 10 * budget
+        return taken(*args)
+
+    monkeypatch.setattr(_analyze, "taken", late)
+    monkeypatch.setattr(_analyze.time, "perf_counter", lambda: now[0])
+    report = lh.analyze(*case, max_seconds=budget)
+    assert [row.status == "SKIPPED" for row in report.rows].count(False) == 1
+
+
+@pytest.mark.once
+def test_more_is_told_of_rows_that_limits_cut_short():
+    case, which = networks.transformer(), {"blocks": ["attention", "head"], "wrt": "params"}
+    whole = lh.analyze(*case, **which)
+    H = lh.local_hessian(lh.back_match(*case), "attention")
+    few, more = (1.01 * basis_bytes(H, method) for method in (FEW[TOP], TOP))
+    short = lh.analyze(*case, **which, max_bytes=few)
+    again = lh.analyze(*case, **which, max_bytes=few, resume=short)
+    assert again.rows == short.rows
+    row = lh.analyze(*case, **which, max_bytes=more, resume=short)["attention", "params"]
+    assert "spectral_density" in row.method
+    assert row.note.endswith("less than usual: raise `max_seconds` or `max_bytes` for more")
+    assert lh.analyze(*case, **which, resume=short).rows == whole.rows
