@@ -1,6 +1,6 @@
 # `make demo` and `make test` need Python 3.11 or newer, git and make; everything else they install themselves.
 # Every virtual environment is made once and again when pyproject.toml changes; the package is installed
-# editable, so the current source always runs.
+# editable, so the current source always runs. Of the thousands of modules Python compiles those that are imported.
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make demo    train three small networks, analyze every block; results in runs/demo/'
-	@echo 'make test    the test-suite in float32, then in float64'
+	@echo 'make test    the test-suite in float32, some of it with annotations checked, then in float64'
 	@echo 'make shapes  small tests with every annotation of a shape checked as they run'
 	@echo 'make lint    style and types'
 	@echo 'make format  rewrite the files as `make lint` wants them'
@@ -50,11 +50,12 @@ demo: .venv-demo/.installed
 	.venv-demo/bin/localhessian demo --out runs/demo
 
 test: .venv-test/.installed
-	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal
-	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m '$(QUICK) and not once'
+	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal $(SHAPED:%=--ignore=%)
+	$(MAKE) --no-print-directory shapes
+	JAX_ENABLE_X64=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m '$(QUICK) and (refuses or not once)'
 
 shapes: .venv-test/.installed
-	$(PYTEST) -q -n $(WORKERS) --dist worksteal --jaxtyping-packages=localhessian,checked.check -m '$(QUICK) and not refuses' $(SHAPED)
+	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal --jaxtyping-packages=localhessian,checked.check -m '$(QUICK) and not refuses' $(SHAPED)
 
 lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check .
@@ -92,7 +93,7 @@ full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
 	@$(PYTHON) -m venv --clear .venv-$* || { \
 	  echo 'This Python cannot make virtual environments: install its venv module (on Debian and Ubuntu the' \
 	       'package python3-venv), or name another one: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
-	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS_$*)]' $(CONSTRAINTS_$*)
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[$(EXTRAS_$*)]' $(CONSTRAINTS_$*)
 	@touch $@
 
 clean:

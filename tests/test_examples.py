@@ -15,6 +15,7 @@ import localhessian
 
 ROOT = Path(localhessian.__file__).parents[1]
 FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
+FIRST = ("README.md", "docs/first-look.md", "docs/bring-your-model.md")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -64,9 +65,16 @@ def test_docstring(test, tmp_path, monkeypatch):
         pytest.fail(report, pytrace=False)
 
 
+def pages() -> Iterator[object]:
+    """Those that one reads first run as their reader compiles them, however the others are compiled."""
+    for path in markdown_files():
+        name = path.relative_to(ROOT).as_posix()
+        yield pytest.param(path, id=name, marks=[pytest.mark.optimized] * (name in FIRST))
+
+
 @pytest.mark.examples
 @pytest.mark.relaxed
-@pytest.mark.parametrize("path", markdown_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", list(pages()))
 def test_page(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if report := run_markdown(path.read_text(encoding="utf-8"), str(path)):
