@@ -166,7 +166,7 @@ def compare(make, given):
     timed(lambda: hand(*arguments))
     kappas, spent = timed(lambda: hand(*arguments))
     print(f"by hand: {spent / len(chosen):.4f} s a network, {spent / len(chosen) / watch.running:.2f} times")
-    for side in wrt:
+    for side in wrt if given.true else ():
         true = [truth(make, side, *point) for point in chosen[: given.true]]
         for name, of in (
             ("sweep", lambda i, b, side=side: float(found.kappa_plus.sel(block=b, wrt=side).values.ravel()[i])),

@@ -278,7 +278,8 @@ def _from_matrix(operator: SymmetricOperator, matrix: Any, vectors: int, method:
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
     matrix = xp.where(finite[..., None, None], matrix, 0)
     transposed = xp.swapaxes(matrix, -1, -2)
-    norm, asymmetry = (on.lengths(part.reshape(*part.shape[:-2], -1)) for part in (matrix, matrix - transposed))
+    parts = on.held((matrix, matrix - transposed))  # the length of nothing has no derivative
+    norm, asymmetry = (on.lengths(part.reshape(*part.shape[:-2], -1)) for part in parts)
     skew = asymmetry > 1e3 * eps * norm
     values, basis = eigh((matrix + transposed) / 2)
     # On the host products of random vectors have told before.

@@ -51,6 +51,26 @@ def test_by_the_formula(method, closed, tol):
     np.testing.assert_allclose(of_kappa, kappa, rtol=1000 * tol.identity)
 
 
+@pytest.mark.parametrize("with_factor", [False, True], ids=["operator", "factor"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_zeros_of_a_low_rank_do_not_hide_the_derivative(method, with_factor, tol):
+    """Of 12 eigenvalues four are zero: their roots, and bounds that are zero or infinite, have a slope of 0."""
+    if not with_factor and isinstance(method, lh.GolubKahan):
+        pytest.skip("it multiplies by a factor")
+
+    def figures(s):
+        R = jnp.asarray(ROWS) * (1 + s * jnp.asarray(SLOPES))
+        wide = lh.linear_map(lambda v: R.T @ v, lambda u: R @ u, 12, 8)
+        H = gram(wide) if with_factor else lh.symmetric_operator(lambda v: R @ (R.T @ v), 12)
+        kappa = lh.condition_number(lh.spectrum(H, method))
+        return kappa.value, kappa.lower, kappa.upper, kappa.whole, kappa.gap
+
+    slopes = jax.jacrev(figures)(1.0)
+    # Products with H round at eps lambda_max, of which the smallest eigenvalue has few digits.
+    np.testing.assert_allclose(slopes[0], truth()[1], rtol=3000 * tol.identity)
+    assert np.isfinite(slopes).all()
+
+
 @pytest.mark.once
 def test_second_derivatives_of_a_dense_matrix(tol):
     """Against perturbation theory: v^T H'' v + 2 sum_i (v_i^T H' v)^2 / (lambda - lambda_i)."""

@@ -199,6 +199,7 @@ def table(data: Frame) -> str:
 
 def figure(data: Frame) -> Any:
     """kappa against eps with the bound; and kappa_5 by stage, with and without skips."""
+    ticker = optional("matplotlib.ticker")
     with style():
         drawn = optional("matplotlib.figure").Figure(figsize=(8.5, 3.6), layout="constrained")
         against, through = drawn.subplots(1, 2)
@@ -210,17 +211,23 @@ def figure(data: Frame) -> Any:
             for depth, dash in zip(dict.fromkeys(part.depth), ("-", "--"), strict=False):
                 middle = part[part.depth == depth].groupby("steps").kappa_5.median()
                 missing = "" if np.isfinite(middle).all() else " (infinite)"
-                label = f"{depth}: {kind}{missing}"
+                label = f"ResNet-{depth}, {kind}{missing}"
                 through.plot(range(len(middle)), middle, dash, color=color, marker=".", label=label)
         line = np.linspace(0, 0.97, 100)
         against.plot(line, ((1 + line) / (1 - line)) ** 2, color="black", linewidth=1, label="((1+eps)/(1-eps))^2")
         against.axvline(1, color="black", linestyle=":", linewidth=1)
         against.set(xscale="symlog", yscale="log", xlabel="eps = ||d phi / dz||", ylabel="kappa of H_z")
         against.set_title("blocks and samples; the bound ends at 1")
+        against.set_xticks([0, 0.5, 1, 2, 5], ["0", "0.5", "1", "2", "5"])
         through.set_xticks(range(data.steps.nunique()), [str(steps) for steps in sorted(set(data.steps))])
         through.set(yscale="log", xlabel="steps", ylabel="median kappa_5 of H_z", title="through training")
         against.legend(fontsize="x-small", loc="upper left")
-        through.legend(fontsize="x-small")
+        low, high = through.get_ylim()
+        through.set_ylim(low, high * (high / low) ** 0.8)  # above the lines, where there is room for the words
+        through.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        through.yaxis.set_major_formatter(ticker.ScalarFormatter())
+        through.yaxis.set_minor_locator(ticker.NullLocator())
+        through.legend(fontsize="x-small", loc="upper left")
     return drawn
 
 

@@ -188,9 +188,14 @@ def _singular_scale(xp: ModuleType, spectrum: Spectrum, seen: Any) -> Any:
     least = rounding(spectrum.dtype) * xp.max(size, axis=-1, keepdims=True)
     residual = xp.maximum(xp.where(seen, spectrum.residual_norms, 0), least)
     # |sqrt(a) - sqrt(b)| <= |a - b| / sqrt(max(a, b)), and <= sqrt|a - b|
-    sigma = xp.sqrt(size)
-    rho = sigma - xp.sqrt(xp.maximum(size - residual, 0))
-    return sigma, xp.maximum(rho, xp.sqrt(size + residual) - sigma)
+    sigma = _root(xp, size)
+    rho = sigma - _root(xp, size - residual)
+    return sigma, xp.maximum(rho, _root(xp, size + residual) - sigma)
+
+
+def _root(xp: ModuleType, x: Any) -> Any:
+    """The square root, of what is not positive 0 with derivative 0: that of a root at 0 is NaN times nothing."""
+    return xp.where(x > 0, xp.sqrt(xp.where(x > 0, x, 1)), 0)
 
 
 def _shown(xp: ModuleType, spectrum: Spectrum) -> Any:
@@ -209,7 +214,7 @@ def _at_largest(xp: ModuleType, sigma: Any, rho: Any) -> Any:
 
 
 def _square_ratio(xp: ModuleType, top: Any, bottom: Any) -> Any:
-    return (top / xp.where(bottom > 0, bottom, xp.nan)) ** 2
+    return xp.where(bottom > 0, (top / xp.where(bottom > 0, bottom, 1)) ** 2, xp.nan)
 
 
 def _indefinite(xp: ModuleType, spectrum: Spectrum, seen: Any) -> Any:
