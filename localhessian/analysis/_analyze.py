@@ -151,8 +151,8 @@ def analyze(
                 row, found, interrupted = _analyze_one(sources, each, key)
                 if not (interrupted and each.job in short):
                     rows[each.job] = row
-                    if found is not None:
-                        spectra[each.job] = found
+                    spectra.pop(each.job, None)
+                    spectra |= {} if found is None else {each.job: found}
         except KeyboardInterrupt:
             interrupted = True
         show(len(rows), len(jobs), "interrupted" if interrupted else "done")
