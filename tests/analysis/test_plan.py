@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import networks
@@ -212,7 +213,7 @@ def test_rows_behind_the_clock_give_way(case, monkeypatch):
         return taken(*args)
 
     monkeypatch.setattr(_analyze, "taken", late)
-    monkeypatch.setattr(_analyze.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(_analyze, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     report = lh.analyze(*case, max_seconds=budget)
     assert [row.status == "SKIPPED" for row in report.rows].count(False) == 1
 
