@@ -19,18 +19,18 @@ SHAPED = $(addprefix tests/linalg/test_,operators.py weighted_sum.py krylov.py s
 CORE = tests/linalg/test_spectrum.py tests/linalg/test_rank.py tests/network tests/curvature/test_identities.py
 
 # Compiling is what tests spend their time on: workers, precisions, examples and the next run share their programs.
-test shapes docs notebooks test-notebooks full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
-test shapes docs notebooks test-notebooks full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+test shapes docs notebooks test-notebooks examples full: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+test shapes docs notebooks test-notebooks examples full: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+test shapes docs notebooks test-notebooks examples full: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # Where a line of source stands in a program is of no use here, and takes a thirtieth of the time.
-test shapes docs notebooks test-notebooks full: export JAX_TRACEBACK_IN_LOCATIONS_LIMIT ?= 0
+test shapes docs notebooks test-notebooks examples full: export JAX_TRACEBACK_IN_LOCATIONS_LIMIT ?= 0
 # As users compile; tests/conftest.py chooses quicker ways where nothing is said.
 docs notebooks full: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 0
 # Python's own compilation too: workers and the processes that tests start read what was compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test shapes lint format docs notebooks test-notebooks site full clean
+.PHONY: help demo test shapes lint format docs notebooks test-notebooks examples site full clean
 .PRECIOUS: .venv-%/.installed
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo 'make site    the documentation as pages with a search, in build/site/; its links, search and console checked'
 	@echo 'make notebooks       build the notebooks from the scripts beside them'
 	@echo 'make test-notebooks  execute the notebooks, and check that each is what its script makes'
+	@echo 'make examples        both, compiled quickly but for the pages that one reads first'
 	@echo 'make full    every test, the slow ones and the examples included; the core with the lowest and the newest versions'
 	@echo 'make clean   remove the virtual environments, caches and results'
 
@@ -74,6 +75,9 @@ notebooks: .venv-test/.installed
 
 test-notebooks: .venv-test/.installed
 	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m notebooks tests/test_notebooks.py
+
+examples: .venv-test/.installed
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'examples or notebooks' tests/test_examples.py tests/test_notebooks.py
 
 site: .venv-site/.installed
 	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build
