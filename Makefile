@@ -43,7 +43,7 @@ help:
 	@echo 'make site    the documentation as pages with a search, in build/site/; its links, search and console checked'
 	@echo 'make notebooks       build the notebooks from the scripts beside them'
 	@echo 'make test-notebooks  execute the notebooks, and check that each is what its script makes'
-	@echo 'make examples        both, compiled quickly but for the pages that one reads first'
+	@echo 'make examples        the examples and the notebooks, compiled quickly but for the pages that one reads first'
 	@echo 'make full    every test, the slow ones and the examples included; the core with the lowest and the newest versions'
 	@echo 'make clean   remove the virtual environments, caches and results'
 
