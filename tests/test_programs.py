@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import localhessian as lh
-from localhessian._programs import _compile, compiled, sums_go_wrong
+from localhessian._programs import _compile, compiled, compiler_options, sums_go_wrong
 from localhessian.lab.zoo import token_loss
 
 pytestmark = pytest.mark.once
@@ -62,14 +62,15 @@ def test_inside_of_other_programs_theirs_are_the_options():
 def test_options_that_this_compiler_does_not_have_are_left_out(monkeypatch):
     x = _numbers(100)
     wanted = np.asarray(x) ** 2 + 1
-    for options in (_compile._QUICKLY, {"xla_of_another_version": 1}):
-        monkeypatch.setattr(_compile, "_QUICKLY", options)
-        _compile._compiles_quickly.cache_clear()
-        once = compiled(lambda x: x**2 + 1, once=True)
-        np.testing.assert_allclose(once(x), wanted, rtol=1e-6)
-        np.testing.assert_allclose(jax.jit(lambda x, once=once: 2 * once(x))(x), 2 * wanted, rtol=1e-6)
-    monkeypatch.undo()
-    _compile._compiles_quickly.cache_clear()
+    ours = {"_PLAIN_LOOPS": _compile._PLAIN_LOOPS, "_UNOPTIMIZED": _compile._UNOPTIMIZED}
+    for names in (ours, {key: {"xla_of_another_version": 1} for key in ours}):
+        for name, options in names.items():
+            monkeypatch.setattr(_compile, name, options)
+        for once in (False, True):
+            program = compiled(lambda x: x**2 + 1, once=once)
+            np.testing.assert_allclose(program(x), wanted, rtol=1e-6)
+            np.testing.assert_allclose(jax.jit(lambda x, run=program: 2 * run(x))(x), 2 * wanted, rtol=1e-6)
+    assert "xla_of_another_version" not in compiler_options()
 
 
 def _multiply(chain, params, x, y):

@@ -20,6 +20,9 @@ from localhessian.network import Chain, back_match
 from localhessian.training import scale_by_local_hessian
 
 NETWORKS: dict[Size, tuple[str, ...]] = {"small": ("tanh-2",), "full": ("vgg13-bn-by4", "resnet20-by4")}
+LARGE_NETWORKS = ("resnet18-by8",)
+"""Of the full version for images of `LARGE_SIDE` pixels and more."""
+LARGE_SIDE = 64
 ALGORITHMS = {
     "momentum": "SGD, momentum 0.9",
     "adam": "Adam",
@@ -46,7 +49,9 @@ loss = optax.softmax_cross_entropy_with_integer_labels
 
 def points(setting: Setting) -> list[Point]:
     """Networks; each is run with all seeds, for its intervals."""
-    return [{"network": name, "seeds": consecutive(setting.seeds)} for name in NETWORKS[setting.size]]
+    is_large = setting.size == "full" and setting.images.train_x.shape[1] >= LARGE_SIDE
+    names = LARGE_NETWORKS if is_large else NETWORKS[setting.size]
+    return [{"network": name, "seeds": consecutive(setting.seeds)} for name in names]
 
 
 def measure(point: Point, work: Work) -> list[Row]:

@@ -29,6 +29,11 @@ _VGG = {
 _IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
+def first_channels(depth: int) -> int:
+    """Of the first stage of a ResNet, as published."""
+    return 64 if depth in _IMAGENET else 16
+
+
 def mlp(
     widths: Sequence[int],
     *,

@@ -13,7 +13,7 @@ from flax import nnx
 from localhessian._types import Key
 from localhessian.lab._data import Images
 from localhessian.lab.zoo._chains import MODELS, Model, dense_network, digits_network
-from localhessian.lab.zoo._families import resnet, vgg
+from localhessian.lab.zoo._families import first_channels, resnet, vgg
 from localhessian.lab.zoo._layers import ACTIVATIONS
 from localhessian.lab.zoo._network import Network, nnx_network
 
@@ -27,8 +27,9 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
     Args:
         name: `plain`, `batchnorm` or `skip`, of `digits_network`; an activation, of `dense_network`: `linear`, `relu`,
             `sigmoid`, `tanh` or `gelu`, with a depth of its own if one follows: `sigmoid-20`; or of the families in
-            flax nnx (tested with running statistics) `vgg13`, `vgg13-bn`, `resnet20`, `resnet20-plain` (without skips)
-            and other depths, a divisor of the channels behind: `vgg13-bn-by4`.
+            flax nnx (tested with running statistics) `vgg13`, `vgg13-bn`, `resnet20`, `resnet20-plain` (without skips),
+            `resnet18` (four stages, for images of 64 pixels and
+            more) and other depths, a divisor of the channels behind: `vgg13-bn-by4`.
         images: Their shape and number of classes are used.
         depth: Blocks before the head.
         width: Channels, or units.
@@ -66,5 +67,5 @@ def _of_family(match: re.Match, shape: tuple[int, ...], sizes: dict[str, Any]) -
     if family == "vgg":
         norm, stages = "batch" if change == "-bn" else None, min(5, int(math.log2(min(shape[:2]))))
         return lambda rngs: vgg(int(depth), width=share, norm=norm, stages=stages, rngs=rngs, **sizes)
-    width, skip = max(round(16 * share), 1), change != "-plain"
+    width, skip = max(round(share * first_channels(int(depth))), 1), change != "-plain"
     return lambda rngs: resnet(int(depth), width=width, skip=skip, rngs=rngs, **sizes)

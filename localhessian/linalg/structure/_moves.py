@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,10 +35,34 @@ def known(constant: Any) -> Any:
 
 
 def of_constants(eqn: Equation, values: Sequence[Any]) -> list[Any]:
-    """An equation of constants."""
+    """An equation of constants: the simplest by NumPy, for JAX compiles a program for each equation."""
     if any(isinstance(value, Unknown) for value in values):
         return [Unknown(atom.aval.shape, atom.aval.dtype) for atom in eqn.outvars]  # type: ignore[attr-defined]
+    name = eqn.primitive.name
+    if not any(jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended) for value in values):
+        if name in _PLAIN:
+            return MOVES[name](eqn, [_Constant(np.asarray(values[0]))])
+        if name == "concatenate":
+            return [np.concatenate([np.asarray(value) for value in values], eqn.params["dimension"])]
+        if name == "convert_element_type" and jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
+            return [np.asarray(values[0]).astype(eqn.params["new_dtype"])]
+        if name in _ARITHMETIC:
+            return [np.asarray(_ARITHMETIC[name](*map(np.asarray, values)), eqn.outvars[0].aval.dtype)]  # type: ignore[attr-defined]
     return bind(eqn, [jnp.asarray(value) for value in values])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constant:
+    """What the rules of moves take for a `Dependent`."""
+
+    numbers: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.numbers.shape
+
+    def rearranged(self, move: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return move(self.numbers)
 
 
 def _moving(move: Callable[[np.ndarray, Any], np.ndarray]) -> Callable[[Equation, list[Any]], list[Any]]:
@@ -166,6 +191,11 @@ def _window_sum(eqn: Equation, values: list[Any]) -> list[Any]:
 
 
 _reshape = _moving(lambda field, eqn: field.reshape(eqn.outvars[0].aval.shape))
+_PLAIN = frozenset(
+    ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "split", "slice", "rev", "tile", "unstack")
+)
+"""Of one operand, whose rules do nothing but `rearranged`."""
+_ARITHMETIC = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative}
 _IDENTITIES = "convert_element_type reduce_precision copy copy_p name optimization_barrier sharding_constraint"
 MOVES: dict[str, Callable[[Equation, list[Any]], list[Any]]] = {
     **dict.fromkeys(_IDENTITIES.split(), lambda _, values: list(values)),
