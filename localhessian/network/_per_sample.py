@@ -164,10 +164,15 @@ def belongs_to_samples(
     `function(*before, z, extra)`, hashable, gives arrays with the samples on the leading axis, and is tried with
     `count` of them. Candidates are the leaves whose leading axis has n entries.
 
-    Cost: a trace for each combination of candidates; where shapes leave several, a forward pass or two with made-up
-    numbers.
+    Those that it takes whole with fewer samples do not: widths, classes and channels that happen to be n.
+
+    Cost: a trace; where it needs some of them cut, one for each combination of candidates; where shapes leave several,
+    a forward pass or two with made-up numbers.
     """
     leading = have_leading(extra, n)
+    none = (False,) * len(leading)
+    if _takes(function, before, z, extra, none, count):
+        return none
     possible = [some for some in _combinations(leading) if _takes(function, before, z, extra, some, count)]
     if len(possible) <= 1:
         return possible[0] if possible else None

@@ -153,6 +153,29 @@ def test_blocks_with_other_constants_or_rules_do_not_share():
     assert len({a, b, d}) == 3
 
 
+def test_rules_are_followed_only_where_programs_are_equal():
+    followed = []
+
+    @jax.custom_jvp
+    def identity(z):
+        return z * 1.0
+
+    @identity.defjvp
+    def _(primals, tangents):
+        followed.append(primals[0].shape[1])
+        return identity(*primals), tangents[0] * 1.0
+
+    def model(params, x):
+        for i, weights in enumerate(params):
+            x = lh.mark(identity(x @ weights), f"l{i}")
+        return x
+
+    lh.chain_from_function(
+        model, [normal(0, 3, 5), normal(1, 5, 3), normal(2, 3, 4), normal(3, 4, 4), normal(4, 4, 4)], X
+    )
+    assert set(followed) == {4}
+
+
 def test_a_rule_of_its_own_beside_a_plain_number():
     """A program may return a literal, which has no dtype, and still share what it is with equal blocks."""
 

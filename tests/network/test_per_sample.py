@@ -44,6 +44,20 @@ def test_as_many_classes_as_samples():
     assert flags("by rank", (labels, four)) is None  # no order of the samples is like another
 
 
+@pytest.mark.relaxed
+def test_what_is_taken_whole_belongs_to_no_sample():
+    """Statistics of as many channels as there are samples, by a trace instead of one for each of 64 combinations."""
+    traces = []
+
+    def normalized(z, statistics):
+        traces.append(1)
+        return z - sum(statistics)[None]
+
+    like = jax.ShapeDtypeStruct((4, 4), jnp.zeros(()).dtype)
+    assert belongs_to_samples(normalized, (), like, [jnp.ones(4)] * 6, 4, 2) == (False,) * 6
+    assert len(traces) == 1
+
+
 def test_the_first_samples_have_their_masks():
     case = networks.mlp(n=6)
     chain = lh.Chain([lh.Block("masked", lambda p, z, context: z * context["mask"] + context["table"][None])])

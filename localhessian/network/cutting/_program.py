@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from localhessian import _programs
-from localhessian._programs import compiled, fingerprint, run
+from localhessian._programs import compiled, run, text_of, text_of_rules
 from localhessian._types import Array
 from localhessian.network.cutting import _graph, _layout
 
@@ -45,6 +45,21 @@ class Key(NamedTuple):
     context: tuple[Any, ...]
 
 
+class _Text:
+    """What equal blocks share; made where it is asked for, since rules of differentiation take a trace."""
+
+    def __init__(self, program: _programs.Program, labels: Any) -> None:
+        self.program, self.labels = program, labels
+
+    @functools.cached_property
+    def plain(self) -> str:
+        return f"{self.labels}\n{text_of(self.program)}"
+
+    @functools.cached_property
+    def rules(self) -> tuple[str, ...]:
+        return text_of_rules(self.program)
+
+
 @dataclass(frozen=True)
 class Program:
     """A function cut for one set of shapes."""
@@ -76,10 +91,23 @@ class Program:
         ]
 
     @functools.cached_property
-    def fingerprints(self) -> tuple[str, ...]:
-        """A text for each block that those share that compute the same from parameters of the same structure."""
+    def firsts(self) -> tuple[int, ...]:
+        """Of each block the first that computes the same from parameters of the same structure."""
+        found: list[int] = []
+        for b in range(len(self.pieces)):
+            found.append(next((a for a in dict.fromkeys(found) if self.are_equal((a, b))), b))
+        return tuple(found)
+
+    def are_equal(self, blocks: Sequence[int]) -> bool:
+        """Whether blocks compute the same, also when differentiated: of that a trace each, where they have rules."""
+        texts = [self.texts[b] for b in blocks]
+        return len({text.plain for text in texts}) == 1 and len({text.rules for text in texts}) == 1
+
+    @functools.cached_property
+    def texts(self) -> tuple[_Text, ...]:
+        """Of each block."""
         return tuple(
-            fingerprint(
+            _Text(
                 piece.program,
                 (jax.tree.structure(tree), self.order(b), piece.context, piece.derived, piece.n_z, self.returns(b)),
             )

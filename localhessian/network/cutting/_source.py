@@ -123,12 +123,9 @@ class Source:
 
     def applies(self) -> dict[str, "Apply"]:
         """One callable for each block; equal blocks share one."""
-        groups: dict[str, list[int]] = {}
-        for b, mark in enumerate(self.program.fingerprints):
-            groups.setdefault(mark, []).append(b)
-        shared = {mark: Apply(self, tuple(members)) for mark, members in groups.items()}
-        names = [piece.name for piece in self.program.pieces]
-        return {name: shared[text] for name, text in zip(names, self.program.fingerprints, strict=True)}
+        firsts = self.program.firsts
+        shared = {first: Apply(self, tuple(b for b, one in enumerate(firsts) if one == first)) for first in set(firsts)}
+        return {piece.name: shared[first] for piece, first in zip(self.program.pieces, firsts, strict=True)}
 
     # ---- running
 
@@ -194,8 +191,7 @@ class Source:
                 f"was derived for x {x}, where they are {' and '.join(map(text, wanted))}: derive "
                 "it for the new `x` by `chain.context_for(x, context, params)`, or apply the whole chain, which does."
             )
-        # Of a block that has no equal nothing need be compared, and fingerprints take traces.
-        if len(members) > 1 and len({program.fingerprints[i] for i in members}) > 1:
+        if len(members) > 1 and not program.are_equal(members):
             raise CutError(
                 f"blocks that were equal to `{program.pieces[b].name}` compute something else at z {text(z)}: cut the "
                 "model again with inputs of this shape."
