@@ -14,7 +14,7 @@ from flax import nnx
 from typer.testing import CliRunner
 
 from localhessian import Block, Chain, Dense, back_match, local_hessian, spectrum
-from localhessian.lab import digits
+from localhessian.lab import Images, digits
 from localhessian.lab._reproduce import claim_named, listing, reproduce, setting_of
 from localhessian.lab.claims import (
     CLAIMS,
@@ -139,15 +139,32 @@ def test_the_command_is_interrupted_and_goes_on(tmp_path, monkeypatch):
     assert read(tmp_path).seed.tolist() == [2, 3, 2, 3]
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "claims").iterdir()), ids=lambda folder: folder.name)
+PUBLISHED = sorted(data.parent for data in (ROOT / "docs" / "claims").rglob("data.csv"))
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_the_page_says_what_the_committed_data_say(folder):
-    claim, data = CLAIMS[folder.name], read(folder)
+    data = read(folder)
+    claim = CLAIMS[data.attrs["claim"]]
     page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
     assert f"**Verdict.** {claim.verdict(data)}\n" in page
     assert f"```\n{claim.table(data)}\n```" in page
     assert (folder / "figure.png").stat().st_size < 100_000
-    assert data.attrs["claim"] == claim.name
+    assert claim.name in folder.relative_to(ROOT).parts
     assert data.attrs["size"] == "full"
+
+
+def test_every_claim_is_published():
+    assert {data.name for data in (ROOT / "docs" / "claims").iterdir()} == set(CLAIMS)
+
+
+def test_larger_images_take_a_larger_network():
+    claim, seeds = CLAIMS["scale-amended"], (0, 1, 2, 3, 4)
+    names = {}
+    for side in (32, 64):
+        x, y = np.zeros((3, side, side, 3), np.uint8), np.arange(3)
+        names[side] = [point["network"] for point in claim.points(Setting("full", seeds, Images(x, y, x, y)))]
+    assert names == {32: ["vgg13-bn-by4", "resnet20-by4"], 64: ["resnet18-by8"]}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from localhessian.lab import (
     Augmentation,
     Checkpoint,
     Descent,
+    Images,
     Network,
     Propagation,
     Trainer,
@@ -192,6 +193,9 @@ def test_networks_of_the_zoo_by_name():
     assert small.chain.names[0] == "layers.0"
     params, context = small.start(jax.random.key(0))
     assert small.logits(params, DATA.test_x[:3], context).shape == (3, 10)
+    large = Images(*(np.zeros((2, 64, 64, 3), np.float32), np.arange(2)) * 2)
+    params, _ = jax.eval_shape(network("resnet18-by8", large).init, jax.random.key(0))
+    assert next(leaf.shape for leaf in jax.tree.leaves(params["layers.0"]) if leaf.ndim == 4) == (7, 7, 3, 8)
     with pytest.raises(ValueError, match="there is no network 'alexnet': use plain, batchnorm"):
         network("alexnet", DATA)
 
