@@ -90,23 +90,26 @@ def figures(found: Spectrum, kappa: ConditionNumber, /) -> Figures:
     valued = codes != int(Status.ZERO)
     has_value = xp.any(valued)
     some = valued | ~has_value
-    median = lambda figure: _median(xp, flat(figure), some)
     summary = summarize(found)
-    quantiles = {q: median(quantile_condition_number(found, q / 100)) for q in QUANTILES}
-    upper = median(kappa.upper)
     known = xp.all(xp.asarray(found.complete))
+    told = {
+        "rank": kappa.rank,
+        "lambda_max": found.lambda_max,
+        "lambda_min_nonzero": kappa.lambda_min_nonzero,
+        "kappa_plus": kappa.value,
+        "kappa_lower": kappa.lower,
+        "kappa_upper": kappa.upper,
+        "trace": summary.trace,
+        "stable_rank": summary.stable_rank,
+        "effective_rank": summary.effective_rank,
+    }
+    for q in QUANTILES:
+        quantile = quantile_condition_number(found, q / 100)
+        told |= {f"kappa_q{q:02}{end}": quantile for end in ("", "_lower", "_upper")}
+    told = _medians(xp, {name: flat(figure) for name, figure in told.items()}, some)
     return Figures(
-        rank=median(kappa.rank),
-        lambda_max=median(found.lambda_max),
-        lambda_min_nonzero=median(kappa.lambda_min_nonzero),
-        kappa_plus=median(kappa.value),
-        kappa_lower=median(kappa.lower),
-        kappa_upper=xp.where(has_value, upper, xp.nan),
-        **{f"kappa_q{q:02}{end}": value for q, value in quantiles.items() for end in ("", "_lower", "_upper")},
-        trace=median(summary.trace),
-        trace_error=xp.where(known, xp.zeros_like(upper), xp.nan),
-        stable_rank=median(summary.stable_rank),
-        effective_rank=median(summary.effective_rank),
+        **told | {"kappa_upper": xp.where(has_value, told["kappa_upper"], xp.nan)},
+        trace_error=xp.where(known, xp.zeros_like(told["trace"]), xp.nan),
         valued=xp.sum(valued, dtype=np.int32),
         complete=known,
         status=_worst(xp, codes, some),
@@ -126,30 +129,33 @@ def surveyed_figures(found: Spectrum, kappa: ConditionNumber, rest: Density, /) 
     plain = figures(found, kappa)
     largest = xp.fmax(flat(found.lambda_max), flat(rest.largest))
     some = largest > 0
-    median = lambda figure: _median(xp, flat(figure), some)
     negative, zero = rest.negative.interval(), rest.zero.interval()
     indefinite = xp.any((flat(negative[0]) > 0) & some) | (plain.status == int(Status.INDEFINITE))
     sure = largest - flat(found.residual_norms).reshape(largest.shape[0], -1)[:, -1]
     trace = rest.size * flat(rest.mean.value)
-    rank = xp.ceil(rest.size * xp.clip(1 - flat(zero[1]) - flat(negative[1]), 1 / rest.size, 1))
-    told: dict[str, Any] = {
-        "rank": median(rank),
-        "lambda_max": median(largest),
-        "lambda_min_nonzero": xp.full_like(plain.trace, xp.nan),
-        "kappa_lower": xp.where(indefinite, xp.nan, median(xp.maximum(sure / flat(rest.nonzero), 1))),
-        "kappa_upper": xp.where(indefinite, xp.nan, xp.full_like(plain.trace, xp.inf)),
-        "trace": median(trace),
-        "trace_error": median(rest.size * flat(rest.mean.probe_error)),
-        "stable_rank": median(rest.size * flat(rest.mean_square.value) / largest**2),
-        "effective_rank": median(trace / largest),
-        "status": xp.where(indefinite, xp.full_like(plain.status, int(Status.INDEFINITE)), plain.status),
+    of_samples = {
+        "rank": xp.ceil(rest.size * xp.clip(1 - flat(zero[1]) - flat(negative[1]), 1 / rest.size, 1)),
+        "lambda_max": largest,
+        "kappa_lower": xp.maximum(sure / flat(rest.nonzero), 1),
+        "trace": trace,
+        "trace_error": rest.size * flat(rest.mean.probe_error),
+        "stable_rank": rest.size * flat(rest.mean_square.value) / largest**2,
+        "effective_rank": trace / largest,
     }
     for q in QUANTILES:
         interval, name = rest.quantile_condition_number(q / 100), f"kappa_q{q:02}"
-        lower, upper = median(interval.lower), median(interval.upper)
+        of_samples |= {name: interval.value, f"{name}_lower": interval.lower, f"{name}_upper": interval.upper}
+    told = _medians(xp, {name: flat(figure) for name, figure in of_samples.items()}, some)
+    for q in QUANTILES:
         # Where zeros and small values are not told apart: a bound, no estimate.
-        told[name] = xp.where(xp.isfinite(upper), median(interval.value), xp.nan)
-        told |= {f"{name}_lower": lower, f"{name}_upper": upper}
+        name = f"kappa_q{q:02}"
+        told[name] = xp.where(xp.isfinite(told[f"{name}_upper"]), told[name], xp.nan)
+    told |= {
+        "lambda_min_nonzero": xp.full_like(plain.trace, xp.nan),
+        "kappa_lower": xp.where(indefinite, xp.nan, told["kappa_lower"]),
+        "kappa_upper": xp.where(indefinite, xp.nan, xp.full_like(plain.trace, xp.inf)),
+        "status": xp.where(indefinite, xp.full_like(plain.status, int(Status.INDEFINITE)), plain.status),
+    }
     usable = xp.all(flat(rest.status) == 0) & xp.any(some)
     told = {name: xp.where(usable, value, getattr(plain, name)) for name, value in told.items()}
     return Figures(**{**vars(plain), **told})
@@ -166,12 +172,8 @@ def topped_figures(found: Spectrum, kappa: ConditionNumber, total: TraceEstimate
     """
     xp, flat = _ground(found)
     plain, largest, trace = figures(found, kappa), flat(found.lambda_max), flat(total.value)
-    median = lambda figure: _median(xp, flat(figure), largest > 0)
-    told = {
-        "trace": median(trace),
-        "trace_error": median(total.standard_error),
-        "effective_rank": median(trace / largest),
-    }
+    of_samples = {"trace": trace, "trace_error": flat(total.standard_error), "effective_rank": trace / largest}
+    told = _medians(xp, of_samples, largest > 0)
     told = {name: xp.where(plain.complete, getattr(plain, name), value) for name, value in told.items()}
     return dataclasses.replace(plain, **told)
 
@@ -183,14 +185,17 @@ def _ground(found: Spectrum) -> tuple[ModuleType, Callable[[Any], Any]]:
     return xp, lambda figure: xp.ravel(xp.asarray(figure)).astype(dtype)
 
 
-def _median(xp: Any, values: Any, some: Any) -> Any:
-    """Over the samples that have a value; NaN where none has."""
-    there = some & ~xp.isnan(values)
-    ordered = xp.sort(xp.where(there, values, xp.inf))
-    count = xp.sum(there)
-    low, high = ordered[xp.maximum(count - 1, 0) // 2], ordered[xp.minimum(count // 2, len(values) - 1)]
+def _medians(xp: Any, figures: dict[str, Any], some: Any) -> dict[str, Any]:
+    """Of each figure over the samples that have a value; NaN where none has. All by one sort."""
+    values = xp.stack(list(figures.values()))
+    there = some[None] & ~xp.isnan(values)
+    ordered = xp.sort(xp.where(there, values, xp.inf), axis=-1)
+    count = xp.sum(there, axis=-1, keepdims=True)
+    middle = xp.concatenate([xp.maximum(count - 1, 0) // 2, xp.minimum(count // 2, values.shape[-1] - 1)], axis=-1)
+    low, high = xp.moveaxis(xp.take_along_axis(ordered, middle, axis=-1), -1, 0)
     # The middle of two infinities is infinite.
-    return xp.where(count > 0, xp.where(low == high, low, low + (high - low) / 2), xp.nan)
+    medians = xp.where(count[:, 0] > 0, xp.where(low == high, low, low + (high - low) / 2), xp.nan)
+    return {name: medians[i] for i, name in enumerate(figures)}
 
 
 def _worst(xp: Any, codes: Any, some: Any) -> Any:
