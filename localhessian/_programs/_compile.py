@@ -17,8 +17,8 @@ _OUTSIDE = core.get_opaque_trace_state()
 """Nothing is being traced while modules are imported."""
 _WITHOUT_FUSED_SUMS: Any = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _PLAIN_LOOPS: Any = {"xla_cpu_use_fusion_emitters": False}
-"""The CPU's older way from fused operations to loops: the same numbers, at the same speed from float32 on, compiled in
-two thirds of the time (a network of convolutions with batch normalization; jaxlib 0.10.2)."""
+"""The CPU's older way from fused operations to loops: the same numbers at the same speed from float32 on, compiled in
+two thirds of the time, of convolutions with batch normalization (`benchmarks/loops.py`; jaxlib 0.10.2)."""
 _UNOPTIMIZED: Any = {"xla_backend_optimization_level": 0}
 
 
