@@ -7,6 +7,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import localhessian as lh
+from localhessian._programs import evaluate
+from localhessian.linalg.structure._moves import of_constants
 
 pytestmark = pytest.mark.once
 
@@ -137,3 +139,22 @@ def test_a_large_head_is_declined_before_its_rows_are_decomposed(monkeypatch):
     operator = lh.local_hessian(lh.back_match(chain, params, x, y, losses), "head")
     explanation = lh.explain(operator, lh.Structured(max_size=500))
     assert "it has one (Khatri-Rao), but `max_size` = 500 is less than the 800 needed" in explanation.reason
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_what_numpy_makes_of_constants_is_what_jax_makes_to_the_bit(dtype):
+    numbers = np.random.default_rng(0).standard_normal((2, 3, 4)) * 10.0 ** np.arange(-20, 40, 2.5).reshape(2, 3, 4)
+    x = jnp.asarray(numbers, "float32").at[0, 0, 0].set(jnp.nan).astype(dtype)
+
+    def program(x):
+        y = jax.lax.expand_dims(x.transpose(2, 0, 1), (0,)).reshape(8, 3)[::-1]
+        y = jnp.concatenate([y[2:7:2], jnp.broadcast_to(y[:1], (2, 3))]) * y[3:] - jnp.tile(y[:1], (5, 1))
+        parts = [part.squeeze(1) for part in jnp.split(y + y, 3, axis=1)]
+        return [-parts[0], parts[1].astype("float32"), parts[2].astype("bfloat16"), jnp.exp(parts[0].astype("float32"))]
+
+    traced = jax.make_jaxpr(program)(x)
+    found = evaluate(traced, [x], of_constants)
+    for one, other in zip(found, program(x), strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()

@@ -28,8 +28,8 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
         name: `plain`, `batchnorm` or `skip`, of `digits_network`; an activation, of `dense_network`: `linear`, `relu`,
             `sigmoid`, `tanh` or `gelu`, with a depth of its own if one follows: `sigmoid-20`; or of the families in
             flax nnx (tested with running statistics) `vgg13`, `vgg13-bn`, `resnet20`, `resnet20-plain` (without skips),
-            `resnet18` (four stages, for images of 64 pixels and
-            more) and other depths, a divisor of the channels behind: `vgg13-bn-by4`.
+            `resnet18` (four stages, for images of 64 pixels and more) and other depths, a divisor of the channels
+            behind: `vgg13-bn-by4`.
         images: Their shape and number of classes are used.
         depth: Blocks before the head.
         width: Channels, or units.

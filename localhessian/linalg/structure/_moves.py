@@ -38,17 +38,26 @@ def of_constants(eqn: Equation, values: Sequence[Any]) -> list[Any]:
     """An equation of constants: the simplest by NumPy, for JAX compiles a program for each equation."""
     if any(isinstance(value, Unknown) for value in values):
         return [Unknown(atom.aval.shape, atom.aval.dtype) for atom in eqn.outvars]  # type: ignore[attr-defined]
-    name = eqn.primitive.name
-    if not any(jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended) for value in values):
-        if name in _PLAIN:
-            return MOVES[name](eqn, [_Constant(np.asarray(values[0]))])
-        if name == "concatenate":
-            return [np.concatenate([np.asarray(value) for value in values], eqn.params["dimension"])]
-        if name == "convert_element_type" and jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
-            return [np.asarray(values[0]).astype(eqn.params["new_dtype"])]
+    is_extended = any(jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended) for value in values)
+    if is_extended or not _is_same_in_numpy(eqn):
+        return bind(eqn, [jnp.asarray(value) for value in values])
+    name, arrays = eqn.primitive.name, [np.asarray(value) for value in values]
+    if name in _PLAIN:
+        return MOVES[name](eqn, [_Constant(arrays[0])])
+    if name == "concatenate":
+        return [np.concatenate(arrays, eqn.params["dimension"])]
+    with np.errstate(all="ignore"):
         if name in _ARITHMETIC:
-            return [np.asarray(_ARITHMETIC[name](*map(np.asarray, values)), eqn.outvars[0].aval.dtype)]  # type: ignore[attr-defined]
-    return bind(eqn, [jnp.asarray(value) for value in values])
+            return [np.asarray(_ARITHMETIC[name](*arrays))]
+        return [arrays[0].astype(eqn.params["new_dtype"])]
+
+
+def _is_same_in_numpy(eqn: Equation) -> bool:
+    """Whether NumPy gives what JAX does, to the bit; to integers the two round alike, but for what is out of range."""
+    name = eqn.primitive.name
+    if name == "convert_element_type":
+        return bool(jnp.issubdtype(eqn.params["new_dtype"], jnp.floating))
+    return name in _PLAIN or name in _ARITHMETIC or name == "concatenate"
 
 
 @dataclasses.dataclass(frozen=True)
