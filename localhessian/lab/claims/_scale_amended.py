@@ -140,7 +140,7 @@ def figure(data: Frame) -> Any:
             ax.errorbar(mean, at, xerr=bars, color=COLORS[0], fmt="o", capsize=3)
             ax.axvline(0, color="gray", linewidth=1)
             ax.set_yticks(at, [(ALGORITHMS | MORE)[one] for one in part.algorithm])
-            ax.set(xlabel="gain in test accuracy over SGD, points", title=name)
+            ax.set(xlabel="gain in test accuracy over SGD, points", title=name, ylim=(-0.7, len(part) - 0.3))
     return drawn
 
 
