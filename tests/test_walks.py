@@ -13,7 +13,6 @@ from localhessian._programs import (
     entered,
     equations,
     evaluate,
-    fingerprint,
     has_custom_rule,
     live,
     primitives,
@@ -22,6 +21,7 @@ from localhessian._programs import (
     traced,
     unrolled,
 )
+from localhessian._programs._text import fingerprint
 
 pytestmark = pytest.mark.once
 

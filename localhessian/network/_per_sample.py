@@ -7,6 +7,7 @@ answered before, in that order.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -164,16 +165,17 @@ def belongs_to_samples(
     `function(*before, z, extra)`, hashable, gives arrays with the samples on the leading axis, and is tried with
     `count` of them. Candidates are the leaves whose leading axis has n entries.
 
-    Those that it takes whole with fewer samples do not: widths, classes and channels that happen to be n.
+    Where it takes all of them whole, those do not that it does not take cut: channels and widths that happen to be n.
 
-    Cost: a trace; where it needs some of them cut, one for each combination of candidates; where shapes leave several,
-    a forward pass or two with made-up numbers.
+    Cost: a trace for each candidate, and for each combination of those that are left; where shapes leave several, a
+    forward pass or two with made-up numbers.
     """
     leading = have_leading(extra, n)
-    none = (False,) * len(leading)
-    if _takes(function, before, z, extra, none, count):
-        return none
-    possible = [some for some in _combinations(leading) if _takes(function, before, z, extra, some, count)]
+    takes = functools.partial(_takes, function, before, z, extra, count)
+    if takes((False,) * len(leading)):
+        alone = [tuple(j == i for j in range(len(leading))) for i in range(len(leading))]
+        leading = tuple(has and takes(one) for has, one in zip(leading, alone, strict=True))
+    possible = [some for some in _combinations(leading) if takes(some)]
     if len(possible) <= 1:
         return possible[0] if possible else None
     with at_once():
@@ -189,7 +191,7 @@ def _combinations(leading: Flags) -> Iterator[Flags]:
             yield tuple(i in chosen for i in range(len(leading)))
 
 
-def _takes(function: Callable[..., Any], before: Any, z: Any, extra: Any, belongs: Flags, count: int) -> bool:
+def _takes(function: Callable[..., Any], before: Any, z: Any, extra: Any, count: int, belongs: Flags) -> bool:
     """Whether the function takes `count` samples, and gives as many, with those leaves cut."""
     few, some = _cut_shapes(z, None, count), _cut_shapes(extra, belongs, count)
     try:
