@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -39,7 +40,7 @@ def named(names: tuple[str, ...], most: int = 6) -> str:
 
 
 def by_value(cls: type[T]) -> type[T]:
-    """Make a named tuple or data class that holds arrays print in brief, compare by value, and have a hash."""
+    """Make a named tuple or data class print in brief, compare by value (NaN equals NaN), and have a hash."""
     told: Any = cls
     told.__repr__, told.__eq__, told.__ne__, told.__hash__ = brief, _is_equal, object.__ne__, _hash
     return cls
@@ -57,14 +58,21 @@ def _is_equal(one: Any, other: Any) -> bool:
 def _is_same(one: Any, other: Any) -> bool:
     arrays = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in (one, other)]
     if one is other or not any(arrays):
-        return bool(one is other or one == other)
+        return bool(one is other or one == other or (_is_nan(one) and _is_nan(other)))
     if not all(arrays) or (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
         return False
     if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
         one, other = jax.random.key_data(one), jax.random.key_data(other)
-    return isinstance(one, jax.ShapeDtypeStruct) or bool(np.array_equal(np.asarray(one), np.asarray(other)))
+    if isinstance(one, jax.ShapeDtypeStruct):
+        return True
+    may_be_nan = bool(jnp.issubdtype(one.dtype, jnp.inexact))
+    return bool(np.array_equal(np.asarray(one), np.asarray(other), equal_nan=may_be_nan))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _hash(thing: Any) -> int:

@@ -1,5 +1,7 @@
 """Every public object prints in one to five lines, compares and hashes."""
 
+import copy
+import dataclasses
 import inspect
 
 import jax
@@ -84,12 +86,31 @@ def test_arrays_are_told_by_shape_and_numbers_by_value():
         assert pair != other
     key = jax.random.key(0)
     assert Pair(key, 1) == Pair(jax.random.key(0), 1) != Pair(jax.random.key(1), 1)
+    fresh = float("nan")
+    for a in (fresh, np.float32(fresh), np.array([1.0, fresh]), np.array(["x"]), {"k": fresh}):
+        assert Pair(a, 1) == Pair(copy.deepcopy(a), 1) != Pair(a, 2)
+    assert Pair(fresh, 1) != Pair(0.0, 1)
     assert "status=CONVERGED" in repr(lh.trace(lh.symmetric_operator(lambda v: 2 * v, 3), lh.Hutchinson(probes=2)))
     assert brief(Pair({"x": 1}, [np.ones(2, np.float32), "y"])) == "Pair(a={x}, b=(float32[2], 'y'))"
     assert len(brief(Pair("z" * 10_000, tuple(range(1000))))) < 200
     seen = []
     jax.jit(lambda x: seen.append(repr(lh.Summary(x, x, x, x, x))) or x)(1.0)
     assert seen[0].startswith("Summary(trace=float")
+
+
+def test_results_with_nan_equal_their_copies(things):
+    """A copy holds another NaN object; dataclasses of Python 3.13 compare field by field, as numbers."""
+    report = next(thing for thing in things if isinstance(thing, lh.Report))
+    row = dataclasses.replace(report.rows[0], trace=float("nan"))
+    twin = dataclasses.replace(row, trace=float("nan"))
+    assert row == twin
+    assert hash(row) == hash(twin)
+    assert row != dataclasses.replace(row, trace=1.0) != row
+    assert report == copy.deepcopy(report)
+    nan = np.array([float("nan")])
+    curve = lab.comparison.Curve(np.zeros(2), np.array([2]), nan, nan, np.ones(1))
+    run = lab.Run("plain", "sgd", 0.1, 0, "final", curve)
+    assert run == copy.deepcopy(run) != dataclasses.replace(run, seed=1)
 
 
 def test_of_many_names_the_first_and_the_last_are_told():

@@ -41,6 +41,36 @@ def program_text(function: Callable[..., Any], *arguments: Any, differentiated: 
     return fingerprint(program, (), lasting=True) if differentiated else text_of(program, lasting=True)
 
 
+class Text:
+    """What equal programs share, with labels; rules, which take a trace, are looked at where the rest is equal."""
+
+    def __init__(self, program: Program, labels: Any) -> None:
+        """To be compared while the program is alive."""
+        self.program, self.labels = program, labels
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two programs compute the same, also when differentiated."""
+        if not isinstance(other, Text):
+            return NotImplemented
+        return self is other or (self._plain == other._plain and self._rules == other._rules)
+
+    def __hash__(self) -> int:
+        """Without the rules."""
+        return hash(self._plain)
+
+    @functools.cached_property
+    def _plain(self) -> str:
+        return f"{self.labels}\n{text_of(self.program)}"
+
+    @functools.cached_property
+    def _rules(self) -> tuple[str, ...] | None:
+        """None where there is no derivative: that is told where one is taken."""
+        try:
+            return text_of_rules(self.program)
+        except (TypeError, ValueError, NotImplementedError):
+            return None
+
+
 def text_of_rules(program: Program, lasting: bool = False) -> tuple[str, ...]:
     """The text of the derivative of a program with rules of its own; nothing of any other. It may have none: raises."""
     return (text_of(_derivative(program), lasting),) if has_custom_rule(program) else ()

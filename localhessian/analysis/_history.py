@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from localhessian._arguments import expect_path
+from localhessian._brief import by_value
 from localhessian._optional import optional
 from localhessian._status import Status
 from localhessian.analysis._figures import Figures
@@ -50,6 +51,7 @@ class Head:
         return "" if len(mine) == len(theirs) else f"{len(theirs)} local Hessians"
 
 
+@by_value
 @dataclasses.dataclass(frozen=True)
 class Record:
     """What was measured at one step."""

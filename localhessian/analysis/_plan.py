@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from localhessian._brief import brief
+from localhessian._brief import brief, by_value
 from localhessian._grid import grid
 from localhessian._optional import optional
 from localhessian._progress import Progress, follow
@@ -19,6 +19,7 @@ from localhessian.linalg import Method, check_method
 from localhessian.network import SIDES, Chain, Wrt, back_match_partly, check_chain
 
 
+@by_value
 @dataclasses.dataclass(frozen=True)
 class PlannedRow:
     """One local Hessian: the way to it, and what that takes; compilation apart."""
@@ -34,8 +35,6 @@ class PlannedRow:
     reason: str
     seconds: float
     bytes: float
-
-    __repr__ = brief
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from localhessian._arguments import expect, expect_flag, expect_path
 from localhessian._optional import optional
 from localhessian.analysis._findings import Findings, findings
@@ -57,14 +55,7 @@ class Report:
         """Whether rows and spectra are the same numbers (NaN equals NaN); where and how long it took is no matter."""
         if not isinstance(other, Report):
             return NotImplemented
-        return (
-            list(map(_words, self.rows)) == list(map(_words, other.rows))
-            and self.spectra.keys() == other.spectra.keys()
-            and all(
-                np.array_equal(spectrum.eigenvalues, other.spectra[key].eigenvalues, equal_nan=True)
-                for key, spectrum in self.spectra.items()
-            )
-        )
+        return self.rows == other.rows and self.spectra == other.spectra
 
     def __hash__(self) -> int:
         """Of the rows' names."""
@@ -187,8 +178,3 @@ class Report:
 
     def _repr_html_(self) -> str:
         return notebook_html(self, self._lines()[0])
-
-
-def _words(row: Row) -> tuple[str, ...]:
-    """To compare by, NaN equal to NaN."""
-    return tuple(map(repr, dataclasses.astuple(row)))

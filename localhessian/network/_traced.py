@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from localhessian._memory import remembered
-from localhessian._programs import Program, has_custom_rule, text_of, text_of_rules, traced
+from localhessian._programs import Program, Text, has_custom_rule, traced
 from localhessian._tree import (
     abstracted,
     floating,
@@ -109,20 +109,12 @@ class _Seen:
         """What another does, for the same shapes."""
         if self.shapes != other.shapes:
             return False
-        return self.apply == other.apply or (self.text == other.text and self.rules == other.rules)
+        return self.apply == other.apply or self.text == other.text
 
     @functools.cached_property
-    def text(self) -> Any:
+    def text(self) -> Text:
         """What equal programs share."""
-        return text_of(self.program), [var.aval.weak_type for var in self.program.jaxpr.outvars]
-
-    @functools.cached_property
-    def rules(self) -> Any:
-        """And equal rules of differentiation; where there is no derivative, that is told later."""
-        try:
-            return text_of_rules(self.program)
-        except _NO_DERIVATIVE:
-            return None
+        return Text(self.program, [var.aval.weak_type for var in self.program.jaxpr.outvars])
 
 
 def _check_closed(name: str, program: Program) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from localhessian._brief import brief
+from localhessian._brief import by_value
 from localhessian.curvature import Part
 from localhessian.network import Wrt
 
@@ -60,6 +60,7 @@ INTERVALS = {
 """Columns with the columns that bound them."""
 
 
+@by_value
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One local Hessian; of an uncoupled H_z, medians over those of the samples analyzed that have a value."""
@@ -123,8 +124,6 @@ class Row:
     stable_rank: float = math.nan
     """||H||_F^2 / lambda_max^2; like the trace by a quadrature where not all eigenvalues are there."""
 
-    __repr__ = brief
-
     @property
     def has_figures(self) -> bool:
         """Whether there is a matrix, and something is known of it."""
@@ -146,6 +145,7 @@ class Row:
         return self.block, self.wrt, self.part
 
 
+@by_value
 @dataclasses.dataclass(frozen=True)
 class RowSpectrum:
     """The eigenvalues behind a row; with a leading axis of samples for an uncoupled H_z."""

@@ -2,6 +2,7 @@
 
 import concurrent.futures as cf
 import contextlib
+import pickle
 import time
 from collections.abc import Collection
 from typing import Any
@@ -116,7 +117,12 @@ def _outcome(future: Any) -> Answers | str | None:
         return future.result()
     except cf.BrokenExecutor:
         return None
-    except Exception as error:  # of the executor: a task that cannot be sent, a worker that was lost
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # those of pickle; `evaluate` raises none
+        return (
+            "it cannot be sent to another process: make the case a function at the top of a module, of arguments that "
+            f"can be pickled ({told(error)})"
+        )
+    except Exception as error:  # of the executor: a worker that was lost
         return told(error)
 
 

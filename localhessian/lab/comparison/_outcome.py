@@ -20,6 +20,7 @@ class Tuned(NamedTuple):
     """Mean validation accuracy of every trial."""
 
 
+@by_value
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """One algorithm on one network, over its final runs."""

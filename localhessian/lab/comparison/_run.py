@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from localhessian._brief import by_value
 from localhessian._files import write_text
 from localhessian.lab.comparison._trainer import Curve
 
@@ -15,6 +16,7 @@ MAX_BYTES = 2**28
 """Of a file; a run of a million steps takes a tenth of it."""
 
 
+@by_value
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training run. It is material for means over seeds, not a result."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from localhessian import _programs
-from localhessian._programs import compiled, run, text_of, text_of_rules
+from localhessian._programs import Text, compiled, run
 from localhessian._types import Array
 from localhessian.network.cutting import _graph, _layout
 
@@ -43,21 +43,6 @@ class Key(NamedTuple):
     params: tuple[Any, ...]
     inputs: tuple[Any, ...]
     context: tuple[Any, ...]
-
-
-class _Text:
-    """What equal blocks share; made where it is asked for, since rules of differentiation take a trace."""
-
-    def __init__(self, program: _programs.Program, labels: Any) -> None:
-        self.program, self.labels = program, labels
-
-    @functools.cached_property
-    def plain(self) -> str:
-        return f"{self.labels}\n{text_of(self.program)}"
-
-    @functools.cached_property
-    def rules(self) -> tuple[str, ...]:
-        return text_of_rules(self.program)
 
 
 @dataclass(frozen=True)
@@ -100,14 +85,14 @@ class Program:
 
     def are_equal(self, blocks: Sequence[int]) -> bool:
         """Whether blocks compute the same, also when differentiated: of that a trace each, where they have rules."""
-        texts = [self.texts[b] for b in blocks]
-        return len({text.plain for text in texts}) == 1 and len({text.rules for text in texts}) == 1
+        first = self.texts[blocks[0]]
+        return all(self.texts[b] == first for b in blocks)
 
     @functools.cached_property
-    def texts(self) -> tuple[_Text, ...]:
+    def texts(self) -> tuple[Text, ...]:
         """Of each block."""
         return tuple(
-            _Text(
+            Text(
                 piece.program,
                 (jax.tree.structure(tree), self.order(b), piece.context, piece.derived, piece.n_z, self.returns(b)),
             )
