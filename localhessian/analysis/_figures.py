@@ -5,7 +5,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -203,9 +202,3 @@ def _worst(xp: Any, codes: Any, some: Any) -> Any:
     places = np.argsort([int(status) for status in SEVERITY]).astype(np.int32)
     severity = xp.min(xp.where(some, xp.asarray(places)[codes], len(SEVERITY) - 1))
     return xp.asarray([int(status) for status in SEVERITY], dtype=np.int32)[severity]
-
-
-def stacked(entries: list[Figures]) -> Figures:
-    """With an axis of entries, the last one."""
-    xp: Any = np if is_concrete(entries) else jnp
-    return jax.tree.map(lambda *parts: xp.stack([xp.asarray(part) for part in parts], axis=-1), *entries)

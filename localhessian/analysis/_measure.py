@@ -1,24 +1,20 @@
 """What a row of a report says, as arrays: for many networks in one program."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from localhessian._arguments import expect_key
-from localhessian._status import Status
 from localhessian._tree import is_concrete
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.analysis._asked import chosen, jobs_of, missing, nothing
-from localhessian.analysis._figures import Figures, figures, stacked, surveyed_figures
 from localhessian.analysis._measurement import Entry, Measurement
 from localhessian.analysis._survey import examined, named
+from localhessian.analysis._together import figures_together
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import Part
-from localhessian.linalg import Method, check_method, condition_number
+from localhessian.linalg import Method, check_method
 from localhessian.network import SIDES, BackMatching, Chain, Wrt, back_match, check_chain
 
 
@@ -95,40 +91,36 @@ def measure(
     there = [job for job in jobs if not why[job]]
     if not there:
         raise ValueError(nothing(why.values()))
-    entries, told = measured_each(matching, there, ones, method, key)
-    return Measurement(stacked(told), entries)
+    return measured(matching, there, ones, method, key)
 
 
-def measured_each(
+def measured(
     matching: BackMatching,
     jobs: Sequence[RowKey],
     ones: tuple[int, ...],
     method: Method | None,
     key: Key,
-) -> tuple[tuple[Entry, ...], list[Figures]]:
-    """The figures of local Hessians, in numbers of a stream too.
+) -> Measurement:
+    """Of local Hessians that exist, in numbers of a stream too.
 
     `ones`: the samples looked at one by one where a block keeps them apart.
     """
     asked = [(job, ones if SIDES[job[1]].per_sample and not _is_coupled(matching, job[0]) else None) for job in jobs]
-    entries, told = list[Entry](), list[Figures]()
-    for (job, samples), (found, rest) in zip(asked, examined(matching, asked, method, key), strict=True):
-        kappa = condition_number(found)
-        told.append(_honest(figures(found, kappa) if rest is None else surveyed_figures(found, kappa, rest)))
-        count = matching.samples if samples is None else len(samples)
-        entries.append(Entry(*job, found.size, count, _is_coupled(matching, job[0]), named(found, rest)))
-    return tuple(entries), told
+    found = examined(matching, asked, method, key)
+    entries = tuple(
+        Entry(
+            *job,
+            whole.size,
+            matching.samples if samples is None else len(samples),
+            _is_coupled(matching, job[0]),
+            named(whole, rest),
+        )
+        for (job, samples), (whole, rest) in zip(asked, found, strict=True)
+    )
+    return Measurement(figures_together(found), entries)
 
 
 def _is_coupled(matching: BackMatching, block: str) -> bool:
     """Where that is not known, it may be."""
     coupled = matching.coupled[block]
     return bool(coupled) if is_concrete(coupled) else True
-
-
-def _honest(told: Figures) -> Figures:
-    """A condition number that was not sought is no figure with a good status."""
-    xp: Any = np if is_concrete(told) else jnp
-    unknown = xp.isnan(told.kappa_plus) & (told.status == int(Status.CONVERGED))
-    spent = xp.full_like(told.status, int(Status.BUDGET_SPENT))
-    return dataclasses.replace(told, status=xp.where(unknown, spent, told.status))

@@ -9,7 +9,7 @@ import numpy as np
 
 from localhessian._types import Array, Key
 from localhessian.analysis._figures import Figures, topped_figures
-from localhessian.analysis._measure import measured_each
+from localhessian.analysis._measure import measured
 from localhessian.analysis._measurement import Entry
 from localhessian.analysis.rows import Key as RowKey
 from localhessian.curvature import local_hessian
@@ -104,8 +104,8 @@ class Full:
     ) -> tuple[Entry, Figures, Vectors | None]:
         """Cost: that of `lh.measure`."""
         del start
-        entries, told = measured_each(matching, [job], samples or (), None, key)
-        return entries[0], told[0], None
+        found = measured(matching, [job], samples or (), None, key)
+        return found.entries[0], found[job], None
 
 
 PRESETS: dict[str, Preset] = {"cheap": Cheap(), "full": Full()}

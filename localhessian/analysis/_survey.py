@@ -35,6 +35,7 @@ from localhessian.linalg import (
     Structured,
     SymmetricOperator,
     are_alike,
+    contains_convolution,
     gram,
     in_turn,
     spectral_density,
@@ -147,16 +148,23 @@ def _surveyed_factor(factor: LinearMap, key: Key) -> Examined:
 
 
 def _alike(matching: BackMatching, asked: Sequence[Asked]) -> list[list[Asked]]:
-    """In groups: of those whose largest value alone is sought, the operators of each are alike."""
+    """In groups of operators that are alike; those with convolutions, which loops slow down, of iterations only."""
     groups: list[tuple[LinearMap | None, list[Asked]]] = []
     for one in asked:
         (block, _, part), _ = one
         operator, factor = _operator(matching, one), None
-        if part == "gauss_newton" and block != matching.chain.names[-1] and _is_dear(operator):
-            factor = _bare(operator)
+        if part == "gauss_newton" and block != matching.chain.names[-1]:
+            bare = _bare(operator)
+            factor = bare if _is_dear(operator) or not _convolves(bare) else None
         group = next((g for f, g in groups if f is not None and factor is not None and are_alike(f, factor)), None)
         groups.append((factor, [one])) if group is None else group.append(one)
     return [group for _, group in groups]
+
+
+def _convolves(factor: LinearMap) -> bool:
+    """Whether its product does."""
+    shape = (factor.size,) if factor.batch is None else (factor.batch, factor.size)
+    return contains_convolution(jax.make_jaxpr(factor.product)(jax.ShapeDtypeStruct(shape, factor.dtype)))
 
 
 def _is_dear(operator: SymmetricOperator) -> bool:

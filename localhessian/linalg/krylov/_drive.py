@@ -73,23 +73,23 @@ def drive(
 def run_compiled(
     step: Callable[..., Any], restart: Callable[..., Any], state: State, plan: Plan
 ) -> tuple[State, State]:
-    """All steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done.
+    """The steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done.
 
-    A restart tells that, so it ends a cycle instead of beginning the next.
+    A restart tells that, so it ends a cycle instead of beginning the next. Cycles are of one length, so that a step
+    stands in the program twice; where none divides what the budget leaves, one or two products are not spent.
 
     Returns:
         The state, and that before the first restart.
     """
-    first, length = min(plan.steps, plan.size // plan.block), (plan.size - plan.keep) // plan.block
+    first = min(plan.steps, plan.size // plan.block)
     state = unrestarted = repeat(step, state, first)
     if plan.steps == first:
         return state, unrestarted
-    cycles, rest = divmod(plan.steps - first, length)
-    state = restart(state)
-    if cycles:
-        state = jax.lax.while_loop(
-            lambda state: (state.made < first + cycles * length) & jnp.any(state.live),
-            in_loop(lambda state: restart(repeat(step, state, length, few=0))),
-            state,
-        )
-    return repeat(step, state, rest) if rest else state, unrestarted
+    left, fewest = plan.steps - first, -(-(plan.steps - first) // ((plan.size - plan.keep) // plan.block))
+    cycles = min(range(fewest, min(2 * fewest, left) + 1), key=lambda count: left % count)
+    state = jax.lax.while_loop(
+        lambda state: (state.made < first + left // cycles * cycles) & jnp.any(state.live),
+        in_loop(lambda state: restart(repeat(step, state, left // cycles, few=0))),
+        restart(state),
+    )
+    return state, unrestarted
