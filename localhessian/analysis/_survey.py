@@ -8,7 +8,7 @@ its tolerance, from a random start whose first steps tell about all eigenvalues.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -118,23 +118,18 @@ def examined(matching: BackMatching, asked: Sequence[Asked], method: Method | No
         key: Of the analysis; each block has its own, those that run as one that of the first.
     """
     found: dict[RowKey, Examined] = {}
-    for group in [[one] for one in asked] if method or is_concrete(matching) else _alike(matching, asked):
-        keys = [jax.random.fold_in(key, matching.chain.index(job[0])) for job, _ in group]
-        operators = [_operator(matching, one) for one in group]
+    made = ((job, local_hessian(matching, *job, samples=samples)) for job, samples in asked)
+    for group in ([one] for one in made) if method or is_concrete(matching) else _alike(matching, made):
+        (job, operator), *others = group
+        own = jax.random.fold_in(key, matching.chain.index(job[0]))
         if method is not None:
-            examples: list[Examined] = [(spectrum(operators[0], method, key=keys[0], throw=False), None)]
-        elif len(group) == 1:
-            examples = [_surveyed(operators[0], keys[0])]
+            examples: list[Examined] = [(spectrum(operator, method, key=own, throw=False), None)]
+        elif not others:
+            examples = [_surveyed(operator, own)]
         else:
-            survey = functools.partial(_surveyed_factor, key=keys[0])
-            examples = in_turn(survey, [_bare(operator) for operator in operators])
+            examples = in_turn(functools.partial(_surveyed_factor, key=own), [_bare(operator) for _, operator in group])
         found.update(zip([job for job, _ in group], examples, strict=True))
     return [found[job] for job, _ in asked]
-
-
-def _operator(matching: BackMatching, asked: Asked) -> SymmetricOperator:
-    (block, wrt, part), samples = asked
-    return local_hessian(matching, block, wrt, part, samples=samples)
 
 
 def _surveyed(operator: SymmetricOperator, key: Key) -> Examined:
@@ -147,17 +142,16 @@ def _surveyed_factor(factor: LinearMap, key: Key) -> Examined:
     return _surveyed(gram(factor), key)
 
 
-def _alike(matching: BackMatching, asked: Sequence[Asked]) -> list[list[Asked]]:
+def _alike(matching: BackMatching, made: Iterable[tuple[RowKey, SymmetricOperator]]) -> list[list[tuple[RowKey, Any]]]:
     """In groups of operators that are alike; those with convolutions, which loops slow down, of iterations only."""
-    groups: list[tuple[LinearMap | None, list[Asked]]] = []
-    for one in asked:
-        (block, _, part), _ = one
-        operator, factor = _operator(matching, one), None
+    groups: list[tuple[LinearMap | None, list[tuple[RowKey, Any]]]] = []
+    for job, operator in made:
+        (block, _, part), factor = job, None
         if part == "gauss_newton" and block != matching.chain.names[-1]:
             bare = _bare(operator)
             factor = bare if _is_dear(operator) or not _convolves(bare) else None
         group = next((g for f, g in groups if f is not None and factor is not None and are_alike(f, factor)), None)
-        groups.append((factor, [one])) if group is None else group.append(one)
+        groups.append((factor, [(job, operator)])) if group is None else group.append((job, operator))
     return [group for _, group in groups]
 
 

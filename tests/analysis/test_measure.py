@@ -163,9 +163,28 @@ def test_iterations_over_equal_blocks_are_one_in_a_program(monkeypatch, wrt):
         found = equations(jax.make_jaxpr(lambda *given: of(*given, blocks))(params, x))
         return sum(equation.primitive.name == kind for equation in found)
 
-    # The figures of each are its own, products and decompositions are not.
+    # Products, decompositions and figures of all are those of one.
     assert count(names, "dot_general") < 1.2 * count("two", "dot_general")
     assert count(names, "svd") == count("two", "svd") > 0
+
+
+def test_programs_hardly_grow_with_layers_and_every_figure_is_in_its_place():
+    """Layers that are alike are one in a program, and spectra of any number of values share that of their figures."""
+
+    def of(widths):
+        chain, params, *data = networks.mlp(widths=widths, n=5)
+        return lambda scale: lh.measure(chain, jax.tree.map(lambda w: scale * w, params), *data)
+
+    count = lambda depth: sum(1 for _ in equations(jax.make_jaxpr(of((4,) * (depth + 1) + (3,)))(1.0)))
+    assert count(5) < 1.3 * count(2)
+    network = of((4, 4, 4, 3))
+    told, exact = jax.jit(network)(1.0), network(1.0)
+    assert [entry.key for entry in told.entries] == [entry.key for entry in exact.entries]
+    for name in SHARED:
+        one, other = (getattr(found.figures, name) for found in (told, exact))
+        bound = name in ("kappa_lower", "kappa_upper")  # wider in float32
+        # A small singular value is off by some eps of the largest, of condition numbers below 1e4.
+        np.testing.assert_allclose(one, other, rtol=0.1 if bound else 2e-3, err_msg=name)
 
 
 def test_a_spent_budget_is_told_by_the_status():

@@ -231,7 +231,7 @@ def _whole(xp: ModuleType, spectrum: Spectrum, seen: Any, value: Any, rank: Any,
     low, high = _smallest(xp, size, seen), xp.max(xp.where(seen, size, 0), axis=-1)
     regular = xp.isfinite(high) & (low > 0) & xp.any(seen, axis=-1)
     of_indefinite = xp.where(regular, high / xp.where(regular, low, 1), xp.inf)
-    of_definite = xp.where(rank == spectrum.size, value, xp.inf)
+    of_definite = xp.where(rank == xp.asarray(spectrum.size, rank.dtype), value, xp.inf)
     known = xp.where(indefinite, of_indefinite, of_definite)
     return xp.where(complete, known, xp.nan)
 

@@ -57,4 +57,5 @@ def summarize(spectrum: Spectrum, /) -> Summary:
     known = xp.where(found.complete, xp.ones_like(largest), xp.nan)
     ranked = xp.where(largest > 0, known, xp.nan)
     total = trace * largest * known
-    return Summary(total, total / spectrum.size, squares * ranked, trace * ranked, negative / spectrum.size * known)
+    size = xp.asarray(spectrum.size, total.dtype)
+    return Summary(total, total / size, squares * ranked, trace * ranked, negative / size * known)
