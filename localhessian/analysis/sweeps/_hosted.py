@@ -2,7 +2,6 @@
 
 import concurrent.futures as cf
 import contextlib
-import pickle
 import time
 from collections.abc import Collection
 from typing import Any
@@ -117,12 +116,13 @@ def _outcome(future: Any) -> Answers | str | None:
         return future.result()
     except cf.BrokenExecutor:
         return None
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # those of pickle; `evaluate` raises none
-        return (
-            "it cannot be sent to another process: make the case a function at the top of a module, of arguments that "
-            f"can be pickled ({told(error)})"
-        )
-    except Exception as error:  # of the executor: a worker that was lost
+    except Exception as error:  # of the executor: a task that cannot be sent, a worker that was lost
+        # What pickling raises; `evaluate` itself raises nothing.
+        if isinstance(error, AttributeError | TypeError) or "Pickling" in type(error).__name__:
+            return (
+                "it cannot be sent to another process: make the case a function at the top of a module, of arguments "
+                f"that can be pickled ({told(error)})"
+            )
         return told(error)
 
 

@@ -76,7 +76,8 @@ def run_compiled(
     """The steps of the plan inside a compiled program, in whole cycles; loops end when every problem is done.
 
     A restart tells that, so it ends a cycle instead of beginning the next. Cycles are of one length, so that a step
-    stands in the program twice; where none divides what the budget leaves, one or two products are not spent.
+    stands in the program twice; where none divides what the budget leaves, a few products (below half a cycle)
+    are not spent.
 
     Returns:
         The state, and that before the first restart.
