@@ -130,7 +130,7 @@ class Watch:
     @property
     def running(self):
         (begun, some), (ended, every) = self.stamps[1], self.stamps[-1]
-        return (ended - begun) / (every - some)
+        return (ended - begun) / (every - some) if every > some else np.nan  # all in one chunk
 
 
 def memory(name):

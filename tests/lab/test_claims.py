@@ -24,6 +24,7 @@ from localhessian.lab.claims import (
     Verdict,
     _batch_norm,
     _orthogonal,
+    _scale_amended,
     _signals,
     _skips,
     evidence,
@@ -156,6 +157,17 @@ def test_the_page_says_what_the_committed_data_say(folder):
 
 def test_every_claim_is_published():
     assert {data.name for data in (ROOT / "docs" / "claims").iterdir()} == set(CLAIMS)
+
+
+def test_every_gain_stands_beside_its_name():
+    """Networks of which not all algorithms are there share the axis."""
+    data = read(ROOT / "docs" / "claims" / "scale-amended").query("algorithm != 'adam' or network != 'resnet20-by4'")
+    axes = CLAIMS["scale-amended"].figure(data).axes
+    names = {tick: text.get_text() for tick, text in zip(axes[0].get_yticks(), axes[0].get_yticklabels(), strict=True)}
+    for ax, (_, part) in zip(axes, data[data.gain.notna()].groupby("network", sort=False), strict=True):
+        at = ax.lines[0].get_ydata()
+        assert [names[y] for y in at] == [_scale_amended.ALGORITHMS[one] for one in part.algorithm]
+        assert all(ax.get_ylim()[0] < y < ax.get_ylim()[1] for y in at)
 
 
 def test_larger_images_take_a_larger_network():

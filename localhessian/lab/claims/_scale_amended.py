@@ -132,15 +132,16 @@ def figure(data: Frame) -> Any:
         names = list(data.network.unique())
         drawn = optional("matplotlib.figure").Figure(figsize=(4.5 * len(names) + 1.5, 3.4), layout="constrained")
         axes = drawn.subplots(1, len(names), squeeze=False, sharey=True)[0]
+        algorithms = list(data[data.gain.notna()].algorithm.unique())
         for ax, name in zip(axes, names, strict=True):
             part = data[(data.network == name) & data.gain.notna()]
             mean = 100 * part.gain.to_numpy()
             bars = [mean - 100 * part.gain_low, 100 * part.gain_high - mean]
-            at = np.arange(len(part))[::-1]
+            at = [-algorithms.index(one) for one in part.algorithm]
             ax.errorbar(mean, at, xerr=bars, color=COLORS[0], fmt="o", capsize=3)
             ax.axvline(0, color="gray", linewidth=1)
-            ax.set_yticks(at, [(ALGORITHMS | MORE)[one] for one in part.algorithm])
-            ax.set(xlabel="gain in test accuracy over SGD, points", title=name, ylim=(-0.7, len(part) - 0.3))
+            ax.set_yticks(-np.arange(len(algorithms)), [(ALGORITHMS | MORE)[one] for one in algorithms])
+            ax.set(xlabel="gain in test accuracy over SGD, points", title=name, ylim=(0.7 - len(algorithms), 0.7))
     return drawn
 
 
