@@ -35,5 +35,6 @@ from localhessian._programs._rewrite import live as live
 from localhessian._programs._rewrite import rewritten as rewritten
 from localhessian._programs._rewrite import run_rewritten as run_rewritten
 from localhessian._programs._text import MARKS as MARKS
+from localhessian._programs._text import NO_DERIVATIVE as NO_DERIVATIVE
 from localhessian._programs._text import Text as Text
 from localhessian._programs._text import program_text as program_text

@@ -41,6 +41,10 @@ def program_text(function: Callable[..., Any], *arguments: Any, differentiated: 
     return fingerprint(program, (), lasting=True) if differentiated else text_of(program, lasting=True)
 
 
+NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
+"""What JAX and rules of differentiation raise where there is none."""
+
+
 class Text:
     """What equal programs share, with labels; rules, which take a trace, are looked at where the rest is equal."""
 
@@ -67,7 +71,7 @@ class Text:
         """None where there is no derivative: that is told where one is taken."""
         try:
             return text_of_rules(self.program)
-        except (TypeError, ValueError, NotImplementedError):
+        except NO_DERIVATIVE:
             return None
 
 

@@ -114,7 +114,7 @@ def examined(matching: BackMatching, asked: Sequence[Asked], method: Method | No
     Args:
         matching: The network at its point; under transformations traced.
         asked: Which ones.
-        method: None leaves it to a `Survey`; under transformations iterations of operators that are alike run as one.
+        method: None leaves it to a `Survey`; under transformations operators that are alike run as one.
         key: Of the analysis; each block has its own, those that run as one that of the first.
     """
     found: dict[RowKey, Examined] = {}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from localhessian._memory import remembered
-from localhessian._programs import Program, Text, has_custom_rule, traced
+from localhessian._programs import NO_DERIVATIVE, Program, Text, has_custom_rule, traced
 from localhessian._tree import (
     abstracted,
     floating,
@@ -28,8 +28,6 @@ from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
 from localhessian.network._leaves import check_real, check_samples
 from localhessian.network._per_sample import MISFIT
-
-_NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)
 
 
 class Traced(NamedTuple):
@@ -210,7 +208,7 @@ def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
 
     try:
         jax.eval_shape(products, params, z, context)
-    except _NO_DERIVATIVE as error:
+    except NO_DERIVATIVE as error:
         raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
 
 
@@ -265,7 +263,7 @@ def _traced_loss(loss: Loss, treedef: Any, leaves: Any) -> bool:
 
     try:
         jax.eval_shape(hessian, z, y)
-    except _NO_DERIVATIVE as error:
+    except NO_DERIVATIVE as error:
         raise ValueError(_no_derivative("`loss`", error)) from error
     axes = [0] * len(jax.tree.leaves(z)) + [None] * len(jax.tree.leaves(y))
     return not has_custom_rule(program) and keeps_apart(program, axes)

@@ -41,6 +41,7 @@ def test_a_killed_worker_costs_its_case_only():
 def test_what_cannot_be_sent_to_a_process_is_told():
     with pool(1) as executor, pytest.warns(UserWarning, match="1 of 1 cases failed"):
         found = lh.sweep(lambda a: a, {"a": [1]}, compiled=False, executor=executor)
+    assert "pickle" in found.error.values[0].lower()
     assert found.error.values[0].startswith(
         "it cannot be sent to another process: make the case a function at the top of a module"
     )
