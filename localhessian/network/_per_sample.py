@@ -171,7 +171,7 @@ def belongs_to_samples(
     forward pass or two with made-up numbers.
     """
     leading = have_leading(extra, n)
-    takes = functools.partial(_takes, function, before, z, extra, count)
+    takes = functools.cache(functools.partial(_takes, function, before, z, extra, count))
     if takes((False,) * len(leading)):
         alone = [tuple(j == i for j in range(len(leading))) for i in range(len(leading))]
         leading = tuple(has and takes(one) for has, one in zip(leading, alone, strict=True))

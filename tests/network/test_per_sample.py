@@ -56,6 +56,9 @@ def test_what_is_taken_whole_belongs_to_no_sample():
     like = jax.ShapeDtypeStruct((4, 4), jnp.zeros(()).dtype)
     assert belongs_to_samples(normalized, (), like, [jnp.ones(4)] * 6, 4, 2) == (False,) * 6
     assert len(traces) == 7
+    with_labels = lambda z, y: z.sum(1) + (traces.append(1) or y)
+    assert belongs_to_samples(with_labels, (), like, jnp.ones(4), 4, 2) == (True,)
+    assert len(traces) == 7 + 2  # cut, and whole: what does not fit once is not tried again
     unused = lambda z, y: z.sum(1) + 0 * y["table"].sum()
     assert belongs_to_samples(unused, (), like, {"label": jnp.arange(4), "table": jnp.ones(3)}, 4, 2) == (True, False)
 
