@@ -59,13 +59,13 @@ def row_rate() -> float:
 
 def of_pieces(pieces: int) -> float:
     """Seconds of a structure decomposed in so many pieces, the arithmetic apart."""
-    few, many = (1 / _rate("decompositions", count, 1) for count in (FEW, MANY))
+    few, many = (1 / _rate("decompositions", count, 1, _programs()) for count in (FEW, MANY))
     return few + max(many - few, 0.0) * max(pieces - FEW, 0) / (MANY - FEW)
 
 
 def of_step(numbers: float) -> float:
     """Seconds of a step of an iteration on the host whose vectors have so many numbers, its products apart."""
-    least, long = (1 / _rate("steps", size, 1) for size in (SHORT, LONG))
+    least, long = (1 / _rate("steps", size, 1, _programs()) for size in (SHORT, LONG))
     return least + max(long - least, 0.0) * numbers / (2 * LONG)
 
 
@@ -79,14 +79,19 @@ def _between(kind: str, order: int, one_core: bool) -> float:
     return float(np.exp(np.interp(np.log(max(order, 1)), np.log(near), np.log(rates))))
 
 
+def _programs() -> str:
+    """What else measured programs depend on, where there are any."""
+    return f", jax {jax.__version__} on {jax.default_backend()}, {jnp.result_type(float)}"
+
+
 @functools.cache
-def _rate(kind: str, size: int, threads: int) -> float:
-    """Of one kind of work of one size, on so many threads of BLAS.
+def _rate(kind: str, size: int, threads: int, programs: str = "") -> float:
+    """Of one kind of work of one size, on so many threads of BLAS, by `programs` if it is made by any.
 
     The best that any process found is kept in the user's folder for caches, so that what else runs now makes little
     difference. With the environment variable LOCALHESSIAN_CACHE=0 nothing is kept.
     """
-    operations, name = KINDS[kind].operations(size), f"{kind} {size} on {threads}"
+    operations, name = KINDS[kind].operations(size), f"{kind} {size} on {threads}{programs}"
     best = _kept().get(name, 0.0)
     if best > 0 and (KINDS[kind].compiles or operations > DEAR * best):
         return best

@@ -75,10 +75,10 @@ def test_the_best_rates_of_a_machine_are_kept(monkeypatch, tmp_path, anew):
     monkeypatch.setattr(rates, "user_cache_dir", lambda name: str(tmp_path / name))
     path = tmp_path / "localhessian" / "rates.json"
 
-    def measured(rate, kind="eigenvalues", size=16):
+    def measured(rate, kind="eigenvalues", size=16, programs=""):
         monkeypatch.setattr(rates, "least_seconds", lambda _: rates.KINDS[kind].operations(size) / rate)
         rates._rate.cache_clear()
-        return rates._rate(kind, size, 1)
+        return rates._rate(kind, size, 1, programs)
 
     assert measured(2e6) == pytest.approx(2e6)
     assert measured(1e6) == pytest.approx(2e6)  # beside other work
@@ -93,6 +93,9 @@ def test_the_best_rates_of_a_machine_are_kept(monkeypatch, tmp_path, anew):
     assert measured(1e3, size=256) == pytest.approx(1e3)
     assert measured(1e9, size=256) == pytest.approx(1e3)
     assert measured(1e3, "decompositions", 2) == measured(1e9, "decompositions", 2) == pytest.approx(1e3)
+    # Another device, another precision: another rate.
+    assert measured(2e3, "decompositions", 2, ", jax 9 on gpu, float64") == pytest.approx(2e3)
+    assert measured(1e9, "decompositions", 2) == pytest.approx(1e3)
     # Files by another hand, or of an earlier version.
     for damaged in (
         "[",
@@ -111,6 +114,17 @@ def test_rates_between_measured_orders(monkeypatch):
     for order, expected in ((1, 1e8), (16, 1e8), (32, 2e8), (64, 4e8), (1024, 2e9), (1448, 2e9 / 2**0.5), (4096, 1e9)):
         np.testing.assert_allclose(rates.gram_rate(order, one_core=True), expected, rtol=1e-3)
         np.testing.assert_allclose(rates.eigen_rate(order, one_core=True), 2 * expected, rtol=1e-3)
+
+
+def test_rates_of_programs_are_those_of_the_precision(monkeypatch):
+    """A process that computes in float64 does not take what one in float32 has measured."""
+    asked = []
+    monkeypatch.setattr(rates, "_rate", lambda kind, size, threads, programs: asked.append(programs) or 1.0)
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            rates.of_step(10.0), rates.of_pieces(3)
+    assert [name.rsplit(" ", 1)[1] for name in asked] == ["float32"] * 4 + ["float64"] * 4
+    assert all(f"on {jax.default_backend()}," in name for name in asked)
 
 
 def test_small_work_is_measured(monkeypatch, anew):
