@@ -1,7 +1,9 @@
 """What a user asks, by the public names of the rooms above: analyze, Report, figures, pages, findings."""
 
 from localhessian.analysis import plot as plot
+from localhessian.analysis._analyze import AnotherAnalysis as AnotherAnalysis
 from localhessian.analysis._analyze import analyze as analyze
+from localhessian.analysis._analyze import unfinished as unfinished
 from localhessian.analysis._figures import Figures as Figures
 from localhessian.analysis._findings import Finding as Finding
 from localhessian.analysis._findings import Findings as Findings

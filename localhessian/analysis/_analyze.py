@@ -40,6 +40,15 @@ AGAIN = (Status.FAILED.name, Status.INTERRUPTED.name, Status.SKIPPED.name)
 """Rows that `resume` does not keep."""
 
 
+class AnotherAnalysis(ValueError):
+    """A report to resume from belongs to something else."""
+
+
+def unfinished(report: Report) -> bool:
+    """Whether `resume` may have more to do than was done: after an interrupt, a failure, or where limits allow more."""
+    return report.meta["interrupted"] or any(row.status in AGAIN or MORE in row.note for row in report.rows)
+
+
 def analyze(
     chain: Chain,
     params: dict[str, Params],
@@ -306,7 +315,7 @@ def _resumed(
     if not isinstance(resume, Report):
         raise TypeError(f"`resume` must be a report, got {type(resume).__name__}: read a file by `lh.Report.load`.")
     if resume.meta.get("fingerprint") != meta["fingerprint"]:
-        raise ValueError(
+        raise AnotherAnalysis(
             "`resume` is a report of another model, data or settings (parameters, inputs, labels, context, blocks, "
             "loss, samples, method and key must be the same): pass the report that was interrupted, or leave `resume` "
             "out."

@@ -1,5 +1,6 @@
 """What a user wrote in a module of their own, named on the command line."""
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from flax import nnx
 
 from localhessian import linalg
 from localhessian._arguments import short
-from localhessian.analysis import Plan, Report, analyze, plan
+from localhessian.analysis import AnotherAnalysis, Plan, Report, analyze, plan, unfinished
 from localhessian.network import Chain, Cut, chain_from_equinox, chain_from_linen, chain_from_nnx
 
 NAMES = ("chain", "params", "x", "y", "loss", "context")
@@ -140,10 +141,24 @@ def run_plan(asked: tuple[tuple[Any, ...], dict[str, Any]], *, quiet: bool) -> P
 
 
 def run_analysis(asked: tuple[tuple[Any, ...], dict[str, Any]], seed: int, path: Path, *, quiet: bool) -> Report:
-    """As `lh.analyze`, from where the file of an interrupted one stopped; written as soon as it is there."""
-    resume = Report.load(path) if path.exists() else None
-    if resume is not None and not resume.meta["interrupted"]:
-        resume = None
-    report = analyze(*asked[0], **asked[1], key=jax.random.key(seed), progress=not quiet, resume=resume)
+    """As `lh.analyze`, from where the file of one that was interrupted, or cut short by limits, stopped.
+
+    The report is written as soon as it is there.
+
+    Raises:
+        ValueError: The file is that of an interrupted analysis of something else, which would be lost.
+    """
+    begun = Report.load(path) if path.exists() else None
+    begun = begun if begun is not None and unfinished(begun) else None
+    run = functools.partial(analyze, *asked[0], **asked[1], key=jax.random.key(seed), progress=not quiet)
+    try:
+        report = run(resume=begun)
+    except AnotherAnalysis as error:
+        if begun is not None and begun.meta["interrupted"]:
+            raise ValueError(
+                f"{path} is an interrupted analysis of another model, data or settings: name another folder by "
+                "`--out`, or remove the file."
+            ) from error
+        report = run()
     report.save(path)
     return report

@@ -1,5 +1,6 @@
 """A model of one's own on the command line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -104,6 +105,34 @@ def test_a_model_is_analyzed_and_its_files_written(tmp_path):
     rows = json.loads(run("analyze", "own_models:named", *options, "--json", "--method", "Dense").output)
     assert rows[0]["method"].startswith("Dense")
     assert rows[0]["kappa_plus"] == pytest.approx(float(row.kappa_plus), rel=1e-3)
+
+
+def test_again_goes_on_where_limits_or_an_interrupt_cut_short(tmp_path):
+    path, words = tmp_path / "report.npz", ("analyze", "own_models:mine", "--out", str(tmp_path), "--json")
+    full = lh.analyze(*mine())
+    assert run(*words, "--max-bytes", "1").exit_code == 0
+    short = lh.Report.load(path)
+    # One row as it would be, to be seen again as it is.
+    kept = dataclasses.replace(full.rows[0], note="as it was")
+    dataclasses.replace(short, rows=(kept, *short.rows[1:])).save(path)
+    assert {row.status for row in short.rows} == {"SKIPPED"}
+    assert run(*words).exit_code == 0
+    whole = lh.Report.load(path)
+    assert [row.lambda_max for row in whole.rows] == pytest.approx([row.lambda_max for row in full.rows])
+    assert whole.rows[0] == kept
+    # What is finished begins anew, of another analysis what was cut short too; what is interrupted is not lost.
+    assert run(*words).exit_code == 0
+    assert lh.Report.load(path).rows == full.rows
+    short.save(path)
+    assert run(*words, "--seed", "1").exit_code == 0
+    dataclasses.replace(whole, meta=whole.meta | {"interrupted": True}).save(path)
+    told = run(*words, "--seed", "1")
+    assert told.exit_code == 2
+    words_told = " ".join(told.output.replace("│", " ").split())
+    assert "is an interrupted analysis of another model, data or settings: name another folder by `--out`" in words_told
+    assert lh.Report.load(path).meta["interrupted"]
+    assert run(*words).exit_code == 0
+    assert lh.Report.load(path).rows[0] == kept
 
 
 @pytest.mark.parametrize(
