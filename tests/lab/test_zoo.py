@@ -91,6 +91,25 @@ def test_analyze_and_a_training_step_that_does_not_recompile_it(name, count_comp
     assert [row.lambda_max for row in first.rows] != [row.lambda_max for row in second.rows]
 
 
+@pytest.mark.parametrize("name", SOME)
+def test_a_model_is_built_by_one_program(name, count_compilations):
+    """What flax makes array by array, to its last digits: an unoptimized program rounds on its own."""
+    jax.clear_caches()
+    key = jax.random.key(3)
+    with count_compilations() as seen:
+        model = zoo.built(FAMILIES[name], key)
+    # Batch normalization in flax makes its zeros and ones where it is asked for shapes, too.
+    assert [one for one in seen.names if one != "jit(<lambda>)"] == ["jit(begin)"]
+    (graph, *ours), (graph_of_flax, *theirs) = (
+        nnx.split(one, nnx.Param, ...) for one in (model, FAMILIES[name](nnx.Rngs(key)))
+    )
+    assert graph == graph_of_flax
+    eps = float(jnp.finfo(jnp.zeros(()).dtype).eps)
+    numbers = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    for one, other in zip(*(map(numbers, jax.tree.leaves(states)) for states in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=8 * eps * float(jnp.max(jnp.abs(other))))
+
+
 def test_equal_layers_share_their_programs(count_compilations):
     """A transformer three times as deep compiles not one program more."""
 

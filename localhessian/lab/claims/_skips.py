@@ -17,7 +17,7 @@ from localhessian.curvature import local_hessian
 from localhessian.lab.claims._claim import Claim, Frame, Judgement, Point, Row, Setting, Verdict, Work
 from localhessian.lab.claims._trained import reduced, stages
 from localhessian.lab.comparison import State
-from localhessian.lab.zoo import Network, nnx_network, resnet
+from localhessian.lab.zoo import Network, built, nnx_network, resnet
 from localhessian.linalg import Dense, condition_number, spectrum
 from localhessian.network import TracedChain, back_match, chain_from_nnx
 
@@ -77,7 +77,7 @@ def _networks(depth: int, skip: bool, classes: int, shape: tuple[int, ...]) -> t
 
     x = np.zeros((SAMPLES, *shape), np.float32)
     network = nnx_network(f"resnet{depth}{'' if skip else '-plain'}", build, x, at="layers.*")
-    model = build(nnx.Rngs(0))
+    model = built(build, jax.random.key(0))
     model.eval()
     return network, Tested(model, chain_from_nnx(model, x, at="layers.*").chain)
 

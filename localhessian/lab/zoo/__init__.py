@@ -17,4 +17,5 @@ from localhessian.lab.zoo._layers import ACTIVATIONS as ACTIVATIONS
 from localhessian.lab.zoo._layers import INITIALIZERS as INITIALIZERS
 from localhessian.lab.zoo._names import network as network
 from localhessian.lab.zoo._network import Network as Network
+from localhessian.lab.zoo._network import built as built
 from localhessian.lab.zoo._network import nnx_network as nnx_network

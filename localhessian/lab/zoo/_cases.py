@@ -14,6 +14,7 @@ from localhessian._brief import by_value
 from localhessian._types import Array, Loss
 from localhessian.lab.zoo._families import gpt, mlp, resnet, vgg, vit
 from localhessian.lab.zoo._layers import dtype
+from localhessian.lab.zoo._network import built
 from localhessian.network import Cut, chain_from_nnx
 
 
@@ -69,7 +70,7 @@ def case(name: str, *, seed: int = 0) -> Case:
         raise ValueError(f"there is no case {name!r}: use {', '.join(CASES)}.")
     build, shape = _CASES[name]
     x, y, loss = _batch(shape, build is gpt, seed)
-    model = build(rngs=nnx.Rngs(seed))
+    model = built(lambda rngs: build(rngs=rngs), jax.random.key(seed))
     model.train()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return Case(name, model, chain_from_nnx(model, x, at="layers.*"), x, y, loss)

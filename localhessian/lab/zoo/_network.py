@@ -1,6 +1,7 @@
 """A network to train: its chain, how its parameters begin, and how it predicts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,30 @@ class Network:
         return self.chain.forward(params, x, context)[-1]
 
 
+def built(build: Callable[[Any], Any], key: Key) -> Any:
+    """The model of `build(nnx.Rngs(key))`, by one program.
+
+    The random numbers of each array are a program of their own outside of one, and XLA takes a second for some.
+    """
+    return _begun(build, _beginning(build)(key))
+
+
+def _begun(build: Callable[[Any], Any], states: tuple[Any, Any]) -> Any:
+    """A model with these parameters and this state."""
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0)))), *states)
+
+
+def _beginning(build: Callable[[Any], Any]) -> Callable[[Key], tuple[Any, Any]]:
+    """From a key to the parameters and the state of a model; each model begins about once."""
+
+    @functools.partial(compiled, once=True)
+    def begin(key: Key) -> tuple[Any, Any]:
+        _, params, state = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
+        return params, state
+
+    return begin
+
+
 def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: Any = None) -> Network:
     """A flax nnx model to train: in training mode, and tested in evaluation mode with the running statistics.
 
@@ -81,7 +106,8 @@ def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: A
         >>> small.logits(params, jnp.ones((5, 4)), context).shape
         (5, 2)
     """
-    model = build(nnx.Rngs(0))
+    begin = _beginning(build)
+    model = _begun(build, begin(jax.random.key(0)))
     model.train()
     chain, _, context = chain_from_nnx(model, x, at=at)
     trained = nnx.graphdef(model)
@@ -89,14 +115,9 @@ def nnx_network(name: str, build: Callable[[Any], Any], x: Activations, *, at: A
     tested = nnx.graphdef(model)
     has_state = context.given is not None
 
-    @compiled
-    def fresh(key: Key) -> tuple[Any, Context]:
-        _, params, state = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
-        return params, state if has_state else None
-
     def init(key: Key) -> tuple[dict[str, Params], Context]:
-        params, state = fresh(key)
-        return chain.split(params), state
+        params, state = begin(key)
+        return chain.split(params), state if has_state else None
 
     def model_of(graph: Any, params: dict[str, Params], context: Context) -> Any:
         states = (chain.merge(params), context) if has_state else (chain.merge(params),)
