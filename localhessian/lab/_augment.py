@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._types import Array, Key
-from localhessian.lab._data import Images
+from localhessian.lab._data import IMAGE_AXES, Images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +28,28 @@ class Augmentation:
     """
 
     mean: tuple[float, ...] = (0.0,)
-    """Of each channel, of images in [0, 1]."""
+    """Of each channel, or one of all, of images in [0, 1]."""
     deviation: tuple[float, ...] = (1.0,)
     pad: int = 0
     flip: bool = False
 
     @classmethod
     def standard(cls, images: Images, *, pad: int = 4, flip: bool = True) -> "Augmentation":
-        """Random crops and flips, and the mean and deviation of each channel of the training images."""
+        """Random crops and flips, and the mean and deviation of each channel of the training images.
+
+        Of `uint8` samples that are no images `(n, height, width, channels)` it is one mean and one deviation.
+
+        Raises:
+            ValueError: Crops or flips of samples that are no images.
+        """
+        if pad or flip:
+            _check_images(images.train_x.shape)
         if images.train_x.dtype != np.uint8:
             return cls(pad=pad, flip=flip)
         # Moments from counts of the 256 values: no float copy of the whole set.
-        counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(images.train_x, -1, 0)])
-        share, value = counts / images.train_x[..., 0].size, np.arange(256) / 255
+        channels = np.moveaxis(images.train_x, -1, 0) if images.train_x.ndim == IMAGE_AXES else images.train_x[None]
+        counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in channels])
+        share, value = counts / channels[0].size, np.arange(256) / 255
         mean = share @ value
         deviation = np.sqrt(share @ value**2 - mean**2)
         return cls(tuple(mean.tolist()), tuple(np.maximum(deviation, 1e-6).tolist()), pad, flip)
@@ -55,7 +64,13 @@ class Augmentation:
         return (x.astype(dtype) / 255 - mean) / deviation
 
     def __call__(self, key: Key, x: Array) -> Array:
-        """Normalized and augmented; images `(n, height, width, channels)`."""
+        """Normalized and augmented; images `(n, height, width, channels)`.
+
+        Raises:
+            ValueError: Crops or flips of samples that are no images.
+        """
+        if self.pad or self.flip:
+            _check_images(x.shape)
         x = self.plain(x)
         shift_key, flip_key = jax.random.split(key)
         if self.pad:
@@ -74,3 +89,11 @@ class Augmentation:
             return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
 
         return jax.vmap(cut)(wide, corners)
+
+
+def _check_images(shape: tuple[int, ...]) -> None:
+    if len(shape) != IMAGE_AXES:
+        raise ValueError(
+            f"crops and flips are for images of shape (n, height, width, channels), got {shape}: use "
+            "`pad=0, flip=False` (on the command line `--no-augment`)."
+        )

@@ -12,6 +12,8 @@ from localhessian._brief import by_value
 
 MAX_BYTES = 2**34
 """Of a file of images, unpacked."""
+IMAGE_AXES = 4
+"""(n, height, width, channels)"""
 MAX_CLASSES = 2**20
 """A label beyond is no class, and would take the memory of as many outputs."""
 
@@ -90,7 +92,7 @@ def images_from_arrays(train_x: Any, train_y: Any, test_x: Any, test_y: Any) -> 
 
     Args:
         train_x: Samples on the leading axis; for convolutions `(n, height, width, channels)`. `uint8` images, or floats
-            normalized as you like.
+            normalized as you like. `uint8` images `(n, height, width)` are gray, and get an axis of one channel.
         train_y: Integer labels from 0, shape `(n,)`.
         test_x: As `train_x`.
         test_y: As `train_y`.
@@ -138,6 +140,20 @@ def _part(name: str, x: np.ndarray, y: np.ndarray, count: int | None, seed: int)
     return x[chosen], y[chosen]
 
 
+def check_images(network: str, shape: tuple[int, ...]) -> None:
+    """Whether a network that convolves can take samples of this shape.
+
+    Raises:
+        ValueError: They are no images.
+    """
+    if len(shape) != IMAGE_AXES - 1:
+        gray = "; if they are gray images, give them an axis of one channel, `x[..., None]`" if len(shape) == 2 else ""
+        raise ValueError(
+            f"{network!r} convolves images of shape (height, width, channels), and these samples have the shape "
+            f"{shape}{gray}."
+        )
+
+
 def _checked(name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y) or not len(x):
@@ -157,4 +173,6 @@ def _checked(name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"`{name}_x` holds values that are not finite: remove or replace them.")
     elif x.dtype != np.uint8:
         raise ValueError(f"`{name}_x` must hold floats or uint8 images, got {x.dtype}.")
+    elif x.ndim == IMAGE_AXES - 1:
+        x = x[..., None]
     return x, y.astype(np.int32)

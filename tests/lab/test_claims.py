@@ -179,6 +179,14 @@ def test_larger_images_take_a_larger_network():
     assert names == {32: ["vgg13-bn-by4", "resnet20-by4"], 64: ["resnet18-by8"]}
 
 
+@pytest.mark.parametrize("name", ["back-propagation", "skips", "batch-norm"])
+def test_claims_of_convolutions_say_that_they_want_images(name, tmp_path):
+    x, y = np.zeros((8, 20), np.float32), np.arange(8) % 2
+    setting = Setting("small", (0,), Images(x, y, x, y))
+    with pytest.raises(ValueError, match=r"' convolves images .* these samples have the shape \(20,\)\."):
+        reproduce(CLAIMS[name], setting, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The data of the small version of a claim, by the command's own path."""

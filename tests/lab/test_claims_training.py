@@ -1,7 +1,5 @@
 """The claims about training: their small versions, and their statistics against independent truths."""
 
-import dataclasses
-
 import networks
 import numpy as np
 import pandas as pd
@@ -132,11 +130,12 @@ def test_back_matching_solvers_train_a_deep_sigmoid_network(small):
     assert claim.verdict(data.assign(accuracy_low=0.0)).verdict is Verdict.FAILS
 
 
-def test_comparisons_take_seeds_in_a_row():
-    assert consecutive((4, 2, 3)) == "2 to 4"
-    setting = Setting("small", (0, 5), DIGITS)
+def test_comparisons_take_as_many_seeds_in_a_row_as_an_interval_wants():
+    assert consecutive((4, 2, 3, 5, 6)) == "2 to 6"
     for name in ("scale-amended", "solvers"):
-        with pytest.raises(ValueError, match="must be at least two consecutive numbers, got 0, 5"):
-            CLAIMS[name].points(setting)
-        with pytest.raises(ValueError, match="must be at least two consecutive numbers, got 1"):
-            CLAIMS[name].points(dataclasses.replace(setting, seeds=(1,)))
+        for seeds in ((7, 8), (0, 1, 2, 3, 5), (1,)):
+            got = ", ".join(map(str, seeds))
+            with pytest.raises(ValueError, match=f"must be at least 5 consecutive numbers, got {got}: .* intervals"):
+                CLAIMS[name].points(Setting("small", seeds, DIGITS))
+    with pytest.raises(ValueError, match="Take 7, 8, 9, 10, 11"):
+        consecutive((7, 8))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from localhessian.lab import Augmentation, Images, digits, images_from_arrays, images_from_npz
+from localhessian.lab import Augmentation, Images, digits, images_from_arrays, images_from_npz, network
 from localhessian.lab._cifar import CIFAR10, CIFAR100, load_binary, load_images, unpack
 
 pytestmark = pytest.mark.once
@@ -166,6 +166,29 @@ def test_arrays_that_do_not_fit(arrays, sentence):
         images_from_arrays(*arrays)
 
 
+def test_gray_images_get_a_channel():
+    x = np.random.default_rng(0).integers(0, 256, (4, 5, 6)).astype(np.uint8)
+    images = images_from_arrays(x, Y, x[:2], Y[:2])
+    np.testing.assert_array_equal(images.train_x, x[..., None])
+    assert Augmentation.standard(images).mean == pytest.approx([x.mean() / 255])
+
+
+def test_networks_say_which_samples_they_take():
+    x = np.zeros((4, 5, 6), np.float32)
+    images = images_from_arrays(x, Y, x, Y)
+    for name in ("plain", "vgg11-bn", "resnet20-by4"):
+        with pytest.raises(
+            ValueError, match=rf"'{name}' convolves .* the shape \(5, 6\); if .* gray .* `x\[..., None\]`"
+        ):
+            network(name, images)
+        with pytest.raises(ValueError, match=rf"'{name}' convolves images .* these samples have the shape \(3,\)\."):
+            network(name, images_from_arrays(X, Y, X, Y))
+    dot = x[:, :1, :, None]
+    with pytest.raises(ValueError, match="'vgg11' halves its images, and these are of 1 x 6"):
+        network("vgg11", images_from_arrays(dot, Y, dot, Y))
+    assert network("tanh-2", images).chain.names == ("dense1", "dense2", "head")
+
+
 def test_validation_takes_from_training_only():
     data = Images(np.arange(50)[:, None], np.arange(50), np.arange(100, 120)[:, None], np.arange(20))
     tuning, final = data.validation(10)
@@ -215,3 +238,20 @@ def test_floats_are_taken_as_they_are():
     augment = Augmentation.standard(data, pad=0, flip=False)
     x = jax.numpy.asarray(data.test_x[:3])
     np.testing.assert_array_equal(augment(jax.random.key(0), x), data.test_x[:3])
+
+
+def test_samples_that_are_no_images_are_normalized_as_one_and_never_cropped():
+    x = np.array([[0, 10], [0, 20]], np.uint8)
+    images = images_from_arrays(x, Y[:2], x + 1, Y[:2])
+    augment = Augmentation.standard(images, pad=0, flip=False)
+    values = np.array([0, 10, 0, 20]) / 255
+    assert (augment.mean, augment.deviation) == (pytest.approx([values.mean()]), pytest.approx([values.std()]))
+    # A column that never changes in training is no reason for large numbers in testing.
+    np.testing.assert_allclose(
+        augment.plain(jax.numpy.asarray(x)).ravel(), (values - values.mean()) / values.std(), 1e-5
+    )
+    sentence = r"crops and flips are for images of shape \(n, height, width, channels\), got \(2, 2\): use `pad=0"
+    with pytest.raises(ValueError, match=sentence):
+        Augmentation.standard(images)
+    with pytest.raises(ValueError, match=sentence):
+        Augmentation(flip=True)(jax.random.key(0), jax.numpy.asarray(x))

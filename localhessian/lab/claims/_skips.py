@@ -14,6 +14,7 @@ from localhessian._optional import optional
 from localhessian._types import Array, Params
 from localhessian.analysis import COLORS, number, style
 from localhessian.curvature import local_hessian
+from localhessian.lab._data import check_images
 from localhessian.lab.claims._claim import Claim, Frame, Judgement, Point, Row, Setting, Verdict, Work
 from localhessian.lab.claims._trained import reduced, stages
 from localhessian.lab.comparison import State
@@ -70,13 +71,15 @@ def measure(point: Point, work: Work) -> list[Row]:
 @functools.lru_cache(maxsize=2)
 def _networks(depth: int, skip: bool, classes: int, shape: tuple[int, ...]) -> tuple[Network, "Tested"]:
     """To train, and to test; of every seed the same, with their compiled programs."""
+    name = f"resnet{depth}{'' if skip else '-plain'}"
+    check_images(name, shape)
 
     def build(rngs: Any) -> nnx.Module:
         sizes: dict[str, Any] = {"classes": classes, "channels": shape[-1], "width": WIDTH}
         return resnet(depth, skip=skip, preactivation=True, rngs=rngs, **sizes)
 
     x = np.zeros((SAMPLES, *shape), np.float32)
-    network = nnx_network(f"resnet{depth}{'' if skip else '-plain'}", build, x, at="layers.*")
+    network = nnx_network(name, build, x, at="layers.*")
     model = built(build, jax.random.key(0))
     model.eval()
     return network, Tested(model, chain_from_nnx(model, x, at="layers.*").chain)

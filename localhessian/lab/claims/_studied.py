@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from localhessian.analysis import MINIMUM
 from localhessian.lab._augment import Augmentation
 from localhessian.lab._data import Images
 from localhessian.lab.claims._claim import Work
@@ -53,12 +54,13 @@ def consecutive(seeds: Sequence[int]) -> str:
     """The first and the last of them, in words.
 
     Raises:
-        ValueError: There are gaps, or it is one only: a comparison runs several in a row.
+        ValueError: There are gaps, or too few: a comparison runs several in a row, and decides by intervals.
     """
     first, last = min(seeds), max(seeds)
-    if sorted(seeds) != list(range(first, last + 1)) or first == last:
+    if sorted(seeds) != list(range(first, last + 1)) or len(seeds) < MINIMUM:
         raise ValueError(
-            f"`seeds` of this claim must be at least two consecutive numbers, got {', '.join(map(str, seeds))}: "
-            "take 0, 1, 2, 3, 4."
+            f"`seeds` of this claim must be at least {MINIMUM} consecutive numbers, got {', '.join(map(str, seeds))}: "
+            "it decides by intervals, which are claimed from so many on. Take "
+            f"{', '.join(map(str, range(first, first + MINIMUM)))}."
         )
     return f"{first} to {last}"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from localhessian.lab._data import IMAGE_AXES
 from localhessian.lab.claims._claim import Setting
 from localhessian.lab.comparison import State, Trainer, algorithm
 from localhessian.lab.zoo import Network
@@ -58,6 +59,8 @@ def reduced(setting: Setting, side: int) -> Setting:
 
 
 def _averaged(x: np.ndarray, side: int) -> np.ndarray:
+    if x.ndim != IMAGE_AXES:
+        return x
     n, height, width, channels = x.shape
     if height <= side or height % side or width != height:
         return x

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from localhessian._types import Key
-from localhessian.lab._data import Images
+from localhessian.lab._data import Images, check_images
 from localhessian.lab.zoo._chains import MODELS, Model, dense_network, digits_network
 from localhessian.lab.zoo._families import first_channels, resnet, vgg
 from localhessian.lab.zoo._layers import ACTIVATIONS
@@ -35,7 +35,8 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
         width: Channels, or units.
 
     Raises:
-        ValueError: There is none of that name, or a size is no positive whole number.
+        ValueError: There is none of that name, a size is no positive whole number, or the samples are no images and the
+            network convolves.
     """
     for size, value in (("depth", depth), ("width", width)):
         if np.asarray(value).dtype.kind not in "iu" or value < 1:
@@ -45,10 +46,12 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
     if kind in ACTIVATIONS and (own.isdigit() or not own):
         widths = [images.train_x[0].size, *[width] * int(own or depth), images.classes]
         return _of_chain(name, lambda key: dense_network(widths, key, activation=kind))
+    shape = images.train_x.shape[1:]
     if name in MODELS:
+        check_images(name, shape)
         return _of_chain(name, lambda key: digits_network(name, key, depth=depth, width=width, **sizes))
     if match := _FAMILY.fullmatch(name):
-        shape = images.train_x.shape[1:]
+        check_images(name, shape)
         return nnx_network(name, _of_family(match, shape, sizes), jnp.zeros((2, *shape)), at="layers.*")
     raise ValueError(
         f"there is no network {name!r}: use {', '.join((*MODELS, *ACTIVATIONS))}; a depth may follow an activation, as "
@@ -65,6 +68,8 @@ def _of_family(match: re.Match, shape: tuple[int, ...], sizes: dict[str, Any]) -
     family, depth, change, divisor = match.groups()
     share = 1 / int(divisor or 1)
     if family == "vgg":
+        if min(shape[:2]) < 2:
+            raise ValueError(f"{match.group()!r} halves its images, and these are of {shape[0]} x {shape[1]}.")
         norm, stages = "batch" if change == "-bn" else None, min(5, int(math.log2(min(shape[:2]))))
         return lambda rngs: vgg(int(depth), width=share, norm=norm, stages=stages, rngs=rngs, **sizes)
     width, skip = max(round(share * first_channels(int(depth))), 1), change != "-plain"
