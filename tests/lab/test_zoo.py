@@ -110,6 +110,20 @@ def test_a_model_is_built_by_one_program(name, count_compilations):
         np.testing.assert_allclose(one, other, rtol=0, atol=8 * eps * float(jnp.max(jnp.abs(other))))
 
 
+def test_a_model_of_ones_own_is_built_by_one_program_in_jit(count_compilations):
+    def build():
+        return zoo.mlp((3, 5, 4, 2), rngs=nnx.Rngs(0))
+
+    def programs(build):
+        jax.clear_caches()
+        with count_compilations() as seen:
+            jax.block_until_ready(nnx.state(build()))
+        return seen.count
+
+    assert programs(nnx.jit(build)) == 1
+    assert programs(build) > 3
+
+
 def test_equal_layers_share_their_programs(count_compilations):
     """A transformer three times as deep compiles not one program more."""
 
