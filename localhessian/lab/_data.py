@@ -16,6 +16,8 @@ IMAGE_AXES = 4
 """(n, height, width, channels)"""
 MAX_CLASSES = 2**20
 """A label beyond is no class, and would take the memory of as many outputs."""
+_MOST_COLORS = 4
+"""Red, green, blue and how opaque."""
 
 
 @by_value
@@ -101,7 +103,8 @@ def images_from_arrays(train_x: Any, train_y: Any, test_x: Any, test_y: Any) -> 
         Labels as int32, floats in the default float dtype.
 
     Raises:
-        ValueError: Shapes that do not fit, labels that are no integers from 0, or samples that are not finite.
+        ValueError: Shapes that do not fit, bytes with the channels first, labels that are no integers from 0, or
+            samples that are not finite.
     """
     train_x, train_y = _checked("train", train_x, train_y)
     test_x, test_y = _checked("test", test_x, test_y)
@@ -175,4 +178,9 @@ def _checked(name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"`{name}_x` must hold floats or uint8 images, got {x.dtype}.")
     elif x.ndim == IMAGE_AXES - 1:
         x = x[..., None]
+    elif x.ndim == IMAGE_AXES and x.shape[1] in (1, 3) and x.shape[-1] > _MOST_COLORS:
+        raise ValueError(
+            f"`{name}_x` of shape {x.shape} looks like (n, channels, height, width), and images are (n, height, width, "
+            "channels): use `numpy.moveaxis(x, 1, -1)`."
+        )
     return x, y.astype(np.int32)

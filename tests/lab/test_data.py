@@ -159,6 +159,10 @@ X, Y = np.ones((4, 3), np.float32), np.zeros(4, int)
         ((X, Y, X[:, :2], Y), "must hold samples of one kind"),
         ((X * np.nan, Y, X, Y), "`train_x` holds values that are not finite"),
         ((X.astype(int), Y, X, Y), "`train_x` must hold floats or uint8 images, got int64"),
+        (
+            (np.zeros((4, 3, 8, 8), np.uint8), Y, X, Y),
+            r"`train_x` of .* looks like .*: use `numpy.moveaxis\(x, 1, -1\)`",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit(arrays, sentence):
