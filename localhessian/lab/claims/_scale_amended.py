@@ -59,8 +59,8 @@ def measure(point: Point, work: Work) -> list[Row]:
     setting, images = work.setting, work.setting.images
     part = images.take(*(min(count, len(x)) for count, x in zip(IMAGES, (images.train_x, images.test_x), strict=True)))
     names = [*ALGORITHMS, *(MORE if setting.size == "full" else ())]
-    augment = Augmentation.standard(part) if setting.size == "full" else None
     made = network(point["network"], part, width=8)
+    augment = Augmentation.standard(part) if setting.size == "full" else None
     found = studied(made, names, part, PLANS[setting.size], work, "study", augment=augment)
     columns = ["algorithm", "learning_rate", "at_edge", "accuracy", "accuracy_low", "accuracy_high"]
     columns += ["gain", "gain_low", "gain_high", "cost", "diverged"]
