@@ -35,8 +35,8 @@ def network(name: str, images: Images, *, depth: int = 5, width: int = 16) -> Ne
         width: Channels, or units.
 
     Raises:
-        ValueError: There is none of that name, a size is no positive whole number, or the samples are no images and the
-            network convolves.
+        ValueError: There is none of that name, a size is no positive whole number, or the samples are no images, or too
+            small ones, and the network convolves.
     """
     for size, value in (("depth", depth), ("width", width)):
         if np.asarray(value).dtype.kind not in "iu" or value < 1:
