@@ -118,7 +118,7 @@ def _rank(z):
     return 1 + jnp.arange(len(z), dtype=z.dtype)
 
 
-@pytest.mark.refuses
+@pytest.mark.once
 @pytest.mark.relaxed
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_told_of_the_whole_batch(name):

@@ -122,6 +122,7 @@ def test_products_alone_are_enough(both):
         jax.jit(S.mv)(jnp.ones(S.size))
 
 
+@pytest.mark.once
 def test_estimates_are_those_of_one_batch(both, tol):
     """The same random vectors, so that only rounding differs: whatever multiplies, by itself or in a weighted sum."""
     _, one, streamed = both

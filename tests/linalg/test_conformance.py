@@ -108,6 +108,7 @@ def test_hostile_semi_definite_operators(name, method, tol):
             assert not float(kappa.upper) < exact * (1 - 1e-3)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("unit", [1e-28, 1e-20, 1e20, 1e28])
 def test_the_unit_of_an_operator_is_of_no_matter(unit, tol):
     """Squares of its numbers vanish or overflow in float32."""
@@ -341,6 +342,7 @@ def test_messages_of_start_and_certify():
         lh.Lanczos(block_size=8, max_matvecs=5)
 
 
+@pytest.mark.once
 def test_both_ways_to_run_agree_with_blocks_and_restarts(tol):
     operator = gram(matrix_map(factor(np.geomspace(0.3, 1, 90), 100, 90)))
     for method in (lh.Lanczos, lh.GolubKahan):

@@ -65,7 +65,7 @@ def test_zeros_of_a_low_rank_do_not_hide_the_derivative(method, with_factor, tol
         kappa = lh.condition_number(lh.spectrum(H, method))
         return kappa.value, kappa.lower, kappa.upper, kappa.whole, kappa.gap
 
-    slopes = jax.jacrev(figures)(1.0)
+    slopes = jax.jit(jax.jacrev(figures))(1.0)
     # Products with H round at eps lambda_max, of which the smallest eigenvalue has few digits.
     np.testing.assert_allclose(slopes[0], truth()[1], rtol=3000 * tol.identity)
     assert np.isfinite(slopes).all()
@@ -83,8 +83,10 @@ def test_second_derivatives_of_a_dense_matrix(tol):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("method", "closed"), [(lh.Lanczos, False), (lh.GolubKahan, True)])
-def test_a_run_that_has_not_converged_gives_the_slope_of_its_quotient(method, closed):
+@pytest.mark.parametrize(
+    ("method", "closed", "how"), [(lh.Lanczos, False, lambda slope: slope), (lh.GolubKahan, True, jax.jit)]
+)
+def test_a_run_that_has_not_converged_gives_the_slope_of_its_quotient(method, closed, how):
     """Of few steps, in a compiled loop of restarts: as near as the Ritz vector is to the eigenvector."""
     diagonal = jnp.linspace(0, 1, 200).at[-1].set(2.0)
     direction = jnp.cos(jnp.arange(200.0))
@@ -95,7 +97,7 @@ def test_a_run_that_has_not_converged_gives_the_slope_of_its_quotient(method, cl
         found = lh.spectrum(gram(R), method(which="largest", k=1, max_matvecs=40, basis_size=12))
         return found.lambda_max
 
-    np.testing.assert_allclose(jax.jit(jax.grad(largest))(0.0), direction[-1], rtol=1e-3)
+    np.testing.assert_allclose(how(jax.grad(largest))(0.0), direction[-1], rtol=1e-3)
 
 
 @pytest.mark.once

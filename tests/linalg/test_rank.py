@@ -81,6 +81,7 @@ def test_cutoffs_of_each_arithmetic():
     assert counted("float64", has_factor=False, rtol=0.1) == 0.1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_has_a_status_of_its_own(method):
     factor = matrix_map(jnp.zeros((2, 5, 4)).at[1].set(jnp.ones((5, 4))))
@@ -101,6 +102,7 @@ def test_zero_is_seen_from_one_end_too():
         assert int(lh.condition_number(lh.spectrum(H, method)).status) == lh.Status.ZERO
 
 
+@pytest.mark.once
 def test_under_jit_nothing_is_nan_with_a_good_status():
     def run(scale):
         R = lh.linear_map(lambda v: scale * v, lambda u: scale * u, 300, 300)

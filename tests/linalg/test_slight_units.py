@@ -38,6 +38,7 @@ def _matching(layer):
     return lh.back_match(chain, {"layer": {}, "out": jnp.asarray(1.0)}, x, jnp.zeros(3), loss)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_eigenvalue_of_a_layer_without_parameters(name):
     matching = _matching(LAYERS[name])

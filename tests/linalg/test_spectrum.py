@@ -272,6 +272,7 @@ def test_method_is_chosen_by_size_and_factor():
     assert lh.spectrum(prescribed_operator([1.0, 2.0])).method.startswith("Dense")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_device_programs_lower_for_accelerators(platform, method):

@@ -45,6 +45,7 @@ def test_a_start_beyond_the_range_leaves_the_values_of_a_low_rank(where, block_s
     assert np.asarray(found.residual_norms)[:3].max() < 1e-3
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["wide", "tall", "symmetric"])
 @pytest.mark.parametrize("where", ["host", "program"])
 def test_density_of_an_iteration_is_that_of_its_start(kind, where):

@@ -84,7 +84,7 @@ def test_random_layers_inside_programs_against_dense_float64():
     assert sum(method.startswith("Structured") for method in methods) >= 10
 
 
-@pytest.mark.parametrize("seeds", [range(40), range(40, 100)])
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 100), marks=pytest.mark.full)])
 def test_random_layers_against_dense_float64(seeds):
     with jax.numpy_rank_promotion("allow"):
         methods = [check(seed) for seed in seeds]
