@@ -6,6 +6,7 @@ from localhessian._programs._compile import at_once as at_once
 from localhessian._programs._compile import compiled as compiled
 from localhessian._programs._compile import compiler_options as compiler_options
 from localhessian._programs._compile import full_precision as full_precision
+from localhessian._programs._compile import is_eager as is_eager
 from localhessian._programs._compile import is_tracing as is_tracing
 from localhessian._programs._compile import sums_go_wrong as sums_go_wrong
 from localhessian._programs._decompose import complete_svd as complete_svd

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -109,6 +110,11 @@ def at_once() -> contextlib.AbstractContextManager:
 def is_tracing() -> bool:
     """Whether a program is being traced here, whose values functions may close over."""
     return core.get_opaque_trace_state() != _OUTSIDE
+
+
+def is_eager() -> bool:
+    """Whether operations run one by one here, each a program of its own: also under `jax.grad` outside of `jax.jit`."""
+    return not isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 @functools.cache

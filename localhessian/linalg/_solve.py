@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from localhessian._arguments import expect_flag, expect_key, number, short
-from localhessian._mesh import everywhere, is_elsewhere
-from localhessian._programs import compiled, full_precision
+from localhessian._mesh import everywhere, is_elsewhere, is_traced
+from localhessian._programs import compiled, full_precision, is_eager
 from localhessian._progress import Progress, follow, silent
 from localhessian._status import REFUSED, Status, quietly
 from localhessian._tree import is_concrete
@@ -125,6 +125,8 @@ def spectrum(
         if is_elsewhere(operator, start):
             found = _run_whole(operator.prepare(), method, key, vectors, start)
             found = dataclasses.replace(everywhere(dataclasses.replace(found, vectors=None)), vectors=found.vectors)
+        elif is_traced(operator, start) and is_eager():
+            found = _run_whole(operator.prepare(), method, key, vectors, start)
         else:
             found = _run(operator, method, key, vectors, start, show)
         found = within_range(found) if wrong is None else found.refused(wrong)
@@ -175,7 +177,7 @@ _run_whole: Callable[..., Spectrum] = compiled(
     lambda operator, method, key, vectors, start: _run(operator, method, key, vectors, start, silent),
     static_argnums=(1, 3),
 )
-"""The same as one program: where no process has all numbers."""
+"""As one program: where no process has all numbers, and under `jax.grad` or `jax.vmap` without `jax.jit`."""
 
 
 def unstructured(operator: Operator) -> Method:

@@ -16,15 +16,19 @@ ROWS, SLOPES = RANDOM.standard_normal((12, 8)), np.arange(8) / 8
 METHODS = (lh.Dense(), lh.Lanczos(k=2), lh.GolubKahan(k=2))
 
 
+def forward(R, v):
+    return R @ v
+
+
+def product(R, v):
+    return R.T @ (R @ v)
+
+
 def operator(s, closed):
     """R^T R with R = ROWS (I + s diag(SLOPES)), its numbers held as data, or closed over."""
     R = jnp.asarray(ROWS) * (1 + s * jnp.asarray(SLOPES))
-    product, forward = lambda R, v: R.T @ (R @ v), lambda R, v: R @ v
-    if closed:
-        product, forward = (lambda v, f=f: f(R, v) for f in (product, forward))
-    else:
-        product, forward = Partial(product, R), Partial(forward, R)
-    return lh.symmetric_operator(product, 8, factor=lh.linear_map(forward, None, 8, 12))
+    both = [(lambda v, f=f: f(R, v)) if closed else Partial(f, R) for f in (product, forward)]
+    return lh.symmetric_operator(both[0], 8, factor=lh.linear_map(both[1], None, 8, 12))
 
 
 def truth():
@@ -124,3 +128,32 @@ def test_of_a_network_by_its_parameters(tol):
     wanted = (by_hand(step) - by_hand(-step)) / (2 * step)
     slope = jax.jit(jax.grad(log_kappa), static_argnums=1)(0.0, lh.GolubKahan(k=1))
     np.testing.assert_allclose(slope, wanted, rtol=1000 * tol.identity + 1e-8)
+
+
+EAGER = {
+    "Lanczos": lambda H: lh.spectrum(H, lh.Lanczos(which="largest", k=1)).lambda_max,
+    "GolubKahan": lambda H: lh.spectrum(H, lh.GolubKahan(which="largest", k=1)).lambda_max,
+    "XTrace": lambda H: lh.trace(H, lh.XTrace(probes=4)).value,
+    "spectral_density": lambda H: lh.spectral_density(H, probes=2, steps=2, bins=2).mean.value,
+}
+
+
+def batch(figure):
+    """Of a batch of one."""
+    return lambda s: jax.vmap(figure)(jnp.full(1, s))[0]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("Lanczos", jax.grad), ("GolubKahan", batch), ("XTrace", jax.grad), ("spectral_density", batch)],
+)
+def test_without_jit_a_second_call_compiles_nothing(name, how, count_compilations):
+    """Neither of a derivative nor of a batch: loops by themselves are compiled at every call, for seconds."""
+    run = how(lambda s: EAGER[name](operator(s, False)))
+    first = run(1.0)
+    with count_compilations() as seen:
+        again = run(1.0)
+    assert seen.names == []
+    assert again == first
+    np.testing.assert_allclose(first, jax.jit(run)(1.0), rtol=1e-5)

@@ -19,7 +19,7 @@ import numpy as np
 
 from localhessian._arguments import expect_choice, expect_count, expect_flag, expect_key, expect_share, number, short
 from localhessian._mesh import everywhere, is_traced
-from localhessian._programs import compiled, full_precision
+from localhessian._programs import compiled, full_precision, is_eager
 from localhessian._status import REFUSED, Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
@@ -153,6 +153,8 @@ def _is_pair(limits: Any) -> bool:
 def _run(operator: Operator, key: Key, probes: int, steps: int, scale: Axis) -> Density:
     """On the host with NumPy around compiled products, or compiled whole: as the Krylov methods do."""
     if is_traced(operator, key):
+        if is_eager():
+            return _compiled(operator.prepare(), key, probes, steps, scale)
         with full_precision():
             return _compute(operator, key, probes, steps, scale, TRACED)
     if runs_whole(operator):
