@@ -28,8 +28,6 @@ FAMILIES = {
     "vit": lambda rngs: zoo.vit(image=8, patch=4, classes=3, layers=2, dim=4, heads=2, rngs=rngs),
     "gpt": lambda rngs: zoo.gpt(vocabulary=7, context=6, layers=2, dim=4, heads=2, rngs=rngs),
 }
-
-
 COUPLED = {"mlp with batch norm", "vgg with batch norm", "resnet", "resnet, preactivation"}
 
 
