@@ -40,6 +40,7 @@ from localhessian.network._stream import expect_batch as expect_batch
 from localhessian.network._streamed import StreamMatching as StreamMatching
 from localhessian.network._streamed import cut_matching as cut_matching
 from localhessian.network._traced import runs_alone as runs_alone
+from localhessian.network._traced import trace as trace
 from localhessian.network._validate import admit as admit
 from localhessian.network._validate import run_chain as run_chain
 from localhessian.network._validate import validate_values as validate_values

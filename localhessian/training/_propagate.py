@@ -35,6 +35,7 @@ from localhessian.network import (
     check_params,
     expect_batch,
     run_chain,
+    trace,
     validate_values,
 )
 from localhessian.training._layouts import each_block
@@ -164,22 +165,23 @@ def propagate(
         chain.check_tied(of_blocks)
     target: Any = y
     steps, blocks, states = {}, {}, {}
+    kinds = trace(chain, of_blocks, x, context).run_as(chain)
     for b in range(len(chain), 0, -1):
-        block, z = chain.blocks[b - 1], activations[b - 1]
+        block, kind, z = chain.blocks[b - 1], kinds[b - 1], activations[b - 1]
         of_params = of_blocks[block.name]
         of_block = loss if b == len(chain) else None
         before = None if state is None else state[block.name]
         keys = jax.random.split(jax.random.fold_in(key, b))
         place = Place(of_params, z, context)
-        of_weights, of_inputs = (Problem(place, target, side=of(block), loss=of_block) for of in (ByParams, ByInput))
+        of_weights, of_inputs = (Problem(place, target, side=of(kind), loss=of_block) for of in (ByParams, ByInput))
         solver, own = of_weight_side[block.name], None if before is None else before[0]
-        step, weight_state, weight_status, values = _solve(of_weights, solver, own, keys[0])
+        step, weight_state, weight_status, values = _solve(block.name, of_weights, solver, own, keys[0])
         steps[block.name] = floating(of_params)[1](step)
         delta: Step | None = None
         input_state, input_status = (), jnp.zeros((), jnp.int32)
         if b > 1 and floating_leaves(z):
             solver, own = of_input_side[block.name], None if before is None else before[1]
-            delta, input_state, input_status, _ = _solve(of_inputs, solver, own, keys[1])
+            delta, input_state, input_status, _ = _solve(block.name, of_inputs, solver, own, keys[1])
             target = floating(jax.tree.map(jnp.zeros_like, z))[1](delta)
         norms = (norm(step) if step else jnp.zeros(()), norm(delta) if delta else jnp.zeros(()))
         blocks[block.name] = BlockInfo(*values, *norms, weight_status, input_status)
@@ -240,7 +242,9 @@ def initial_state(
 
 
 @full_precision()
-def _solve(problem: Problem, solver: Solver, state: Any, key: Key) -> tuple[Step, Any, Array, tuple[Scalar, Scalar]]:
+def _solve(
+    name: str, problem: Problem, solver: Solver, state: Any, key: Key
+) -> tuple[Step, Any, Array, tuple[Scalar, Scalar]]:
     """A trusted step, the solver's next state, a status, and phi before and after."""
     zero = [jnp.zeros_like(leaf) for leaf in problem.start]
     before = problem.before()
@@ -249,7 +253,7 @@ def _solve(problem: Problem, solver: Solver, state: Any, key: Key) -> tuple[Step
     first = solver.init(problem)
     if state is not None and not _alike(state, first):
         raise ValueError(
-            f"`state` holds for block `{problem.side.block.name}` what another solver left: pass the `info.state` of "
+            f"`state` holds for block `{name}` what another solver left: pass the `info.state` of "
             "the step before, by the same solvers, or None to begin."
         )
     state = first if state is None else state

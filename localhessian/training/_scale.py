@@ -12,6 +12,7 @@ import optax
 from localhessian._arguments import expect, expect_count, expect_flag, expect_function, expect_key, expect_number, short
 from localhessian._brief import by_value
 from localhessian._memory import as_key
+from localhessian._programs import compiled, is_eager
 from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
 from localhessian.curvature import LocalScalars, check_scalar, local_scalar, random_words
@@ -194,10 +195,10 @@ def scale_by_local_hessian(
                 validated.add(seen)
             key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
             due = state.steps % refresh == 0
-            estimate = functools.partial(_scalars, chain, loss, scalar, of_blocks, *few, key, probes, dtype)
-            # Only jvps may stand in a branch: the CPU runs other derivatives of convolutions slowly there.
-            of_weights, of_inputs = (
-                estimate() if scalar == "max" else jax.lax.cond(due, estimate, lambda: (of_weights, of_inputs))
+            # Outside of `jax.jit` a branch would be compiled at every call.
+            refreshed = _compiled if is_eager() else _refreshed
+            of_weights, of_inputs = refreshed(
+                chain, loss, scalar, probes, dtype, due, (of_weights, of_inputs), of_blocks, *few, key
             )
         weights = _average(state.weight_scalars, of_weights, decay, due)
         inputs = _average(state.input_scalars, of_inputs, decay, due)
@@ -276,7 +277,17 @@ def scale_amended_sgd(
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
 
 
-def _scalars(chain, loss, scalar, params, x, y, context, key, probes, dtype) -> tuple[Array, Array]:
+def _refreshed(chain, loss, scalar, probes, dtype, due, before, *arguments) -> tuple[Array, Array]:
+    """New scalars where they are due."""
+    estimate = functools.partial(_scalars, chain, loss, scalar, probes, dtype, *arguments)
+    # Only jvps may stand in a branch: the CPU runs other derivatives of convolutions slowly there.
+    return estimate() if scalar == "max" else jax.lax.cond(due, estimate, lambda: before)
+
+
+_compiled = compiled(_refreshed, static_argnums=(0, 1, 2, 3, 4))
+
+
+def _scalars(chain, loss, scalar, probes, dtype, params, x, y, context, key) -> tuple[Array, Array]:
     """m_W and m_z of every block; 1 for a side that does not exist."""
     activations = chain.forward(params, x, context)
     sides = [

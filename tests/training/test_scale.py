@@ -225,6 +225,21 @@ def test_the_admission_exam_of_optax(count_compilations):
 
 
 @pytest.mark.once
+def test_without_jit_later_steps_compile_nothing(count_compilations):
+    """A branch by itself is compiled at every call."""
+    case = networks.mlp()
+    other = case._replace(x=1.1 * case.x)
+    grads, transform = gradient(case), lh.scale_by_local_hessian(case.chain, case.loss, refresh=2)
+    _, state = transform.update(grads, transform.init(case.params), case.params, x=case.x, y=case.y)
+    with count_compilations() as seen:
+        _, state = transform.update(grads, state, case.params, x=case.x, y=case.y)
+        ours, _ = transform.update(grads, state, case.params, x=other.x, y=case.y)
+    assert seen.names == []
+    theirs, _ = updater(transform, other)(grads, state, case.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), ours, theirs)
+
+
+@pytest.mark.once
 def test_it_stays_sane_as_the_loss_goes_to_zero():
     """Logits that grow without end: S of the last block vanishes, and the factors stay bounded."""
     case = networks.mlp()
