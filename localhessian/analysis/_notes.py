@@ -20,7 +20,7 @@ LISTED = 8
 MAX_OUTPUTS = 256
 """Outputs of a sample above which its loss Hessian is not looked at."""
 SURVEYED = (
-    "lower bounds only: lambda_max is certified, the rest by quadrature; `method=lh.{}(max_matvecs=...)` seeks the "
+    "lower bounds only: lambda_max by its residual, the rest by quadrature; `method=lh.{}(max_matvecs=...)` seeks the "
     "smallest eigenvalue"
 )
 """With the name of the method: without a factor it is `Lanczos`."""
