@@ -31,7 +31,7 @@ ALGORITHMS = {
 }
 MORE = {
     "scale-amended-max": "scale-amended, max",
-    "sgd": "SGD",
+    "sgd": "SGD, no momentum",
     "scale-amended-no-momentum": "scale-amended, mean, no momentum",
 }
 """Of the full version besides."""
@@ -141,7 +141,7 @@ def figure(data: Frame) -> Any:
             ax.errorbar(mean, at, xerr=bars, color=COLORS[0], fmt="o", capsize=3)
             ax.axvline(0, color="gray", linewidth=1)
             ax.set_yticks(-np.arange(len(algorithms)), [(ALGORITHMS | MORE)[one] for one in algorithms])
-            ax.set(xlabel="gain in test accuracy over SGD, points", title=name, ylim=(0.7 - len(algorithms), 0.7))
+            ax.set(xlabel="gain in test accuracy over SGD with momentum, points", title=name, ylim=(0.7 - len(algorithms), 0.7))
     return drawn
 
 
