@@ -164,9 +164,10 @@ def test_every_gain_stands_beside_its_name():
     data = read(ROOT / "docs" / "claims" / "scale-amended").query("algorithm != 'adam' or network != 'resnet20-by4'")
     axes = CLAIMS["scale-amended"].figure(data).axes
     names = {tick: text.get_text() for tick, text in zip(axes[0].get_yticks(), axes[0].get_yticklabels(), strict=True)}
+    titles = _scale_amended.ALGORITHMS | _scale_amended.MORE
     for ax, (_, part) in zip(axes, data[data.gain.notna()].groupby("network", sort=False), strict=True):
         at = ax.lines[0].get_ydata()
-        assert [names[y] for y in at] == [_scale_amended.ALGORITHMS[one] for one in part.algorithm]
+        assert [names[y] for y in at] == [titles[one] for one in part.algorithm]
         assert all(ax.get_ylim()[0] < y < ax.get_ylim()[1] for y in at)
 
 
