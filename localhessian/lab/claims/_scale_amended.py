@@ -141,8 +141,7 @@ def figure(data: Frame) -> Any:
             ax.errorbar(mean, at, xerr=bars, color=COLORS[0], fmt="o", capsize=3)
             ax.axvline(0, color="gray", linewidth=1)
             ax.set_yticks(-np.arange(len(algorithms)), [(ALGORITHMS | MORE)[one] for one in algorithms])
-            label = "gain in test accuracy over SGD with momentum, points"
-            ax.set(xlabel=label, title=name, ylim=(0.7 - len(algorithms), 0.7))
+            ax.set(xlabel="points over SGD with momentum", title=name, ylim=(0.7 - len(algorithms), 0.7))
     return drawn
 
 
