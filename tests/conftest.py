@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import hypothesis
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import threadpoolctl
 
@@ -117,6 +118,21 @@ def _optimized(request) -> Iterator[None]:
     yield
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def compiles_once():
+    """`compiles_once(run)`: a second call of `run(1.0)` compiles nothing, and both are what `jax.jit` gives."""
+
+    def check(run) -> None:
+        first = run(1.0)
+        with _count_compilations() as seen:
+            again = run(1.0)
+        assert seen.names == []
+        assert again == first
+        np.testing.assert_allclose(first, jax.jit(run)(1.0), rtol=1e-5)
+
+    return check
 
 
 @pytest.fixture

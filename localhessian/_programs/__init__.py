@@ -4,6 +4,7 @@ from jax.extend.core import primitives as primitives
 
 from localhessian._programs._compile import at_once as at_once
 from localhessian._programs._compile import compiled as compiled
+from localhessian._programs._compile import compiled_if_eager as compiled_if_eager
 from localhessian._programs._compile import compiler_options as compiler_options
 from localhessian._programs._compile import full_precision as full_precision
 from localhessian._programs._compile import is_eager as is_eager

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,25 @@ def is_tracing() -> bool:
 def is_eager() -> bool:
     """Whether operations run one by one here, each a program of its own: also under `jax.grad` outside of `jax.jit`."""
     return not isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
+def compiled_if_eager(*, static_argnums: Any = ()) -> Callable[[F], F]:
+    """For what holds a loop or a branch, which JAX outside of `jax.jit` compiles at every call: there one program.
+
+    Args:
+        static_argnums: As `jax.jit` takes them.
+    """
+
+    def decorate(function: F) -> F:
+        whole = compiled(function, static_argnums=static_argnums)
+
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            return (whole if is_eager() else function)(*args)
+
+        return cast(F, run)
+
+    return decorate
 
 
 @functools.cache

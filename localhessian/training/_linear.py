@@ -1,13 +1,12 @@
 """Linear systems with the Gauss-Newton part: conjugate gradients, and dense least squares."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from localhessian._programs import compiled, is_eager, svd
+from localhessian._programs import compiled_if_eager, svd
 from localhessian._status import Status
 from localhessian._tree import floating_leaves
 from localhessian._types import Array
@@ -16,19 +15,12 @@ from localhessian.network import Arrangement
 from localhessian.training._problem import Problem, Step, inner, plus, times, where
 
 
-def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: int, rtol: float) -> tuple[Step, Array]:
-    """-(G + damping I)^-1 gradient by conjugate gradients, and a status."""
-    # Outside of `jax.jit` a loop would be compiled at every call.
-    run = _compiled if is_eager() else _conjugate_gradients
-    return run(problem, gradient, damping, iterations, rtol)
+@compiled_if_eager(static_argnums=3)
+def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: int, rtol: Any) -> tuple[Step, Array]:
+    """-(G + damping I)^-1 gradient by conjugate gradients, and a status.
 
-
-def _conjugate_gradients(
-    problem: Problem, gradient: Step, damping: Any, iterations: int, rtol: Any
-) -> tuple[Step, Array]:
-    """JAX's own solver iterates in a `while_loop`, in which the CPU runs convolutions a hundred times slower.
-
-    This one makes a fixed number of iterations, unrolled there, and stands still once the residual is small.
+    JAX's own solver iterates in a `while_loop`, in which the CPU runs convolutions a hundred times slower; this one
+    makes a fixed number of iterations, unrolled there, and stands still once the residual is small.
     """
     curvature = problem.curvature()
     enough = rtol**2 * inner(gradient, gradient)
@@ -50,9 +42,6 @@ def _conjugate_gradients(
     state = repeat(iterate, state, iterations, few=iterations)
     done = jnp.where(state[3] <= enough, int(Status.CONVERGED), int(Status.BUDGET_SPENT)).astype(jnp.int32)
     return state[0], done
-
-
-_compiled: Callable[..., tuple[Step, Array]] = compiled(_conjugate_gradients, static_argnums=3)
 
 
 def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:

@@ -12,7 +12,7 @@ import optax
 from localhessian._arguments import expect, expect_count, expect_flag, expect_function, expect_key, expect_number, short
 from localhessian._brief import by_value
 from localhessian._memory import as_key
-from localhessian._programs import compiled, is_eager
+from localhessian._programs import compiled_if_eager
 from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
 from localhessian.curvature import LocalScalars, check_scalar, local_scalar, random_words
@@ -195,9 +195,7 @@ def scale_by_local_hessian(
                 validated.add(seen)
             key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
             due = state.steps % refresh == 0
-            # Outside of `jax.jit` a branch would be compiled at every call.
-            refreshed = _compiled if is_eager() else _refreshed
-            of_weights, of_inputs = refreshed(
+            of_weights, of_inputs = _refreshed(
                 chain, loss, scalar, probes, dtype, due, (of_weights, of_inputs), of_blocks, *few, key
             )
         weights = _average(state.weight_scalars, of_weights, decay, due)
@@ -277,14 +275,12 @@ def scale_amended_sgd(
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
 
 
+@compiled_if_eager(static_argnums=(0, 1, 2, 3, 4))
 def _refreshed(chain, loss, scalar, probes, dtype, due, before, *arguments) -> tuple[Array, Array]:
     """New scalars where they are due."""
     estimate = functools.partial(_scalars, chain, loss, scalar, probes, dtype, *arguments)
     # Only jvps may stand in a branch: the CPU runs other derivatives of convolutions slowly there.
     return estimate() if scalar == "max" else jax.lax.cond(due, estimate, lambda: before)
-
-
-_compiled = compiled(_refreshed, static_argnums=(0, 1, 2, 3, 4))
 
 
 def _scalars(chain, loss, scalar, probes, dtype, params, x, y, context, key) -> tuple[Array, Array]:

@@ -1,6 +1,5 @@
 """Products with random or unit vectors, one after another, for the estimators of traces."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -10,7 +9,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect_count, number, short
 from localhessian._mesh import everywhere, is_traced
-from localhessian._programs import compiled, is_eager
+from localhessian._programs import compiled, compiled_if_eager
 from localhessian._status import Status
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import Array, Float, Int, Key
@@ -45,11 +44,10 @@ def each_probe(function: Partial, vectors: Partial, count: int, operator: Operat
     first = one(0)
     if not is_traced(first):
         return jnp.stack([first, *map(one, range(1, count))])
-    # Under `jax.grad` alone a loop would be compiled at every call.
-    run = _compiled if is_eager() else _all_probes
-    return run(function, vectors, count, shape, dtype)
+    return _all_probes(function, vectors, count, shape, dtype)
 
 
+@compiled_if_eager(static_argnums=(2, 3, 4))
 def _all_probes(function: Partial, vectors: Partial, count: int, shape: tuple[int, int], dtype: Any) -> Array:
     like = jax.eval_shape(lambda: function(vectors(0, shape, dtype)))
 
@@ -59,9 +57,6 @@ def _all_probes(function: Partial, vectors: Partial, count: int, shape: tuple[in
 
     start = jnp.zeros((), jnp.int32), jnp.zeros((count, *like.shape), like.dtype)
     return cast(Array, repeat(step, start, count)[1])
-
-
-_compiled: Callable[..., Array] = compiled(_all_probes, static_argnums=(2, 3, 4))
 
 
 def multiplied(operator: Operator, v: Float[Array, "s d"]) -> Float[Array, "s m"]:
