@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from localhessian._programs import compiled_if_eager
 from localhessian._tree import floating, floating_leaves, pytree, size, static
 from localhessian._types import Activations, Key, Loss, Scalar
 from localhessian.curvature import local_scalar, loss_hessian, random_words
@@ -40,6 +41,7 @@ class Problem:
         """The floating-point leaves of F_b."""
         return self.side.outputs(self.place)(variables)
 
+    @compiled_if_eager()
     def objective(self, step: Step) -> Scalar:
         """phi(p)."""
         moved = plus(self.start, step)
@@ -48,6 +50,7 @@ class Problem:
         there = self.side.variables(self.place)[1](moved)
         return self.side.scale(self.place) * self.loss(applied(self.side.block, there), self.target).sum()
 
+    @compiled_if_eager()
     def before(self) -> Scalar:
         """phi(0)."""
         scale = self.side.scale(self.place)
@@ -55,6 +58,7 @@ class Problem:
             return scale * half_square(floating_leaves(self.target))
         return scale * self.loss(self._z, self.target).sum()
 
+    @compiled_if_eager()
     def gradient(self) -> Step:
         """The gradient of phi at 0: the vjp of the block, exact to rounding at any size of the displacement."""
         outputs, pull = self.side.pull(self.place)
@@ -79,6 +83,7 @@ class Problem:
         return applied(self.side.block, self.place)
 
 
+@compiled_if_eager()
 def norm(step: Step) -> Scalar:
     """The Euclidean norm over all leaves."""
     return jnp.sqrt(inner(step, step))
@@ -89,6 +94,7 @@ def inner(one: Step, two: Step) -> Scalar:
     return sum((jnp.sum(a * b) for a, b in zip(one, two, strict=True)), start=jnp.zeros((), one[0].dtype))
 
 
+@compiled_if_eager()
 def times(factor: Any, step: Step) -> Step:
     """factor * p."""
     return [jnp.asarray(factor, leaf.dtype) * leaf for leaf in step]

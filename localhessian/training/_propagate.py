@@ -14,13 +14,13 @@ Carreira-Perpinan & Wang, Distributed optimization of deeply nested systems (201
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from localhessian._arguments import expect, expect_function, expect_key, short
-from localhessian._programs import full_precision
+from localhessian._programs import compiled_if_eager, full_precision
 from localhessian._status import Status
 from localhessian._tree import floating, floating_leaves, is_concrete, pytree
 from localhessian._types import Activations, Array, Context, Key, Loss, Params, Scalar
@@ -31,6 +31,7 @@ from localhessian.network import (
     Chain,
     Place,
     admit,
+    answer,
     check_chain,
     check_params,
     expect_batch,
@@ -39,7 +40,7 @@ from localhessian.network import (
     validate_values,
 )
 from localhessian.training._layouts import each_block
-from localhessian.training._problem import Problem, Step, norm, where
+from localhessian.training._problem import Problem, Step, norm, times, where
 from localhessian.training._solvers import GradientStep, Solver
 
 Solvers = Solver | Mapping[str, Solver] | Callable[[str], Solver]
@@ -159,7 +160,7 @@ def propagate(
     loss, context = admit(chain, params, x, y, loss, context)
     of_blocks = {name: params.get(name, ()) for name in chain.names}
     activations = run_chain(chain, of_blocks, x, context)
-    losses = loss(activations[-1], y)
+    losses = answer(loss, activations[-1], y)
     if is_concrete(params, x, y, context, activations, losses):
         validate_values(chain, of_blocks, y, context, activations, losses, loss)
         chain.check_tied(of_blocks)
@@ -175,17 +176,16 @@ def propagate(
         place = Place(of_params, z, context)
         of_weights, of_inputs = (Problem(place, target, side=of(kind), loss=of_block) for of in (ByParams, ByInput))
         solver, own = of_weight_side[block.name], None if before is None else before[0]
-        step, weight_state, weight_status, values = _solve(block.name, of_weights, solver, own, keys[0])
-        steps[block.name] = floating(of_params)[1](step)
-        delta: Step | None = None
-        input_state, input_status = (), jnp.zeros((), jnp.int32)
+        weights = _solve(block.name, of_weights, solver, own, keys[0])
+        steps[block.name] = floating(of_params)[1](weights.step)
+        inputs = _unmoved(0.0)
         if b > 1 and floating_leaves(z):
             solver, own = of_input_side[block.name], None if before is None else before[1]
-            delta, input_state, input_status, _ = _solve(block.name, of_inputs, solver, own, keys[1])
-            target = floating(jax.tree.map(jnp.zeros_like, z))[1](delta)
-        norms = (norm(step) if step else jnp.zeros(()), norm(delta) if delta else jnp.zeros(()))
-        blocks[block.name] = BlockInfo(*values, *norms, weight_status, input_status)
-        states[block.name] = (weight_state, input_state)
+            inputs = _solve(block.name, of_inputs, solver, own, keys[1])
+            target = floating(jax.tree.map(jnp.zeros_like, z))[1](inputs.step)
+        sizes, statuses = (weights.size, inputs.size), (weights.status, inputs.status)
+        blocks[block.name] = BlockInfo(weights.before, weights.after, *sizes, *statuses)
+        states[block.name] = (weights.state, inputs.state)
     summed = chain.sum_tied(steps)
     # In the structure that came in, so that a scan over steps carries it.
     new = each_block(params, lambda name, of_block: jax.tree.map(_plus, of_block, summed[name]))
@@ -241,15 +241,23 @@ def initial_state(
     return states
 
 
+class _Solved(NamedTuple):
+    step: Step
+    state: Any
+    """The solver's next one."""
+    status: Array
+    before: Scalar
+    """phi there, and after the step."""
+    after: Scalar
+    size: Scalar
+    """The norm of the step."""
+
+
 @full_precision()
-def _solve(
-    name: str, problem: Problem, solver: Solver, state: Any, key: Key
-) -> tuple[Step, Any, Array, tuple[Scalar, Scalar]]:
-    """A trusted step, the solver's next state, a status, and phi before and after."""
-    zero = [jnp.zeros_like(leaf) for leaf in problem.start]
-    before = problem.before()
-    if not zero:
-        return [], (), jnp.zeros((), jnp.int32), (before, before)
+def _solve(name: str, problem: Problem, solver: Solver, state: Any, key: Key) -> _Solved:
+    """A trusted step, and what came of it."""
+    if not problem.start:
+        return _unmoved(problem.before())
     first = solver.init(problem)
     if state is not None and not _alike(state, first):
         raise ValueError(
@@ -257,18 +265,30 @@ def _solve(
             "the step before, by the same solvers, or None to begin."
         )
     state = first if state is None else state
-    step, next_state, status = solver.solve(problem, state, key)
-    after = problem.objective(step)
+    return _judged(problem, solver.solve(problem, state, key), state, bool(solver.trusted))
+
+
+def _unmoved(value: Any) -> _Solved:
+    """Of a side without variables."""
+    return _Solved([], (), jnp.zeros((), jnp.int32), value, value, jnp.zeros(()))
+
+
+@compiled_if_eager(static_argnums=3)
+def _judged(problem: Problem, found: tuple[Step, Any, Array], state: Any, is_trusted: bool) -> _Solved:
+    """The step if it is finite and, unless it is trusted, does not raise phi."""
+    step, next_state, status = found
+    before, after = problem.before(), problem.objective(step)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in step]))
-    rounding = 100 * eps_of(zero[0].dtype) * jnp.abs(before)
-    kept = finite if solver.trusted else finite & (after <= before + rounding)
+    rounding = 100 * eps_of(step[0].dtype) * jnp.abs(before)
+    kept = finite if is_trusted else finite & (after <= before + rounding)
     # In place of a step that is refused, the parameters stay and the target takes the step of back-propagation, which
     # a trusted solver took already.
-    steps_back = problem.side.per_sample and not solver.trusted
-    step = where(kept, step, [-leaf for leaf in problem.gradient()] if steps_back else zero)
+    steps_back = problem.side.per_sample and not is_trusted
+    instead = times(-1.0, problem.gradient()) if steps_back else list(map(jnp.zeros_like, step))
+    step = where(kept, step, instead)
     next_state = where(finite, next_state, state)
     status = jnp.where(kept, status, int(Status.REJECTED)).astype(jnp.int32)
-    return step, next_state, status, (before, jnp.where(kept, after, before))
+    return _Solved(step, next_state, status, before, jnp.where(kept, after, before), norm(step))
 
 
 def _alike(one: Any, two: Any) -> bool:

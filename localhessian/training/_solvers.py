@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from localhessian._arguments import expect_count, expect_number, short
+from localhessian._programs import compiled_if_eager
 from localhessian._status import Status
 from localhessian._types import Array, Key
 from localhessian.curvature import check_scalar
@@ -215,17 +216,24 @@ class LevenbergMarquardt:
         """Cost: that of `GaussNewton`, and two values of phi."""
         del key
         gradient = problem.gradient()
-        step, status = damped_newton(problem, gradient, state, self.iterations, self.rtol)
-        # Steps of conjugate gradients are orthogonal to their residual, so this holds for those that stopped early too.
-        promised = 0.5 * inner(step, plus(times(state, step), times(-1.0, gradient)))
-        zero = [jnp.zeros_like(leaf) for leaf in step]
-        gained = problem.before() - problem.objective(step)
-        ratio = gained / jnp.where(promised > 0, promised, 1)
-        good = jnp.isfinite(ratio) & (ratio > 0.1)
-        status = jnp.where(good | (norm(gradient) == 0), status, int(Status.REJECTED))
-        rated = jnp.where(ratio > 0.75, self.down * state, jnp.where(ratio < 0.25, self.up * state, state))
-        damping = jnp.where(good, rated, self.up * state)
-        return where(good, step, zero), damping.astype(state.dtype), status.astype(jnp.int32)
+        found = damped_newton(problem, gradient, state, self.iterations, self.rtol)
+        return _rated(problem, gradient, *found, state, self.up, self.down)
+
+
+@compiled_if_eager()
+def _rated(
+    problem: Problem, gradient: Step, step: Step, status: Array, damping: Array, up: Any, down: Any
+) -> tuple[Step, Array, Array]:
+    """The step if it is good, the next damping, and a status."""
+    # Steps of conjugate gradients are orthogonal to their residual, so this holds for those that stopped early too.
+    promised = 0.5 * inner(step, plus(times(damping, step), times(-1.0, gradient)))
+    gained = problem.before() - problem.objective(step)
+    ratio = gained / jnp.where(promised > 0, promised, 1)
+    good = jnp.isfinite(ratio) & (ratio > 0.1)
+    status = jnp.where(good | (norm(gradient) == 0), status, int(Status.REJECTED))
+    rated = jnp.where(ratio > 0.75, down * damping, jnp.where(ratio < 0.25, up * damping, damping))
+    next_damping = jnp.where(good, rated, up * damping).astype(damping.dtype)
+    return where(good, step, list(map(jnp.zeros_like, step))), next_damping, status.astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
