@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from localhessian._programs import compiled_if_eager
 from localhessian._tree import floating
 from localhessian._types import Array, Params
 from localhessian.network import Chain, in_blocks
@@ -39,15 +40,20 @@ def scaled(chain: Chain, factors: Array, updates: Any, by_block: dict[str, Param
     ones. In that of the model only their sum is there: it is multiplied by the mean factor.
     """
     if in_blocks(chain, updates, "updates"):
-        times = each_block(updates, lambda name, of_block: _times(factors[chain.index(name)], of_block))
+        times = each_block(updates, lambda name, of_block: _times(factors, chain.index(name), of_block))
         summed = chain.sum_tied(dict(times))
         return each_block(times, lambda name, _: summed[name])
     return _times_in_model(chain, factors, by_block, updates)
 
 
-def _times(factor: Array, tree: Any) -> Any:
+def _times(factors: Array, b: int, tree: Any) -> Any:
     leaves, rebuild = floating(tree)
-    return rebuild([factor.astype(leaf.dtype) * leaf for leaf in leaves])
+    return rebuild(_leaves_times(factors, b, leaves))
+
+
+@compiled_if_eager()
+def _leaves_times(factors: Array, b: Any, leaves: list[Array]) -> list[Array]:
+    return [factors[b].astype(leaf.dtype) * leaf for leaf in leaves]
 
 
 def _times_in_model(chain: Any, factors: Array, by_block: dict[str, Any], updates: Any) -> Any:

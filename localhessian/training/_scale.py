@@ -22,6 +22,7 @@ from localhessian.network import (
     Chain,
     Place,
     admit,
+    answer,
     by_block,
     check_arrays,
     check_chain,
@@ -198,15 +199,8 @@ def scale_by_local_hessian(
             of_weights, of_inputs = _refreshed(
                 chain, loss, scalar, probes, dtype, due, (of_weights, of_inputs), of_blocks, *few, key
             )
-        weights = _average(state.weight_scalars, of_weights, decay, due)
-        inputs = _average(state.input_scalars, of_inputs, decay, due)
-        peaks = jnp.maximum(state.weight_peaks, weights), jnp.maximum(state.input_peaks, inputs)
-        logs = _log_factors(weights + damping * peaks[0], inputs + damping * peaks[1])
-        if normalize:
-            counts = jnp.asarray([size(of_blocks.get(name, ())) for name in chain.names], dtype)
-            logs = logs - jnp.sum(counts * logs) / jnp.sum(counts)
-        factors = jnp.exp(logs)
-        after = ScaleByLocalHessianState(state.steps + 1, weights, inputs, *peaks, logs)
+        counts = np.asarray([size(of_blocks.get(name, ())) for name in chain.names], dtype) if normalize else None
+        factors, after = _advanced(state, (of_weights, of_inputs), due, decay, damping, counts)
         return scaled(chain, factors, updates, of_blocks), after
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -340,7 +334,7 @@ def _check_answers(chain: Chain, params: Any, x: Activations, y: Any, context: C
     of_blocks = {name: params.get(name, ()) for name in chain.names}
     context = chain.context_for(x, context, of_blocks)
     activations = run_chain(chain, of_blocks, x, context)
-    validate_values(chain, of_blocks, y, context, activations, loss(activations[-1], y), loss)
+    validate_values(chain, of_blocks, y, context, activations, answer(loss, activations[-1], y), loss)
 
 
 def _given(scalars: LocalScalars, blocks: int, dtype: Any) -> tuple[Array, Array]:
@@ -349,6 +343,22 @@ def _given(scalars: LocalScalars, blocks: int, dtype: Any) -> tuple[Array, Array
         if jnp.shape(values) != (blocks,):
             raise ValueError(f"`scalars.{name}` must have one entry for each of {blocks} blocks: {jnp.shape(values)}.")
     return jnp.asarray(scalars.weights, dtype), jnp.asarray(scalars.inputs, dtype)
+
+
+@compiled_if_eager()
+def _advanced(
+    state: ScaleByLocalHessianState, found: tuple[Array, Array], due: Array, decay: Any, damping: Any, counts: Any
+) -> tuple[Array, ScaleByLocalHessianState]:
+    """The factors and the next state; with `counts` of parameters the weighted mean of the logarithms is 0."""
+    weights, inputs = (
+        _average(before, now, decay, due)
+        for before, now in zip((state.weight_scalars, state.input_scalars), found, strict=True)
+    )
+    peaks = jnp.maximum(state.weight_peaks, weights), jnp.maximum(state.input_peaks, inputs)
+    logs = _log_factors(weights + damping * peaks[0], inputs + damping * peaks[1])
+    if counts is not None:
+        logs = logs - jnp.sum(counts * logs) / jnp.sum(counts)
+    return jnp.exp(logs), ScaleByLocalHessianState(state.steps + 1, weights, inputs, *peaks, logs)
 
 
 def _average(before: Array, now: Array, decay: float | Array, due: Array) -> Array:
