@@ -86,6 +86,11 @@ def on_the_host(tree: T) -> tuple[ModuleType, T]:
     return np, jax.tree.map(widen, tree)
 
 
+def to_device(values: Any, dtype: Any) -> Array:
+    """Numbers of the host in another type, cast by NumPy: JAX has a program for it for each shape."""
+    return jnp.asarray(np.asarray(values, dtype))
+
+
 def is_differentiable(tree: PyTree) -> bool:
     """Whether every leaf is a floating-point array (an integer leaf has no derivative)."""
     return all(map(is_floating, jax.tree.leaves(tree)))

@@ -29,7 +29,7 @@ def close(spectrum, matrix, tol):
 
 
 def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.zeros(()).dtype)
+    return networks.normal(np.random.default_rng(seed), *shape)
 
 
 def block_hessian(apply, params, z, wrt="params", samples=None):

@@ -1,13 +1,14 @@
 """Small networks of every kind of block, as chains with parameters and data, for the tests."""
 
 import functools
-import itertools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import pytest
 
 import localhessian as lh
 
@@ -86,33 +87,36 @@ def masked(params, z, context):
     return jnp.tanh(linear(params, z)) * context["mask"][None]
 
 
-def dense_params(key, fan_in, fan_out, gain=1.0):
-    kernel, bias = jax.random.split(key)
-    return {
-        "kernel": gain / math.sqrt(fan_in) * jax.random.normal(kernel, (fan_in, fan_out)),
-        "bias": 0.1 * jax.random.normal(bias, (fan_out,)),
-    }
+def array(value):
+    """On the device, in the default precision: cast by NumPy, for which no shape needs a program."""
+    return jnp.asarray(np.asarray(value, jnp.result_type(float)))
 
 
-def conv_params(key, fan_in, fan_out):
-    kernel, bias = jax.random.split(key)
-    return {
-        "kernel": 0.3 * jax.random.normal(kernel, (3, 3, fan_in, fan_out)),
-        "bias": 0.1 * jax.random.normal(bias, (fan_out,)),
-    }
+def normal(rng, *shape, scale=1.0):
+    return array(scale * rng.standard_normal(shape))
+
+
+def labels(n, classes):
+    return jnp.asarray(np.arange(n) % classes)
+
+
+def dense_params(rng, fan_in, fan_out, gain=1.0):
+    kernel = normal(rng, fan_in, fan_out, scale=gain / math.sqrt(fan_in))
+    return {"kernel": kernel, "bias": normal(rng, fan_out, scale=0.1)}
+
+
+def conv_params(rng, fan_in, fan_out):
+    return {"kernel": normal(rng, 3, 3, fan_in, fan_out, scale=0.3), "bias": normal(rng, fan_out, scale=0.1)}
 
 
 def mlp(apply=tanh_dense, widths=(4, 6, 5, 3), n=7, gain=1.0, last_gain=1.0, loss=cross_entropy):
-    *hidden, last, data = jax.random.split(jax.random.key(1), len(widths))
-    blocks = [lh.Block(f"layer{i}", apply) for i in range(len(hidden))] + [lh.Block("head", linear)]
-    params = {
-        f"layer{i}": dense_params(key, *sizes, gain)
-        for i, (key, sizes) in enumerate(zip(hidden, itertools.pairwise(widths), strict=False))
-    }
-    params["head"] = dense_params(last, *widths[-2:], last_gain)
-    x = jax.random.normal(data, (n, widths[0]))
-    y = jnp.arange(n) % widths[-1]
-    return Case(lh.Chain(blocks), params, x, y if loss is cross_entropy else jax.nn.one_hot(y, widths[-1]), loss)
+    rng = np.random.default_rng(1)
+    depth = len(widths) - 2
+    blocks = [lh.Block(f"layer{i}", apply) for i in range(depth)] + [lh.Block("head", linear)]
+    params = {f"layer{i}": dense_params(rng, *widths[i : i + 2], gain) for i in range(depth)}
+    params["head"] = dense_params(rng, *widths[-2:], last_gain)
+    x, y = normal(rng, n, widths[0]), labels(n, widths[-1])
+    return Case(lh.Chain(blocks), params, x, y if loss is cross_entropy else array(np.eye(widths[-1])[y]), loss)
 
 
 def skip():
@@ -136,36 +140,35 @@ def tiny_logits():
 
 
 def normalized():
-    keys = jax.random.split(jax.random.key(2), 4)
+    rng = np.random.default_rng(2)
     blocks = [lh.Block("dense", linear), lh.Block("norm", batch_norm), lh.Block("head", linear)]
-    norm = {"gamma": jnp.array([1.0, 0.5, 2.0, 1.5, 0.7]), "beta": jnp.full(5, 0.1)}
-    params = {"dense": dense_params(keys[0], 4, 5), "norm": norm, "head": dense_params(keys[1], 5, 3)}
-    return Case(lh.Chain(blocks), params, jax.random.normal(keys[2], (6, 4)), jnp.arange(6) % 3, cross_entropy)
+    norm = {"gamma": array([1.0, 0.5, 2.0, 1.5, 0.7]), "beta": array([0.1] * 5)}
+    params = {"dense": dense_params(rng, 4, 5), "norm": norm, "head": dense_params(rng, 5, 3)}
+    return Case(lh.Chain(blocks), params, normal(rng, 6, 4), labels(6, 3), cross_entropy)
 
 
 def convolutional():
-    keys = jax.random.split(jax.random.key(3), 5)
+    rng = np.random.default_rng(3)
     names = (("conv", conv), ("norm", batch_norm), ("conv2", conv), ("flatten", flatten), ("head", linear))
     blocks = [lh.Block(name, apply) for name, apply in names]
     params = {
-        "conv": conv_params(keys[0], 1, 2),
-        "norm": {"gamma": jnp.array([1.0, 0.5]), "beta": jnp.array([0.0, 0.2])},
-        "conv2": conv_params(keys[1], 2, 2),
-        "head": dense_params(keys[2], 32, 3),
+        "conv": conv_params(rng, 1, 2),
+        "norm": {"gamma": array([1.0, 0.5]), "beta": array([0.0, 0.2])},
+        "conv2": conv_params(rng, 2, 2),
+        "head": dense_params(rng, 32, 3),
     }
-    return Case(lh.Chain(blocks), params, jax.random.normal(keys[3], (4, 4, 4, 1)), jnp.arange(4) % 3, cross_entropy)
+    return Case(lh.Chain(blocks), params, normal(rng, 4, 4, 4, 1), labels(4, 3), cross_entropy)
 
 
 def transformer():
-    keys = jax.random.split(jax.random.key(4), 6)
+    rng = np.random.default_rng(4)
     blocks = [lh.Block("embed", embed), lh.Block("attention", attention), lh.Block("head", linear_tokens)]
-    names = ("query", "key", "value")
     params = {
-        "embed": {"table": jax.random.normal(keys[0], (7, 4))},
-        "attention": {name: 0.5 * jax.random.normal(k, (4, 4)) for name, k in zip(names, keys[1:4], strict=True)},
-        "head": {"kernel": jax.random.normal(keys[4], (4, 7))},
+        "embed": {"table": normal(rng, 7, 4)},
+        "attention": {name: normal(rng, 4, 4, scale=0.5) for name in ("query", "key", "value")},
+        "head": {"kernel": normal(rng, 4, 7)},
     }
-    tokens = jax.random.randint(keys[5], (5, 3), 0, 7)
+    tokens = jnp.asarray(rng.integers(0, 7, (5, 3)))
     return Case(lh.Chain(blocks), params, tokens, tokens, token_cross_entropy)
 
 
@@ -180,7 +183,7 @@ def token_cross_entropy(logits, tokens):
 def with_context():
     case = mlp(widths=(4, 5, 3))
     chain = lh.Chain([lh.Block("layer0", masked), lh.Block("head", linear)])
-    return case._replace(chain=chain, context={"mask": jnp.array([1.0, 0.0, 1.0, 1.0, 0.0])})
+    return case._replace(chain=chain, context={"mask": array([1.0, 0.0, 1.0, 1.0, 0.0])})
 
 
 @functools.cache
@@ -189,5 +192,12 @@ def matched(make):
     return lh.back_match(*make())
 
 
+def waiting(cases, soon):
+    """For `parametrize`: what is not among `soon` waits for `make full`."""
+    return [pytest.param(case, marks=() if case in soon else pytest.mark.full) for case in cases]
+
+
 SMALL = (mlp, skip, softmax, convolutional, transformer, with_context)
 VANISHING = (vanishing_sigmoid, vanishing_relu, tiny_logits)
+SOON = (convolutional, transformer, with_context, vanishing_relu)
+"""Of those what the slow tests run first: every kind of block, and the deepest network."""

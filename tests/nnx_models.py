@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import networks
+import numpy as np
 from flax import nnx
 
-IMAGES = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
-ROWS = jax.random.normal(jax.random.key(1), (5, 3))
+IMAGES = networks.normal(np.random.default_rng(0), 4, 6, 6, 2)
+ROWS = networks.normal(np.random.default_rng(1), 5, 3)
 
 
 class Residual(nnx.Module):

@@ -3,10 +3,9 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from localhessian._tree import floating_leaves, ravel_samples
+from localhessian._tree import floating_leaves, ravel_samples, to_device
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator, eps_of
 from localhessian.network import MISFIT, ByInput, Place, Side, answer, by_sample, jacobian, meant
@@ -34,17 +33,17 @@ def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activation
     inputs = floating_leaves(whole.z)
     by_input = jacobian(ByInput(block), whole)
     v = np.random.default_rng(0).standard_normal(by_input.size)
-    moved = by_input.prepare().mv(jnp.asarray(v, by_input.dtype))
+    moved = by_input.prepare().mv(to_device(v, by_input.dtype))
     rows = by_sample(v, inputs)[np.asarray(index)]
     of_alone = jacobian(side, alone)
-    moved_alone = of_alone.mv(jnp.asarray(rows if of_alone.batch else rows[0], of_alone.dtype))
+    moved_alone = of_alone.mv(to_device(rows if of_alone.batch else rows[0], of_alone.dtype))
     return _near(np.atleast_2d(moved_alone), by_sample(moved, floating_leaves(outputs))[np.asarray(index)])
 
 
 def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
     """Whether two operators of as many samples agree on a random vector, each relative to its own sample."""
     shape = (one.size,) if one.batch is None else (one.batch, one.size)
-    v = jnp.asarray(np.random.default_rng(0).standard_normal(shape), one.dtype)
+    v = to_device(np.random.default_rng(0).standard_normal(shape), one.dtype)
     return _near(np.atleast_2d(one.mv(v)), np.atleast_2d(other.mv(v)))
 
 

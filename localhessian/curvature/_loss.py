@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from localhessian._mesh import samples_like
 from localhessian._programs import at_once, compiled
-from localhessian._tree import floating, floating_leaves, is_concrete, pytree, ravel_samples, size
+from localhessian._tree import floating, floating_leaves, is_concrete, pytree, ravel_samples, size, to_device
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
 from localhessian.curvature._root import Kind, Root, at_least_single, multiply
@@ -94,15 +94,15 @@ def _by_matrices(
             matrices = np.where(here, exact @ exact.swapaxes(1, 2), matrices)
             is_convex |= agrees
     if is_convex.all():
-        return Curvature(Root([jnp.asarray(roots, dtype)], Kind.GENERAL), None)
-    return Curvature(None, Partial(multiply, jnp.asarray(matrices, dtype)))
+        return Curvature(Root([to_device(roots, dtype)], Kind.GENERAL), None)
+    return Curvature(None, Partial(multiply, to_device(matrices, dtype)))
 
 
 def _columns(product: Any, z: Activations) -> np.ndarray:
     """The matrix of each sample, (n, c, c), of a product that does not mix them."""
     rows, unravel = ravel_samples(floating_leaves(z))
     units = np.eye(rows.shape[1])
-    columns = [product(unravel(jnp.asarray(np.broadcast_to(unit, rows.shape), rows.dtype))) for unit in units]
+    columns = [product(unravel(to_device(np.broadcast_to(unit, rows.shape), rows.dtype))) for unit in units]
     return np.stack([np.asarray(column) for column in columns], axis=-1)
 
 
@@ -150,7 +150,7 @@ def _wide(tree: Any) -> Any:
 def _narrow(root: Root, chosen: Any, dtype: Any) -> Root:
     """Of the samples chosen, in the precision that products have."""
     rows = [np.asarray(leaf)[chosen] for leaf in root.data]
-    return Root([jnp.asarray(leaf, leaf.dtype if leaf.dtype == bool else dtype) for leaf in rows], root.kind)
+    return Root([to_device(leaf, leaf.dtype if leaf.dtype == bool else dtype) for leaf in rows], root.kind)
 
 
 # ---- under tracing
@@ -191,8 +191,8 @@ def _made_up(tree: Any, draw: int) -> Any:
         shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.floating) and (is_output or draw == 0):
             small, large = random.uniform(0.1, 0.9, shape), 4 * random.standard_normal(shape)
-            return jnp.asarray(large if draw else small, dtype)
-        return jnp.asarray(random.integers(0, 2, shape), dtype)
+            return to_device(large if draw else small, dtype)
+        return to_device(random.integers(0, 2, shape), dtype)
 
     return _wide(jax.tree.map(lambda leaf: made(leaf, True), z)), _wide(jax.tree.map(lambda leaf: made(leaf, False), y))
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._programs import compiled, floating_types
-from localhessian._tree import floating, floating_leaves, ravel_samples
+from localhessian._tree import floating, floating_leaves, ravel_samples, to_device
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Kind, Root
 from localhessian.linalg import eps_of
@@ -50,7 +50,7 @@ def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array
 def probe_like(outputs: list[Array]) -> list[Array]:
     """Random numbers of NumPy: no shape needs a program for them."""
     random = np.random.default_rng(1)
-    return [jnp.asarray(random.standard_normal(leaf.shape), leaf.dtype) for leaf in outputs]
+    return [to_device(random.standard_normal(leaf.shape), leaf.dtype) for leaf in outputs]
 
 
 def _diagonal(

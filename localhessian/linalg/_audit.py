@@ -9,7 +9,7 @@ import numpy as np
 from localhessian._arguments import expect, expect_here
 from localhessian._brief import brief
 from localhessian._status import quietly
-from localhessian._tree import is_concrete
+from localhessian._tree import is_concrete, to_device
 from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator, eps_of
 from localhessian.linalg.spectra import Spectrum
 
@@ -89,7 +89,7 @@ def _norm(prepared: SymmetricOperator, steps: int = 4) -> Any:
     lead = () if prepared.batch is None else (prepared.batch,)
     v = np.random.default_rng(0).standard_normal((*lead, prepared.size))
     for _ in range(steps):
-        unit = jnp.asarray(v / np.linalg.norm(v, axis=-1, keepdims=True), prepared.dtype)
+        unit = to_device(v / np.linalg.norm(v, axis=-1, keepdims=True), prepared.dtype)
         v = np.asarray(prepared.mv(unit), np.float64)
         norm = np.linalg.norm(v, axis=-1)
         v = np.where(norm[..., None] > 0, v, 1)

@@ -18,7 +18,7 @@ from localhessian._arguments import expect_limit
 from localhessian._programs import complete_svd, eigh, svd
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
-from localhessian._tree import is_concrete
+from localhessian._tree import is_concrete, to_device
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, told_apart
 from localhessian.linalg.operators import (
@@ -182,7 +182,7 @@ def _contradiction(prepared: LinearMap, rows: Any, on: Arithmetic) -> Any:
 def _departs(operator: Operator, matrix: Any, size: Any, on: Arithmetic) -> Any:
     """Whether the product of a random vector differs from the matrix's by more than rounding."""
     xp, dtype = on.xp, operator.dtype
-    v = jnp.asarray(np.random.default_rng(0).standard_normal(matrix.shape[-1]), dtype)
+    v = to_device(np.random.default_rng(0).standard_normal(matrix.shape[-1]), dtype)
     moved, v = (xp.asarray(part, np.float64 if on is HOST else dtype) for part in (operator.mv(v), v))
     apart = moved - on.multiply(matrix, v[..., None])[..., 0]
     return ~(on.lengths(apart) <= skewed(eps_of(dtype)) * size)

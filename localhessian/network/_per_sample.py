@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localhessian._programs import at_once, compiled, full_precision
-from localhessian._tree import is_concrete
+from localhessian._tree import is_concrete, to_device
 from localhessian._types import Activations, Array, Context, Loss, Params
 from localhessian.linalg import eps_of
 from localhessian.network._chain import Chain
@@ -243,8 +243,8 @@ def _made_up(leaf: Any) -> Array:
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), shape) if shape else jax.random.key(0)
     if jnp.issubdtype(dtype, jnp.floating):
-        return jnp.asarray(random.uniform(0.1, 0.9, shape), dtype)
-    return jnp.asarray(random.integers(0, 2, shape), dtype)
+        return to_device(random.uniform(0.1, 0.9, shape), dtype)
+    return to_device(random.integers(0, 2, shape), dtype)
 
 
 def _told(per_sample: Selection, name: str, tree: Any, n: int) -> Flags:

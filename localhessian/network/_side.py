@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from localhessian._memory import remembered
+from localhessian._programs import compiled_if_eager
 from localhessian._tree import abstracted, floating, floating_leaves, of_shapes, pytree, ravel, ravel_samples
 from localhessian._types import Activations, Array, Context, Params, Scalar
 from localhessian.network._chain import Block
@@ -209,7 +210,12 @@ def meant(z: Activations, index: Array | None) -> Leaves:
 
 
 def _at(leaves: Leaves, index: Array | None) -> Leaves:
-    return leaves if index is None else [leaf[index] for leaf in leaves]
+    return leaves if index is None else _taken(leaves, index)
+
+
+@compiled_if_eager()
+def _taken(leaves: Leaves, index: Array) -> Leaves:
+    return [leaf[index] for leaf in leaves]
 
 
 def curved(

@@ -12,7 +12,7 @@ from localhessian._arguments import expect_function
 from localhessian._memory import as_key
 from localhessian._mesh import is_elsewhere, is_here
 from localhessian._programs import compiled, full_precision
-from localhessian._tree import floating, floating_leaves, is_floating, raw_bytes
+from localhessian._tree import floating, floating_leaves, is_floating, raw_bytes, to_device
 from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._birth import birth
 from localhessian.network._chain import Chain, check_chain, check_params
@@ -120,7 +120,7 @@ def _check_labels(loss: Loss, z: Activations, y: Any) -> None:
 
     # Outputs of which no two are alike, and which may be logits as well as probabilities.
     random, (outputs, rebuild) = np.random.default_rng(0), floating(z)
-    unlike = rebuild([jnp.asarray(random.uniform(0.1, 0.9, leaf.shape), leaf.dtype) for leaf in outputs])
+    unlike = rebuild([to_device(random.uniform(0.1, 0.9, leaf.shape), leaf.dtype) for leaf in outputs])
     given, from_the_last, other = (
         np.asarray(answer(loss, unlike, labels))
         for labels in (y, instead(lambda leaf: leaf + classes), instead(lambda leaf: (leaf + 1) % classes))

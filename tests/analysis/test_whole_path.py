@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
@@ -51,7 +52,7 @@ def of_equinox():
     return lh.chain_from_equinox(Equinox(jax.random.key(0)), IMAGES)
 
 
-@pytest.mark.parametrize("make", [of_linen, of_equinox])
+@pytest.mark.parametrize("make", networks.waiting((of_linen, of_equinox), (of_linen,)))
 def test_whole_path(make, count_compilations):
     chain, params, context = make()
     lh.check_identities(chain, params, IMAGES, LABELS, loss, context)

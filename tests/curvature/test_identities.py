@@ -73,7 +73,7 @@ def test_losses_are_the_values_of_the_back_matching_losses(make):
     assert relative(matching.losses[case.chain.names[-1]], jax.jit(objective(case))(case.params)) < TOLERANCE
 
 
-@pytest.mark.parametrize("make", networks.SMALL)
+@pytest.mark.parametrize("make", networks.waiting(networks.SMALL, networks.SOON))
 @pytest.mark.parametrize("wrt", ["params", "input"])
 def test_parts_against_dense_second_derivatives_of_the_literal_loss(make, wrt):
     """full = the Hessian of l_b by jax.hessian = Gauss-Newton + residual, with Gauss-Newton = R^T R."""
@@ -136,7 +136,7 @@ def test_orthogonal_linear_block_has_the_identity_as_H_z():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("make", networks.SMALL)
+@pytest.mark.parametrize("make", networks.waiting(networks.SMALL, networks.SOON))
 def test_per_sample_H_z_are_the_diagonal_blocks_of_the_batch(make):
     matching = networks.matched(make)
     for b, name in enumerate(matching.chain.names):
@@ -175,7 +175,7 @@ def test_batch_norm_couples_and_equals_the_dense_coupled_matrix():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("make", networks.SMALL)
+@pytest.mark.parametrize("make", networks.waiting(networks.SMALL, networks.SOON))
 def test_check_identities_passes_on_every_kind_of_network(make):
     check = lh.check_identities(*make())
     assert not check.failures
@@ -183,7 +183,7 @@ def test_check_identities_passes_on_every_kind_of_network(make):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("make", networks.VANISHING)
+@pytest.mark.parametrize("make", networks.waiting(networks.VANISHING, networks.SOON))
 def test_check_identities_passes_where_the_signal_vanishes(make):
     names = make().chain.names
     check = lh.check_identities(*make(), blocks=(names[0], names[len(names) // 2], names[-1]))

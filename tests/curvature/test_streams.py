@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import batch_norm, conv, conv_params, cross_entropy, dense_params, linear, relu_dense
+from networks import (
+    array,
+    batch_norm,
+    conv,
+    conv_params,
+    cross_entropy,
+    dense_params,
+    labels,
+    linear,
+    normal,
+    relu_dense,
+)
 
 import localhessian as lh
 
@@ -43,15 +54,15 @@ class Data:
 
 
 def data(blocks=BLOCKS):
-    keys = jax.random.split(jax.random.key(0), 6)
+    rng = np.random.default_rng(0)
     params = {
-        "conv": conv_params(keys[0], 2, 3),
-        "affine": dense_params(keys[1], 27, 4),
-        "relu": dense_params(keys[2], 4, 5),
-        "norm": jnp.linspace(0.5, 1.5, 5),
-        "head": dense_params(keys[3], 5, 3),
+        "conv": conv_params(rng, 2, 3),
+        "affine": dense_params(rng, 27, 4),
+        "relu": dense_params(rng, 4, 5),
+        "norm": array(np.linspace(0.5, 1.5, 5)),
+        "head": dense_params(rng, 5, 3),
     }
-    x, y = jax.random.normal(keys[4], (N, 3, 3, 2)), jnp.arange(N) % 3
+    x, y = normal(rng, N, 3, 3, 2), labels(N, 3)
     chain = lh.Chain([lh.Block(name, apply) for name, apply in blocks.items()])
     return Data(chain, {name: params[name] for name in blocks if name in params}, x, y)
 
@@ -243,10 +254,9 @@ def test_context_of_samples_goes_with_them(tol):
     """The mask belongs to the samples, the scale to none; by the batch, or cut with it."""
     block = lambda w, z, context: jnp.tanh(z @ w) * context["mask"] * context["scale"][None]
     chain = lh.Chain([lh.Block("a", block), lh.Block("b", lambda w, z: z @ w)])
-    keys = jax.random.split(jax.random.key(1), 4)
-    params = {"a": jax.random.normal(keys[0], (3, 4)), "b": jax.random.normal(keys[1], (4, 2))}
-    x, y = jax.random.normal(keys[2], (7, 3)), jnp.arange(7) % 2
-    mask = jax.random.bernoulli(keys[3], 0.5, (7, 4)).astype(x.dtype)
+    rng = np.random.default_rng(1)
+    params = {"a": normal(rng, 3, 4), "b": normal(rng, 4, 2)}
+    x, y, mask = normal(rng, 7, 3), labels(7, 2), array(rng.random((7, 4)) < 0.5)
     of = lambda part: {"mask": mask[part], "scale": jnp.linspace(1.0, 2.0, 4)}
     whole = lh.back_match(chain, params, x, y, cross_entropy, of(slice(None)))
     truth = lh.local_hessian(whole, "a").to_dense()
@@ -261,11 +271,12 @@ def test_context_of_samples_goes_with_them(tol):
 
 @pytest.mark.once
 def test_batches_that_couple_their_samples_are_refused_unless_their_own_are_meant(tol):
-    params = {"a": dense_params(jax.random.key(1), 3, 4), "norm": {"gamma": jnp.ones(4), "beta": jnp.zeros(4)}}
-    params |= {"b": dense_params(jax.random.key(2), 4, 2)}
+    rng = np.random.default_rng(1)
+    params = {"a": dense_params(rng, 3, 4), "norm": {"gamma": array(np.ones(4)), "beta": array(np.zeros(4))}}
+    params |= {"b": dense_params(rng, 4, 2)}
     blocks = {"a": linear, "norm": batch_norm, "b": linear}
     chain = lh.Chain([lh.Block(name, apply) for name, apply in blocks.items()])
-    x, y = jax.random.normal(jax.random.key(3), (9, 3)), jnp.arange(9) % 2
+    x, y = normal(rng, 9, 3), labels(9, 2)
     batches = [(x[:6], y[:6]), (x[6:], y[6:])]
     match = lambda *data: lh.back_match(chain, params, *data, cross_entropy)
     matching = match(lh.Stream(batches), None)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,9 +73,9 @@ def close(actual, expected, rtol):
 
 @pytest.mark.parametrize("rmv", [transpose_times, None], ids=["rmv given", "rmv derived"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_linear_map_is_its_matrix(shape, rmv, key, tol, dtype):
-    matrix = jax.random.normal(key, shape)
-    v, u = jax.random.normal(key, shape[1:]), jax.random.normal(key, shape[:1])
+def test_linear_map_is_its_matrix(shape, rmv, tol, dtype):
+    matrix = networks.normal(np.random.default_rng(0), *shape)
+    v, u = networks.normal(np.random.default_rng(0), *shape[1:]), networks.normal(np.random.default_rng(0), *shape[:1])
     wide = np.asarray(matrix, np.float64)
     A = explicit_map(matrix, rmv)
     assert (A.out_size, A.in_size, A.dtype, A.batch) == (*shape, dtype, None)
@@ -85,8 +86,8 @@ def test_linear_map_is_its_matrix(shape, rmv, key, tol, dtype):
 
 @pytest.mark.parametrize("rmv", [transpose_times, None], ids=["rmv given", "rmv derived"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_transpose_is_the_transposed_matrix(shape, rmv, key):
-    matrix = jax.random.normal(key, shape)
+def test_transpose_is_the_transposed_matrix(shape, rmv):
+    matrix = networks.normal(np.random.default_rng(0), *shape)
     A = explicit_map(matrix, rmv)
     assert (A.T.out_size, A.T.in_size) == shape[::-1]
     np.testing.assert_array_equal(A.T.to_dense(), matrix.T)
@@ -95,9 +96,9 @@ def test_transpose_is_the_transposed_matrix(shape, rmv, key):
 
 @given(m=st.integers(1, 6), d=st.integers(1, 6), seed=st.integers(0, 2**31 - 1))
 def test_adjoint_identity(m, d, seed):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    A = explicit_map(jax.random.normal(keys[0], (m, d)), None)
-    v, u = jax.random.normal(keys[1], (d,)), jax.random.normal(keys[2], (m,))
+    rng = np.random.default_rng(seed)
+    A = explicit_map(networks.normal(rng, m, d), None)
+    v, u = networks.normal(rng, d), networks.normal(rng, m)
     left, right = jnp.vdot(u, A.mv(v)), jnp.vdot(A.rmv(u), v)
     scale = float(jnp.linalg.norm(u) * jnp.linalg.norm(v) * jnp.linalg.norm(A.to_dense()))
     assert abs(float(left - right)) <= 10 * float(jnp.finfo(v.dtype).eps) * scale
@@ -134,10 +135,10 @@ def test_default_dtype_follows_jax(dtype):
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 2), (3, 2, 4)], ids=["tall", "wide"])
-def test_batch_of_maps(shape, key, tol):
-    matrices = jax.random.normal(key, shape)
+def test_batch_of_maps(shape, tol):
+    matrices = networks.normal(np.random.default_rng(0), *shape)
     A = matrix_map(matrices)
-    v = jax.random.normal(key, (3, shape[2]))
+    v = networks.normal(np.random.default_rng(0), 3, shape[2])
     wide = np.asarray(matrices, np.float64)
     assert A.batch == A.T.batch == gram(A).batch == 3
     close(A.mv(v), np.einsum("smd,sd->sm", wide, np.asarray(v, np.float64)), tol.product)
@@ -146,8 +147,8 @@ def test_batch_of_maps(shape, key, tol):
     close(gram(A).to_dense(), np.einsum("smd,sme->sde", wide, wide), tol.product)
 
 
-def test_gram_keeps_its_factor(key, tol):
-    matrix = jax.random.normal(key, (5, 3))
+def test_gram_keeps_its_factor(tol):
+    matrix = networks.normal(np.random.default_rng(0), 5, 3)
     H = gram(matrix_map(matrix), label="mine")
     wide = np.asarray(matrix, np.float64)
     assert (H.size, H.label) == (3, "mine")
@@ -155,21 +156,21 @@ def test_gram_keeps_its_factor(key, tol):
     np.testing.assert_array_equal(H.factor.to_dense(), matrix)
 
 
-def test_symmetric_operator_keeps_its_factor(key):
-    R = matrix_map(jax.random.normal(key, (5, 3)))
+def test_symmetric_operator_keeps_its_factor():
+    R = matrix_map(networks.normal(np.random.default_rng(0), 5, 3))
     assert lh.symmetric_operator(lambda v: R.rmv(R.mv(v)), 3, factor=R).factor is R
     assert lh.symmetric_operator(lambda v: v, 3).factor is None
 
 
-def test_prepare_without_set_up_is_the_operator_itself(key):
-    A = matrix_map(jax.random.normal(key, (2, 2)))
+def test_prepare_without_set_up_is_the_operator_itself():
+    A = matrix_map(networks.normal(np.random.default_rng(0), 2, 2))
     H = gram(A)
     assert A.prepare() is A
     assert H.prepare() is H
 
 
-def test_set_up_runs_once_for_a_prepared_map(key, dtype):
-    matrix = jax.random.normal(key, (4, 3))
+def test_set_up_runs_once_for_a_prepared_map(dtype):
+    matrix = networks.normal(np.random.default_rng(0), 4, 3)
     A = LazyMap(matrix, size=3, out_size=4, dtype=dtype, label="lazy")
     for operator, expected in [(A, matrix), (A.T, matrix.T)]:
         SET_UPS.clear()
@@ -180,8 +181,8 @@ def test_set_up_runs_once_for_a_prepared_map(key, dtype):
         assert len(SET_UPS) == 1
 
 
-def test_unprepared_products_prepare_themselves(key, dtype, tol):
-    matrix = jax.random.normal(key, (4, 3))
+def test_unprepared_products_prepare_themselves(dtype, tol):
+    matrix = networks.normal(np.random.default_rng(0), 4, 3)
     wide = np.asarray(matrix, np.float64)
     A = LazyMap(matrix, size=3, out_size=4, dtype=dtype)
     H = LazyOperator(matrix, size=3, dtype=dtype)
@@ -193,13 +194,13 @@ def test_unprepared_products_prepare_themselves(key, dtype, tol):
     close(H.to_dense(), wide.T @ wide, tol.product)
 
 
-def test_new_numbers_do_not_recompile(key, count_compilations):
+def test_new_numbers_do_not_recompile(count_compilations):
     def use(matrix, v, u):
         A = explicit_map(matrix, None)
         H = lh.symmetric_operator(Partial(times, matrix), 4)
         return A.mv(v), A.rmv(u), A.to_dense(), A.T.to_dense(), gram(A).to_dense(), H.mv(v), H.to_dense()
 
-    first, second = jax.random.normal(key, (2, 4, 4))
+    first, second = networks.normal(np.random.default_rng(0), 2, 4, 4)
     with count_compilations() as warm:
         use(first, first[0], first[1])
     assert warm.count > 0
@@ -208,8 +209,8 @@ def test_new_numbers_do_not_recompile(key, count_compilations):
     assert again.names == []
 
 
-def test_operators_pass_through_jit_and_vmap(key, tol):
-    matrices = jax.random.normal(key, (3, 5, 2))
+def test_operators_pass_through_jit_and_vmap(tol):
+    matrices = networks.normal(np.random.default_rng(0), 3, 5, 2)
     wide = np.asarray(matrices, np.float64)
     expected = np.einsum("smd,sme->sde", wide, wide)
     close(jax.jit(lambda H: H.to_dense())(gram(matrix_map(matrices[0]))), expected[0], tol.product)
@@ -218,8 +219,8 @@ def test_operators_pass_through_jit_and_vmap(key, tol):
     close(jax.vmap(lambda H: H.mv(jnp.ones(2)))(operators), expected.sum(2), tol.product)
 
 
-def test_operators_are_pytrees_of_their_data(key):
-    matrix = jax.random.normal(key, (3, 2))
+def test_operators_are_pytrees_of_their_data():
+    matrix = networks.normal(np.random.default_rng(0), 3, 2)
     leaves, treedef = jax.tree.flatten(explicit_map(matrix))
     assert [leaf.shape for leaf in leaves] == [(3, 2), (3, 2)]
     doubled = jax.tree.unflatten(treedef, [2 * leaf for leaf in leaves])

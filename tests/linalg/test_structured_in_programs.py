@@ -111,9 +111,7 @@ def check(make, params, tol, of_host=True):
     return found
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.full) if name in REPETITIVE else name for name in LAYERS]
-)
+@pytest.mark.parametrize("name", networks.waiting(LAYERS, LAYERS.keys() - REPETITIVE))
 def test_layers(tol, name):
     apply, params, z, *how = LAYERS[name]
     params = parameters(params) if isinstance(params, str) else params

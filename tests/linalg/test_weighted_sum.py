@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 
@@ -14,8 +15,8 @@ WEIGHTS = (7 / 16, 7 / 16, 2 / 16)
 
 
 def parts():
-    keys = jax.random.split(jax.random.key(0), len(ROWS))
-    return [jax.random.normal(key, (rows, 5)) for key, rows in zip(keys, ROWS, strict=True)]
+    rng = np.random.default_rng(0)
+    return [networks.normal(rng, rows, 5) for rows in ROWS]
 
 
 def stacked():
@@ -59,9 +60,9 @@ def test_its_factor_is_the_parts_on_each_other(tol):
 def test_the_curvature_of_all_data_from_its_batches(tol):
     """H_W is a mean over samples: batches of 4, 4 and 1 of 9, by their shares, are the whole."""
     chain = lh.Chain([lh.Block("a", lambda w, z: jnp.tanh(z @ w)), lh.Block("b", lambda w, z: z @ w)])
-    keys = jax.random.split(jax.random.key(1), 4)
-    params = {"a": jax.random.normal(keys[0], (3, 4)), "b": jax.random.normal(keys[1], (4, 2))}
-    x, y = jax.random.normal(keys[2], (9, 3)), jax.random.normal(keys[3], (9, 2))
+    rng = np.random.default_rng(1)
+    params = {"a": networks.normal(rng, 3, 4), "b": networks.normal(rng, 4, 2)}
+    x, y = networks.normal(rng, 9, 3), networks.normal(rng, 9, 2)
     loss = lambda z, y: 0.5 * ((z - y) ** 2).sum(1)
 
     def hessian(start, stop, block, part):

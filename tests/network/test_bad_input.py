@@ -26,7 +26,7 @@ def without(params, name):
 
 
 def test_wrong_parameter_shape_names_the_block():
-    params = case().params | {"layer1": networks.dense_params(jax.random.key(0), 4, 5)}
+    params = case().params | {"layer1": networks.dense_params(np.random.default_rng(0), 4, 5)}
     with expect(ValueError, "block `layer1` cannot be applied to an input of float"):
         lh.back_match(*case(params=params))
 

@@ -11,21 +11,21 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import localhessian as lh
-from tests.networks import cross_entropy, linear, squared_error, tanh_dense
+from tests.networks import array, cross_entropy, labels, linear, normal, squared_error, tanh_dense
 
 pytestmark = pytest.mark.once
 
 KEYS = jax.random.split(jax.random.key(0), 6)
-X, Y = jax.random.normal(KEYS[0], (5, 4)), jax.random.normal(KEYS[1], (5, 3))
-LABELS = jnp.arange(5) % 3
+RNG = np.random.default_rng(0)
+X, Y, LABELS = normal(RNG, 5, 4), normal(RNG, 5, 3), labels(5, 3)
 
 
-def dense(key, fan_in, fan_out):
-    return {"kernel": jax.random.normal(key, (fan_in, fan_out)), "bias": jnp.full(fan_out, 0.1)}
+def dense(fan_in, fan_out):
+    return {"kernel": normal(RNG, fan_in, fan_out), "bias": array([0.1] * fan_out)}
 
 
 CHAIN = lh.Chain([lh.Block("hidden", tanh_dense), lh.Block("head", linear)])
-PARAMS = {"hidden": dense(KEYS[2], 4, 4), "head": dense(KEYS[3], 4, 3)}
+PARAMS = {"hidden": dense(4, 4), "head": dense(4, 3)}
 
 
 def refused(message, chain=CHAIN, params=PARAMS, x=X, y=Y, loss=squared_error, context=None, error=ValueError):
@@ -99,7 +99,7 @@ def test_blocks_and_losses_without_a_derivative_are_named():
     sentence = r"cannot be differentiated forward and in reverse, .* write a `lax.while_loop` as a `lax.scan`"
     refused("block `hidden` " + sentence, chain=with_hidden(fixed_point))
     refused("block `hidden` " + sentence, chain=with_hidden(on_the_host))
-    refused("`loss` " + sentence, loss=lambda z, y: squared_error(fixed_point(dense(KEYS[4], 3, 3), z), y))
+    refused("`loss` " + sentence, loss=lambda z, y: squared_error(fixed_point(dense(3, 3), z), y))
     straight = jax.custom_vjp(jnp.floor)
     straight.defvjp(lambda z: (jnp.floor(z), None), lambda _, g: (g,))
     refused(r"block `hidden` has no forward derivative .*custom_vjp", chain=with_hidden(lambda p, z: straight(z)))

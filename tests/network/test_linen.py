@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -11,8 +12,8 @@ import localhessian as lh
 
 pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
-IMAGES = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
-ROWS = jax.random.normal(jax.random.key(1), (5, 3))
+IMAGES = networks.normal(np.random.default_rng(0), 4, 6, 6, 2)
+ROWS = networks.normal(np.random.default_rng(1), 5, 3)
 
 
 def in_precision_of_run(tree):

@@ -4,19 +4,19 @@ import re
 
 import jax
 import jax.numpy as jnp
+import networks
+import numpy as np
 import pytest
 
 import localhessian as lh
 
 pytestmark = pytest.mark.once
-X = jax.random.normal(jax.random.key(0), (4, 3))
+X = networks.normal(np.random.default_rng(0), 4, 3)
 
 
 def weights():
-    keys = jax.random.split(jax.random.key(1), 4)
-    return {
-        name: jax.random.normal(key, (3, 3)) for name, key in zip(("w0", "w1", "middle", "head"), keys, strict=True)
-    }
+    rng = np.random.default_rng(1)
+    return {name: networks.normal(rng, 3, 3) for name in ("w0", "w1", "middle", "head")}
 
 
 def network(params, x):

@@ -29,8 +29,8 @@ def marked():
         h = lh.mark(jnp.sin(h), "sine")
         return h @ params["E"].T
 
-    keys = jax.random.split(jax.random.key(0))
-    params = {"E": jax.random.normal(keys[0], (5, 3)), "W": jax.random.normal(keys[1], (3, 3))}
+    rng = np.random.default_rng(0)
+    params = {"E": networks.normal(rng, 5, 3), "W": networks.normal(rng, 3, 3)}
     return lh.chain_from_function(model, params, TOKENS), model, params
 
 

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from localhessian._arguments import expect, expect_function, short
 from localhessian._memory import as_key
-from localhessian._tree import is_concrete, pytree
+from localhessian._tree import is_concrete, pytree, to_device
 from localhessian._types import Array, Float
 from localhessian.linalg.operators._operators import LinearMap, SymmetricOperator
 from localhessian.linalg.operators._rounding import eps_of, skewed
@@ -103,7 +103,7 @@ def _check_factor(operator: SymmetricOperator, factor: LinearMap) -> None:
     if not is_concrete(operator):
         return
     v = np.random.default_rng(0).standard_normal(operator.size)
-    products = operator.mv(jnp.asarray(v, operator.dtype)), factor.rmv(factor.mv(jnp.asarray(v, factor.dtype)))
+    products = operator.mv(to_device(v, operator.dtype)), factor.rmv(factor.mv(to_device(v, factor.dtype)))
     if not is_concrete(products):  # a closure holds traced values
         return
     ours, theirs = (np.asarray(product, np.float64) for product in products)

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from localhessian._status import Status
-from localhessian._tree import is_concrete
+from localhessian._tree import is_concrete, to_device
 from localhessian.linalg.operators._operators import Operator
 from localhessian.linalg.operators._rounding import eps_of, rounding, skewed
 
@@ -19,7 +18,7 @@ def contradiction(operator: Operator) -> Status | None:
     if operator.symmetric is not operator or not operator.on_trust or not is_concrete(operator):
         return None
     u, v = np.random.default_rng(0).standard_normal((2, operator.size))
-    products = [operator.mv(jnp.asarray(w, operator.dtype)) for w in (u, u, v, u - 2 * v, 0 * u)]
+    products = [operator.mv(to_device(w, operator.dtype)) for w in (u, u, v, u - 2 * v, 0 * u)]
     if not is_concrete(products):
         return None
     first, again, second, both, none = (np.asarray(product, np.float64) for product in products)
@@ -41,7 +40,7 @@ def contradiction(operator: Operator) -> Status | None:
 def is_repeatable(operator: Operator) -> Any:
     """(*s,) whether the same product, of a random vector, gives the same answer twice: noise would be called skew."""
     lead = () if operator.batch is None else (operator.batch,)
-    v = jnp.asarray(np.random.default_rng(0).standard_normal((*lead, operator.size)), operator.dtype)
+    v = to_device(np.random.default_rng(0).standard_normal((*lead, operator.size)), operator.dtype)
     one, again = (np.asarray(operator.mv(v), np.float64) for _ in range(2))
     apart, norm = (np.linalg.norm(part, axis=-1) for part in (one - again, one))
     return ~(apart > skewed(eps_of(operator.dtype)) * norm)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from localhessian._arguments import expect_share
 from localhessian._brief import brief, wrapped
 from localhessian._status import Status, quietly
-from localhessian._tree import is_concrete, pytree, static
+from localhessian._tree import is_concrete, pytree, static, to_device
 from localhessian._types import Array, Float, Int
 from localhessian.linalg.spectra._rank import cutoff
 
@@ -201,10 +201,7 @@ def packed(
 
 
 def _array(value: Any, dtype: Any) -> Array:
-    """Of JAX; `jnp.asarray` would compile the conversion of each shape of NumPy's."""
-    if isinstance(value, jax.Array):
-        return value.astype(dtype)
-    return cast(Array, jax.device_put(np.asarray(value, dtype)))
+    return value.astype(dtype) if isinstance(value, jax.Array) else to_device(value, dtype)
 
 
 def missed(size: int, steps: Any, relative_error: float) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from localhessian._arguments import expect, expect_limit
 from localhessian._mesh import is_elsewhere
 from localhessian._progress import Progress, silent
-from localhessian._tree import is_concrete
+from localhessian._tree import is_concrete, to_device
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import GolubKahan
 from localhessian.linalg.operators import LinearMap, Operator, Streamed, check_operator, eps_of
@@ -277,7 +277,7 @@ def _verify(found: Found, prepared: LinearMap) -> None:
     """
     shape = (prepared.in_size,) if prepared.batch is None else (prepared.batch, prepared.in_size)
     v = np.random.default_rng(0).standard_normal(shape)
-    product = np.asarray(prepared.mv(jnp.asarray(v, prepared.dtype)), np.float64).ravel()
+    product = np.asarray(prepared.mv(to_device(v, prepared.dtype)), np.float64).ravel()
     error = np.linalg.norm(found.apply(v.ravel()) - product)
     if not error <= eps_of(prepared.dtype) ** 0.5 * np.linalg.norm(product):
         raise Unconfirmed("a random vector did not confirm what was found (or the product is not finite)")
