@@ -2,10 +2,11 @@
 
 Without a compilation cache, and in a second process with the cache that a first one filled:
 
-    taskset -c 0 python benchmarks/first_calls.py [--calls back_match analyze check_identities compiled] [--cases ...]
+    taskset -c 0 python benchmarks/first_calls.py [--calls back_match propagate ...] [--cases ...]
 
 `small` has three dense layers, `lambdas` 49 equal blocks with a function each; the others are of the zoo. `compiled` is
 the top of the second block's H_W by 200 products of Golub-Kahan inside `jax.jit`: over a convolution, of a VGG.
+`propagate` is a step by Levenberg-Marquardt, and nothing of it is in a `jax.jit` of the caller's.
 """
 
 import argparse
@@ -28,6 +29,7 @@ CASES = {
     "analyze": ("small", "vgg13-bn/4", "gpt"),
     "check_identities": ("small", "gpt"),
     "compiled": ("small", "vgg13-bn/4"),
+    "propagate": ("small", "lambdas"),
 }
 EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
@@ -61,12 +63,18 @@ def top(chain: lh.Chain, params, x, y, loss, context) -> jax.Array:
     return _KEPT.setdefault((chain, loss), run)(params, x, y, context)
 
 
+def step(chain: lh.Chain, params, x, y, loss, context) -> dict:
+    """Of back-matching propagation."""
+    return lh.propagate(chain, params, x, y, loss, lh.LevenbergMarquardt(), context=context)[0]
+
+
 _KEPT: dict = {}
 FUNCTIONS = {
     "back_match": lh.back_match,
     "analyze": lh.analyze,
     "check_identities": lh.check_identities,
     "compiled": top,
+    "propagate": step,
 }
 
 

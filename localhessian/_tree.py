@@ -86,9 +86,9 @@ def on_the_host(tree: T) -> tuple[ModuleType, T]:
     return np, jax.tree.map(widen, tree)
 
 
-def to_device(values: Any, dtype: Any) -> Array:
-    """Numbers of the host in another type, cast by NumPy: JAX has a program for it for each shape."""
-    return jnp.asarray(np.asarray(values, dtype))
+def to_device(values: Any, dtype: Any = None) -> Array:
+    """Numbers of the host, cast by NumPy where a type is given: `jnp.asarray` has a program for each shape."""
+    return jax.device_put(np.asarray(values, dtype))
 
 
 def is_differentiable(tree: PyTree) -> bool:

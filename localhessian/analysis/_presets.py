@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any, Protocol, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from localhessian._tree import to_device
 from localhessian._types import Array, Key
 from localhessian.analysis._figures import Figures, topped_figures
 from localhessian.analysis._measure import measured
@@ -84,7 +84,7 @@ def _begun(operator: SymmetricOperator, start: Vectors | None, key: Key) -> Arra
     fresh: Vectors = random.standard_normal(shape, np.float32)
     if start is not None:
         fresh = _unit(start.astype(np.float32)) + MIXED * _unit(fresh)
-    return jnp.asarray(fresh.astype(operator.dtype))
+    return to_device(fresh, operator.dtype)
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -16,7 +16,7 @@ import numpy as np
 from localhessian._arguments import expect, expect_choice, expect_count, expect_function
 from localhessian._mesh import samples_like
 from localhessian._programs import at_once
-from localhessian._tree import floating_leaves, is_concrete, shapes, size
+from localhessian._tree import floating_leaves, is_concrete, shapes, size, to_device
 from localhessian._types import Array
 from localhessian.curvature._alike import answers_alike, multiply_alike
 from localhessian.curvature._loss import curvature
@@ -137,7 +137,7 @@ def local_hessian(
     if len(once) == len(places):
         return _of_samples(matching, b, recipe, index, label)
     with at_once():
-        index, spread = jnp.asarray(once), jnp.asarray(places.ravel())
+        index, spread = to_device(once), to_device(places.ravel())
     return repeated(_of_samples(matching, b, recipe, index, label), spread)
 
 

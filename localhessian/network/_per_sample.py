@@ -58,7 +58,7 @@ def sample_indices(samples: Any, n: int) -> tuple[Array, bool]:
             f"of the batch, got {samples!r}."
         )
     with at_once():  # they are known also while a program is traced
-        return jnp.asarray(np.atleast_1d(asked) % n), asked.ndim == 0
+        return to_device(np.atleast_1d(asked) % n), asked.ndim == 0
 
 
 def take(tree: Any, index: Any, belongs: Flags | None = None) -> Any:
@@ -71,7 +71,7 @@ def take(tree: Any, index: Any, belongs: Flags | None = None) -> Any:
 
 def _taken(leaf: Any, index: Any) -> Array:
     """Of an array on the host, on the host: what is not meant is moved nowhere."""
-    return jnp.asarray(leaf[index]) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)[index]
+    return to_device(leaf[index]) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)[index]
 
 
 def have_leading(tree: Any, n: int) -> Flags:

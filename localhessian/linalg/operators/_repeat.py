@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localhessian._tree import is_concrete, pytree, static
+from localhessian._tree import is_concrete, pytree, static, to_device
 from localhessian._types import Array
 from localhessian.linalg.operators._operators import LinearMap, Operator, SymmetricOperator
 
@@ -81,5 +81,5 @@ def repeated(operator: SymmetricOperator, places: Array, /) -> SymmetricOperator
         seen: Counter[int] = Counter()
         for i, place in enumerate(np.asarray(places).tolist()):
             rounds[i], seen[place] = seen[place], seen[place] + 1
-    of_each = Places(jnp.asarray(places), jnp.asarray(rounds), int(rounds.max()) + 1)
+    of_each = Places(jnp.asarray(places), to_device(rounds), int(rounds.max()) + 1)
     return Repeated(operator, of_each, **operator.form | {"batch": len(places)})

@@ -150,7 +150,8 @@ class Spectrum:
         values = xp.asarray(self.eigenvalues)
         there = ~xp.isnan(values)
         extreme = (xp.max if least < 0 else xp.min)(xp.where(there, values, values.dtype.type(least)), axis=-1)
-        return jnp.asarray(xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan)))
+        found = xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan))
+        return found if xp is jnp else to_device(found)
 
 
 def packed(
