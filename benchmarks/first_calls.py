@@ -91,7 +91,7 @@ def measure(what: str, name: str) -> None:
     def call(params) -> float:
         begin = time.perf_counter()
         found = FUNCTIONS[what](chain, params, *rest)
-        if isinstance(found, lh.BackMatching | jax.Array):
+        if isinstance(found, lh.BackMatching | jax.Array | dict):
             jax.block_until_ready(found)
         return time.perf_counter() - begin
 
