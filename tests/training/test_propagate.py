@@ -307,3 +307,17 @@ def test_messages():
     _, info = step(tanh, weight_solver={"layer0": lh.LeastSquares()})
     status = lh.Status(int(info.blocks["layer0"].weight_status))
     assert status in {lh.Status.NOT_AFFINE, lh.Status.REJECTED}
+
+
+@pytest.mark.once
+def test_without_jit_equal_blocks_share_a_few_programs(count_compilations):
+    """Each operation by itself would be a program: 150 of them."""
+
+    def programs(depth):
+        case = networks.mlp(widths=(5,) * (depth + 1) + (3,))
+        jax.clear_caches()
+        with count_compilations() as seen:
+            lh.propagate(case.chain, case.params, case.x, case.y, case.loss)
+        return len(seen.names)
+
+    assert programs(5) == programs(3) < 40
