@@ -28,17 +28,13 @@ def close(spectrum, matrix, tol):
     assert int(np.max(spectrum.status)) == lh.Status.CONVERGED
 
 
-def random(seed, *shape):
-    return networks.normal(np.random.default_rng(seed), *shape)
-
-
 def block_hessian(apply, params, z, wrt="params", samples=None):
     """H of a block that stands before a linear head."""
     out = jax.eval_shape(apply, params, z)
     flat = int(np.prod(out.shape[1:]))
     chain = lh.Chain([lh.Block("block", apply), lh.Block("head", lambda w, z: z.reshape(z.shape[0], -1) @ w)])
     y = jnp.zeros((z.shape[0], 2), out.dtype)
-    head = random(9, flat, 2) / flat
+    head = networks.drawn(9, flat, 2) / flat
     matching = lh.back_match(chain, {"block": params, "head": head}, z, y, networks.squared_error)
     return lh.local_hessian(matching, "block", wrt, samples=samples)
 
@@ -86,11 +82,11 @@ KINDS = {
 
 
 def parameters(kind):
-    dense = {"kernel": random(0, 5, 4), "bias": random(1, 4)}
+    dense = {"kernel": networks.drawn(0, 5, 4), "bias": networks.drawn(1, 4)}
     return {
         "dense": dense,
-        "norm": dense | {"norm": {"gamma": 1 + random(2, 4) / 4, "beta": random(3, 4)}},
-        "heads": {"kernel": random(0, 5, 2, 3), "bias": random(1, 2, 3)},
-        "per head": random(0, 5, 1, 3),
-        "transposed": random(0, 4, 5),
+        "norm": dense | {"norm": {"gamma": 1 + networks.drawn(2, 4) / 4, "beta": networks.drawn(3, 4)}},
+        "heads": {"kernel": networks.drawn(0, 5, 2, 3), "bias": networks.drawn(1, 2, 3)},
+        "per head": networks.drawn(0, 5, 1, 3),
+        "transposed": networks.drawn(0, 4, 5),
     }[kind]

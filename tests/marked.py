@@ -5,17 +5,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from networks import array, drawn
 
 import localhessian as lh
 
 
-def normal(seed, *shape):
-    """By NumPy: no shape needs a program for them."""
-    return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype(jnp.zeros(()).dtype))
-
-
 def dense(seed, d_in, d_out):
-    return {"kernel": normal(seed, d_in, d_out) / d_in**0.5, "bias": 0.1 * normal(seed + 100, d_out)}
+    return {"kernel": drawn(seed, d_in, d_out) / d_in**0.5, "bias": 0.1 * drawn(seed + 100, d_out)}
 
 
 def affine(p, z):
@@ -32,14 +28,14 @@ def mlp(params, x):
     return affine(params["layers"][-1], x)
 
 
-X = normal(50, 6, 3)
+X = drawn(50, 6, 3)
 
 
 def transformer_params(layers=3, d=4, vocabulary=7):
     def layer(i):
-        return {name: normal(10 * i + j, d, d) / 2 for j, name in enumerate(("query", "key", "value", "out", "mlp"))}
+        return {name: drawn(10 * i + j, d, d) / 2 for j, name in enumerate(("query", "key", "value", "out", "mlp"))}
 
-    return {"embed": normal(0, vocabulary, d), "layers": [layer(i) for i in range(layers)]}
+    return {"embed": drawn(0, vocabulary, d), "layers": [layer(i) for i in range(layers)]}
 
 
 def attention_block(p, h, mask):
@@ -60,4 +56,4 @@ def transformer(params, tokens):
     return h @ params["embed"].T
 
 
-TOKENS = jax.device_put(np.random.default_rng(3).integers(0, 7, (5, 6)).astype(jnp.arange(0).dtype))
+TOKENS = array(np.random.default_rng(3).integers(0, 7, (5, 6)), int)

@@ -96,6 +96,10 @@ def normal(rng, *shape, scale=1.0):
     return array(scale * rng.standard_normal(shape))
 
 
+def drawn(seed, *shape):
+    return normal(np.random.default_rng(seed), *shape)
+
+
 def labels(n, classes):
     return array(np.arange(n) % classes, int)
 

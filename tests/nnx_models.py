@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 import networks
-import numpy as np
 from flax import nnx
 
-IMAGES = networks.normal(np.random.default_rng(0), 4, 6, 6, 2)
-ROWS = networks.normal(np.random.default_rng(1), 5, 3)
+IMAGES = networks.drawn(0, 4, 6, 6, 2)
+ROWS = networks.drawn(1, 5, 3)
 
 
 class Residual(nnx.Module):

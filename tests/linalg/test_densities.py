@@ -343,7 +343,7 @@ def test_a_quantile_is_a_share():
 
 @pytest.mark.once
 def test_new_numbers_do_not_recompile_a_density(count_compilations):
-    one, two = networks.normal(np.random.default_rng(0), 2, 50, 40)
+    one, two = networks.drawn(0, 2, 50, 40)
     lh.spectral_density(gram(matrix_map(one)))
     with count_compilations() as seen:
         lh.spectral_density(gram(matrix_map(two)))

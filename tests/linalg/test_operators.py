@@ -74,8 +74,8 @@ def close(actual, expected, rtol):
 @pytest.mark.parametrize("rmv", [transpose_times, None], ids=["rmv given", "rmv derived"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linear_map_is_its_matrix(shape, rmv, tol, dtype):
-    matrix = networks.normal(np.random.default_rng(0), *shape)
-    v, u = networks.normal(np.random.default_rng(0), *shape[1:]), networks.normal(np.random.default_rng(0), *shape[:1])
+    matrix = networks.drawn(0, *shape)
+    v, u = networks.drawn(0, *shape[1:]), networks.drawn(0, *shape[:1])
     wide = np.asarray(matrix, np.float64)
     A = explicit_map(matrix, rmv)
     assert (A.out_size, A.in_size, A.dtype, A.batch) == (*shape, dtype, None)
@@ -87,7 +87,7 @@ def test_linear_map_is_its_matrix(shape, rmv, tol, dtype):
 @pytest.mark.parametrize("rmv", [transpose_times, None], ids=["rmv given", "rmv derived"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transpose_is_the_transposed_matrix(shape, rmv):
-    matrix = networks.normal(np.random.default_rng(0), *shape)
+    matrix = networks.drawn(0, *shape)
     A = explicit_map(matrix, rmv)
     assert (A.T.out_size, A.T.in_size) == shape[::-1]
     np.testing.assert_array_equal(A.T.to_dense(), matrix.T)
@@ -136,9 +136,9 @@ def test_default_dtype_follows_jax(dtype):
 
 @pytest.mark.parametrize("shape", [(3, 4, 2), (3, 2, 4)], ids=["tall", "wide"])
 def test_batch_of_maps(shape, tol):
-    matrices = networks.normal(np.random.default_rng(0), *shape)
+    matrices = networks.drawn(0, *shape)
     A = matrix_map(matrices)
-    v = networks.normal(np.random.default_rng(0), 3, shape[2])
+    v = networks.drawn(0, 3, shape[2])
     wide = np.asarray(matrices, np.float64)
     assert A.batch == A.T.batch == gram(A).batch == 3
     close(A.mv(v), np.einsum("smd,sd->sm", wide, np.asarray(v, np.float64)), tol.product)
@@ -148,7 +148,7 @@ def test_batch_of_maps(shape, tol):
 
 
 def test_gram_keeps_its_factor(tol):
-    matrix = networks.normal(np.random.default_rng(0), 5, 3)
+    matrix = networks.drawn(0, 5, 3)
     H = gram(matrix_map(matrix), label="mine")
     wide = np.asarray(matrix, np.float64)
     assert (H.size, H.label) == (3, "mine")
@@ -157,20 +157,20 @@ def test_gram_keeps_its_factor(tol):
 
 
 def test_symmetric_operator_keeps_its_factor():
-    R = matrix_map(networks.normal(np.random.default_rng(0), 5, 3))
+    R = matrix_map(networks.drawn(0, 5, 3))
     assert lh.symmetric_operator(lambda v: R.rmv(R.mv(v)), 3, factor=R).factor is R
     assert lh.symmetric_operator(lambda v: v, 3).factor is None
 
 
 def test_prepare_without_set_up_is_the_operator_itself():
-    A = matrix_map(networks.normal(np.random.default_rng(0), 2, 2))
+    A = matrix_map(networks.drawn(0, 2, 2))
     H = gram(A)
     assert A.prepare() is A
     assert H.prepare() is H
 
 
 def test_set_up_runs_once_for_a_prepared_map(dtype):
-    matrix = networks.normal(np.random.default_rng(0), 4, 3)
+    matrix = networks.drawn(0, 4, 3)
     A = LazyMap(matrix, size=3, out_size=4, dtype=dtype, label="lazy")
     for operator, expected in [(A, matrix), (A.T, matrix.T)]:
         SET_UPS.clear()
@@ -182,7 +182,7 @@ def test_set_up_runs_once_for_a_prepared_map(dtype):
 
 
 def test_unprepared_products_prepare_themselves(dtype, tol):
-    matrix = networks.normal(np.random.default_rng(0), 4, 3)
+    matrix = networks.drawn(0, 4, 3)
     wide = np.asarray(matrix, np.float64)
     A = LazyMap(matrix, size=3, out_size=4, dtype=dtype)
     H = LazyOperator(matrix, size=3, dtype=dtype)
@@ -200,7 +200,7 @@ def test_new_numbers_do_not_recompile(count_compilations):
         H = lh.symmetric_operator(Partial(times, matrix), 4)
         return A.mv(v), A.rmv(u), A.to_dense(), A.T.to_dense(), gram(A).to_dense(), H.mv(v), H.to_dense()
 
-    first, second = networks.normal(np.random.default_rng(0), 2, 4, 4)
+    first, second = networks.drawn(0, 2, 4, 4)
     with count_compilations() as warm:
         use(first, first[0], first[1])
     assert warm.count > 0
@@ -210,7 +210,7 @@ def test_new_numbers_do_not_recompile(count_compilations):
 
 
 def test_operators_pass_through_jit_and_vmap(tol):
-    matrices = networks.normal(np.random.default_rng(0), 3, 5, 2)
+    matrices = networks.drawn(0, 3, 5, 2)
     wide = np.asarray(matrices, np.float64)
     expected = np.einsum("smd,sme->sde", wide, wide)
     close(jax.jit(lambda H: H.to_dense())(gram(matrix_map(matrices[0]))), expected[0], tol.product)
@@ -220,7 +220,7 @@ def test_operators_pass_through_jit_and_vmap(tol):
 
 
 def test_operators_are_pytrees_of_their_data():
-    matrix = networks.normal(np.random.default_rng(0), 3, 2)
+    matrix = networks.drawn(0, 3, 2)
     leaves, treedef = jax.tree.flatten(explicit_map(matrix))
     assert [leaf.shape for leaf in leaves] == [(3, 2), (3, 2)]
     doubled = jax.tree.unflatten(treedef, [2 * leaf for leaf in leaves])

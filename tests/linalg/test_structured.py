@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layers import ACTIVATIONS, KINDS, block_hessian, close, normed, parameters, pooled, random, tokens_and_places
+from layers import ACTIVATIONS, KINDS, block_hessian, close, normed, parameters, pooled, tokens_and_places
 
 import localhessian as lh
 from localhessian.lab import zoo
@@ -68,12 +68,12 @@ def convolution(case):
         return ACTIVATIONS[case["activation"]](u)
 
     out = case["fan_out"]
-    params = {"kernel": random(1, *case["window"], case["fan_in"] // groups, out) / 2}
+    params = {"kernel": networks.drawn(1, *case["window"], case["fan_in"] // groups, out) / 2}
     if case["bias"]:
-        params["bias"] = random(2, out)
+        params["bias"] = networks.drawn(2, out)
     if case["norm"] != "none":
-        params |= {"gamma": 1 + random(3, out) / 4, "beta": random(4, out)}
-    return apply, params, random(5, 3, *case["size"], case["fan_in"])
+        params |= {"gamma": 1 + networks.drawn(3, out) / 4, "beta": networks.drawn(4, out)}
+    return apply, params, networks.drawn(5, 3, *case["size"], case["fan_in"])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # `tol` is a constant
@@ -90,8 +90,8 @@ def test_dense_layers(tol, activation, n):
     def apply(params, z):
         return ACTIVATIONS[activation](networks.linear(params, z))
 
-    params = {"kernel": random(0, 5, 4), "bias": random(1, 4)}
-    z = random(2, n, 5)
+    params = {"kernel": networks.drawn(0, 5, 4), "bias": networks.drawn(1, 4)}
+    z = networks.drawn(2, n, 5)
     operator = block_hessian(apply, params, z)
     spectrum = lh.spectrum(operator, lh.Structured())
     close(spectrum, operator.to_dense(), tol)
@@ -110,26 +110,26 @@ def test_dense_layers(tol, activation, n):
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_forms_of_a_layer(tol, kind):
     apply, of = KINDS[kind]
-    operator = block_hessian(apply, parameters(of), random(4, 6, 5))
+    operator = block_hessian(apply, parameters(of), networks.drawn(4, 6, 5))
     close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
 
 
 def test_pooling_after_a_convolution(tol):
-    params = {"kernel": random(0, 3, 3, 2, 3) / 3, "bias": random(1, 3)}
-    operator = block_hessian(pooled, params, random(2, 4, 4, 4, 2))
+    params = {"kernel": networks.drawn(0, 3, 3, 2, 3) / 3, "bias": networks.drawn(1, 3)}
+    operator = block_hessian(pooled, params, networks.drawn(2, 4, 4, 4, 2))
     close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
 
 
 def test_an_identity_skip_around_a_layer_in_its_input(tol):
-    params = {"kernel": random(0, 5, 5), "bias": random(1, 5)}
-    operator = block_hessian(networks.skip_dense, params, random(2, 4, 5), "input", samples=[0, 1, 3])
+    params = {"kernel": networks.drawn(0, 5, 5), "bias": networks.drawn(1, 5)}
+    operator = block_hessian(networks.skip_dense, params, networks.drawn(2, 4, 5), "input", samples=[0, 1, 3])
     spectrum = lh.spectrum(operator, lh.Structured())
     exact = np.linalg.eigvalsh(np.asarray(operator.to_dense(), np.float64))
     np.testing.assert_allclose(spectrum.eigenvalues, exact, atol=10 * tol.eigenvalue * exact.max())
 
 
 def test_embeddings(tol):
-    params = {"table": random(0, 6, 4), "places": random(1, 3, 4)}
+    params = {"table": networks.drawn(0, 6, 4), "places": networks.drawn(1, 3, 4)}
     tokens = jnp.asarray([[0, 1, 1], [2, 0, 5], [1, 1, 1]])
     table = block_hessian(lambda p, z: p["table"][z], {"table": params["table"]}, tokens)
     close(lh.spectrum(table, lh.Structured()), table.to_dense(), tol)
@@ -141,7 +141,7 @@ def test_embeddings(tol):
 def test_a_table_of_which_few_rows_are_used(tol, monkeypatch):
     """As that of a language model, whose elements are more than float32 can number."""
     monkeypatch.setattr(_moves, "EXACT_INTEGERS", 100)
-    params = {"table": random(0, 40, 4), "places": random(1, 3, 4)}
+    params = {"table": networks.drawn(0, 40, 4), "places": networks.drawn(1, 3, 4)}
     operator = block_hessian(tokens_and_places, params, jnp.asarray([[0, 1, 39], [2, 0, 5]]))
     close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
 
@@ -156,8 +156,8 @@ def test_the_last_block(tol, loss, n):
 
 
 def test_variables_that_nothing_uses_are_zeros(tol):
-    params = {"kernel": random(0, 5, 4), "bias": random(1, 4), "spare": random(2, 3)}
-    operator = block_hessian(networks.tanh_dense, params, random(3, 9, 5))
+    params = {"kernel": networks.drawn(0, 5, 4), "bias": networks.drawn(1, 4), "spare": networks.drawn(2, 3)}
+    operator = block_hessian(networks.tanh_dense, params, networks.drawn(3, 9, 5))
     spectrum = lh.spectrum(operator, lh.Structured())
     close(spectrum, operator.to_dense(), tol)
     assert int(lh.condition_number(spectrum).rank) == 24
@@ -165,9 +165,9 @@ def test_variables_that_nothing_uses_are_zeros(tol):
 
 def test_rank_one_and_dead_units(tol):
     """One sample; a ReLU that is off everywhere for one channel."""
-    params = {"kernel": random(0, 5, 4), "bias": jnp.asarray([0.0, 0.0, -100.0, 0.0])}
+    params = {"kernel": networks.drawn(0, 5, 4), "bias": jnp.asarray([0.0, 0.0, -100.0, 0.0])}
     for n in (1, 6):
-        operator = block_hessian(networks.relu_dense, params, random(2, n, 5))
+        operator = block_hessian(networks.relu_dense, params, networks.drawn(2, n, 5))
         close(lh.spectrum(operator, lh.Structured()), operator.to_dense(), tol)
 
 
@@ -217,7 +217,7 @@ DECLINED = {
 @pytest.mark.parametrize("kind", DECLINED)
 def test_what_looks_like_a_layer_and_is_none_is_declined_or_right(tol, kind):
     apply, wrt, reason = DECLINED[kind]
-    operator = block_hessian(apply, {"kernel": random(0, 5, 4)}, random(1, 6, 5), wrt)
+    operator = block_hessian(apply, {"kernel": networks.drawn(0, 5, 4)}, networks.drawn(1, 6, 5), wrt)
     explanation = lh.explain(operator)
     if reason is not None:
         assert reason in explanation.reason
@@ -229,8 +229,8 @@ def test_what_looks_like_a_layer_and_is_none_is_declined_or_right(tol, kind):
 
 
 def test_channels_mixed_by_a_normalization_take_the_rows(tol):
-    params = {"kernel": random(0, 5, 4), "bias": random(1, 4)}
-    operator = block_hessian(mixing_norm, params, random(2, 6, 5))
+    params = {"kernel": networks.drawn(0, 5, 4), "bias": networks.drawn(1, 4)}
+    operator = block_hessian(mixing_norm, params, networks.drawn(2, 6, 5))
     assert "Khatri-Rao" in lh.explain(operator).reason
     close(lh.spectrum(operator), operator.to_dense(), tol)
 
@@ -238,8 +238,8 @@ def test_channels_mixed_by_a_normalization_take_the_rows(tol):
 def test_a_parameter_of_all_units_is_declined():
     operator = block_hessian(
         lambda p, z: jnp.tanh(z @ p["kernel"]) * p["gain"][None],
-        {"kernel": random(0, 5, 4), "gain": random(1, 1)},
-        random(2, 6, 5),
+        {"kernel": networks.drawn(0, 5, 4), "gain": networks.drawn(1, 1)},
+        networks.drawn(2, 6, 5),
     )
     assert "one variable serves several units" in lh.explain(operator).reason
 
@@ -248,21 +248,23 @@ def test_full_parts_and_plain_matrices_are_declined():
     matching = lh.back_match(*networks.mlp())
     full = lh.local_hessian(matching, "layer0", part="full")
     assert "it has no factor" in lh.explain(full).reason
-    plain = matrix_map(random(0, 4, 3))
+    plain = matrix_map(networks.drawn(0, 4, 3))
     assert "nothing in it splits" in lh.explain(plain).reason
     with pytest.raises(ValueError, match=r"`Structured` declines the operator: nothing in it splits. Use another"):
         lh.spectrum(plain, lh.Structured())
 
 
 ENDS = {
-    "equal blocks": lambda: block_hessian(networks.linear, parameters("dense"), random(4, 9, 5)),
-    "dual": lambda: block_hessian(networks.tanh_dense, parameters("dense"), random(4, 3, 5)),
-    "normalized": lambda: block_hessian(normed, parameters("norm"), random(4, 9, 5)),
+    "equal blocks": lambda: block_hessian(networks.linear, parameters("dense"), networks.drawn(4, 9, 5)),
+    "dual": lambda: block_hessian(networks.tanh_dense, parameters("dense"), networks.drawn(4, 3, 5)),
+    "normalized": lambda: block_hessian(normed, parameters("norm"), networks.drawn(4, 9, 5)),
     "a dead unit": lambda: block_hessian(
-        networks.relu_dense, parameters("dense") | {"bias": jnp.asarray([0.0, 0.0, -100.0, 0.0])}, random(4, 9, 5)
+        networks.relu_dense,
+        parameters("dense") | {"bias": jnp.asarray([0.0, 0.0, -100.0, 0.0])},
+        networks.drawn(4, 9, 5),
     ),
     "samples": lambda: block_hessian(
-        networks.tanh_dense, parameters("dense"), random(4, 6, 5), "input", samples=[0, 2, 3]
+        networks.tanh_dense, parameters("dense"), networks.drawn(4, 6, 5), "input", samples=[0, 2, 3]
     ),
     "rows": lambda: lh.local_hessian(lh.back_match(*networks.mlp(n=4)), "head"),
     "nothing": lambda: block_hessian(networks.linear, parameters("dense"), jnp.zeros((3, 5))[:, :5] * 0),
@@ -294,7 +296,7 @@ def row(values, s):
 
 def test_blocks_that_are_multiplied_at_once_are_counted():
     """Copies of one block are one row of the batch, and their number is the multiplicity."""
-    operator = block_hessian(networks.linear, parameters("dense"), random(4, 9, 5))
+    operator = block_hessian(networks.linear, parameters("dense"), networks.drawn(4, 9, 5))
     found = lh.spectrum(operator, lh.Structured(blocks=lh.GolubKahan(which="largest", k=1, basis_size=4)))
     assert np.asarray(found.multiplicities)[-1] == 4
 
@@ -362,8 +364,8 @@ def test_limits_and_vectors():
 
 
 def test_nan_is_not_taken_for_structure():
-    params = {"kernel": random(0, 5, 4).at[0, 0].set(jnp.nan), "bias": random(1, 4)}
-    jacobian = jnp.tanh(random(2, 6, 5) @ params["kernel"])
+    params = {"kernel": networks.drawn(0, 5, 4).at[0, 0].set(jnp.nan), "bias": networks.drawn(1, 4)}
+    jacobian = jnp.tanh(networks.drawn(2, 6, 5) @ params["kernel"])
     operator = matrix_map(jnp.where(jnp.isnan(jacobian), jnp.nan, jacobian))
     with pytest.raises(lh.SpectrumError, match="finite"):
         lh.spectrum(operator)
@@ -371,12 +373,17 @@ def test_nan_is_not_taken_for_structure():
 
 def test_a_small_budget_leaves_patches_folded(tol):
     """Rows are unfolded when they are taken: the same values, and less memory."""
-    params = {"kernel": random(0, 3, 3, 2, 3) / 3, "bias": random(1, 3), "gamma": random(2, 3), "beta": random(3, 3)}
+    params = {
+        "kernel": networks.drawn(0, 3, 3, 2, 3) / 3,
+        "bias": networks.drawn(1, 3),
+        "gamma": networks.drawn(2, 3),
+        "beta": networks.drawn(3, 3),
+    }
 
     def apply(p, z):
         return jax.nn.relu(networks.batch_norm(p, networks.conv(p, z)))
 
-    operator = block_hessian(apply, params, random(4, 40, 16, 16, 2))
+    operator = block_hessian(apply, params, networks.drawn(4, 40, 16, 16, 2))
     itemsize = operator.dtype.itemsize
     whole, folded = lh.Structured(), lh.Structured(max_bytes=1.8e6 + 1e5 * itemsize)
     close(lh.spectrum(operator, folded), operator.to_dense(), tol)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
-from layers import KINDS, block_hessian, parameters, pooled, random
+from layers import KINDS, block_hessian, parameters, pooled
 
 import localhessian as lh
 from localhessian.linalg.structure import _structured
@@ -34,32 +34,32 @@ def pooled_anywhere(params, z):
     return jax.lax.reduce_window(u, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
 
 
-KERNEL = {"kernel": random(0, 3, 3, 2, 3) / 3, "bias": random(1, 3)}
-IMAGES = random(2, 4, 4, 4, 2)
+KERNEL = {"kernel": networks.drawn(0, 3, 3, 2, 3) / 3, "bias": networks.drawn(1, 3)}
+IMAGES = networks.drawn(2, 4, 4, 4, 2)
 DENSE, NORM = parameters("dense"), parameters("norm")
-SQUARE = {"kernel": random(0, 5, 5), "bias": random(1, 5)}
+SQUARE = {"kernel": networks.drawn(0, 5, 5), "bias": networks.drawn(1, 5)}
 # Function, parameters, input, and the rest of what `block_hessian` takes.
 LAYERS = {
-    "tanh": (networks.tanh_dense, DENSE, random(4, 9, 5)),
-    "fewer samples than inputs": (networks.tanh_dense, DENSE, random(4, 3, 5)),
-    "relu": (networks.relu_dense, DENSE, random(4, 9, 5)),
-    "softplus": (softplus_dense, DENSE, random(4, 9, 5)),
-    "no activation": (networks.linear, DENSE, random(4, 9, 5)),
-    "statistics as they are": (fixed_norm, NORM, random(4, 9, 5)),
-    "batch normalization": (*KINDS["batch normalization"], random(4, 9, 5)),
-    "a skip around": (*KINDS["a skip around"], random(4, 6, 5)),
-    "several heads": (*KINDS["several heads"], random(4, 6, 5)),
-    "in a checkpoint": (*KINDS["in a checkpoint"], random(4, 6, 5)),
+    "tanh": (networks.tanh_dense, DENSE, networks.drawn(4, 9, 5)),
+    "fewer samples than inputs": (networks.tanh_dense, DENSE, networks.drawn(4, 3, 5)),
+    "relu": (networks.relu_dense, DENSE, networks.drawn(4, 9, 5)),
+    "softplus": (softplus_dense, DENSE, networks.drawn(4, 9, 5)),
+    "no activation": (networks.linear, DENSE, networks.drawn(4, 9, 5)),
+    "statistics as they are": (fixed_norm, NORM, networks.drawn(4, 9, 5)),
+    "batch normalization": (*KINDS["batch normalization"], networks.drawn(4, 9, 5)),
+    "a skip around": (*KINDS["a skip around"], networks.drawn(4, 6, 5)),
+    "several heads": (*KINDS["several heads"], networks.drawn(4, 6, 5)),
+    "in a checkpoint": (*KINDS["in a checkpoint"], networks.drawn(4, 6, 5)),
     "convolution": (networks.conv, KERNEL, IMAGES),
     "convolution and pooling": (pooled, KERNEL, IMAGES),
     "pooling that overlaps": (pooled_anywhere, KERNEL, IMAGES),
-    "samples": (networks.relu_dense, DENSE, random(4, 6, 5), "input", range(6)),
-    "some samples": (networks.tanh_dense, DENSE, random(4, 6, 5), "input", (4, 1)),
-    "samples without activation": (networks.linear, DENSE, random(4, 6, 5), "input", range(6)),
-    "samples with a skip": (networks.skip_dense, SQUARE, random(4, 6, 5), "input", range(6)),
+    "samples": (networks.relu_dense, DENSE, networks.drawn(4, 6, 5), "input", range(6)),
+    "some samples": (networks.tanh_dense, DENSE, networks.drawn(4, 6, 5), "input", (4, 1)),
+    "samples without activation": (networks.linear, DENSE, networks.drawn(4, 6, 5), "input", range(6)),
+    "samples with a skip": (networks.skip_dense, SQUARE, networks.drawn(4, 6, 5), "input", range(6)),
     "samples of a convolution": (pooled, KERNEL, IMAGES, "input", range(4)),
     "samples of a pooling": (max_pool, (), IMAGES, "input", range(4)),
-    "the whole batch": (networks.relu_dense, DENSE, random(4, 6, 5), "input"),
+    "the whole batch": (networks.relu_dense, DENSE, networks.drawn(4, 6, 5), "input"),
 }
 REPETITIVE = {
     "softplus",
@@ -158,8 +158,11 @@ def test_what_is_chosen_by_itself(tol):
 
 
 def test_networks_side_by_side_equal_one_by_one_and_share_a_program(count_compilations):
-    z = random(4, 20, 5)
-    stack = {"kernel": random(0, 8, 5, 4) * jnp.linspace(0.1, 0.8, 8)[:, None, None], "bias": random(1, 8, 4)}
+    z = networks.drawn(4, 20, 5)
+    stack = {
+        "kernel": networks.drawn(0, 8, 5, 4) * jnp.linspace(0.1, 0.8, 8)[:, None, None],
+        "bias": networks.drawn(1, 8, 4),
+    }
 
     def kappa(params):
         return lh.condition_number(lh.spectrum(block_hessian(networks.tanh_dense, params, z), lh.Structured()))
@@ -188,7 +191,7 @@ def conditioned(kappa, n=40, d=12):
 def test_what_float32_can_and_cannot_tell(kappa):
     """A singular value of 1e-3 sigma_max is told by an interval that holds it; one of 1e-5, near 100 eps, is not."""
     inputs = jnp.asarray(conditioned(kappa), jnp.float32)
-    params = random(3, 12, 3) / 4
+    params = networks.drawn(3, 12, 3) / 4
     make = lambda w: block_hessian(lambda w, z: jnp.tanh(z @ w), w, inputs)
     found = jax.jit(lambda w: lh.condition_number(lh.spectrum(make(w), lh.Structured())))(params)
     factor = make(params).factor.to_dense()
@@ -205,7 +208,7 @@ def test_what_float32_can_and_cannot_tell(kappa):
 
 def test_dead_units_zeros_and_samples_that_are_not_finite():
     dead = DENSE | {"bias": jnp.asarray([0.0, 0.0, -100.0, 0.0])}
-    z = random(4, 6, 5)
+    z = networks.drawn(4, 6, 5)
 
     @jax.jit
     def of_relu(params, z):
@@ -250,7 +253,9 @@ def test_what_is_not_there_is_not_confirmed(lie, monkeypatch):
             return R
         return lh.symmetric_operator(lambda v: 1.1 * backward(forward(v)), 20, factor=R)
 
-    found, kappa, summary = jax.jit(lambda *args: figures(of(*args), lh.Structured()))(random(0, 6, 5), random(1, 6, 4))
+    found, kappa, summary = jax.jit(lambda *args: figures(of(*args), lh.Structured()))(
+        networks.drawn(0, 6, 5), networks.drawn(1, 6, 4)
+    )
     assert int(found.status) == int(kappa.status) == lh.Status.NOT_CONFIRMED
     assert not bool(found.complete)
     assert np.isinf(found.residual_norms).all()
@@ -262,17 +267,17 @@ def test_what_is_not_there_is_not_confirmed(lie, monkeypatch):
         lambda X, S: lh.spectrum(lh.linear_map(lambda v: ((X @ v.reshape(5, 4)) * S).ravel(), None, 20, 24))
     )
     monkeypatch.undo()
-    assert int(honest(random(0, 6, 5), random(1, 6, 4)).status) == lh.Status.CONVERGED
+    assert int(honest(networks.drawn(0, 6, 5), networks.drawn(1, 6, 4)).status) == lh.Status.CONVERGED
 
 
 def traced_tokens(method):
     tokens = jnp.asarray([[0, 1, 1], [2, 0, 5], [1, 1, 1]])
-    embed = lambda z: lh.spectrum(block_hessian(lambda p, z: p[z], random(0, 6, 4), z), method)
+    embed = lambda z: lh.spectrum(block_hessian(lambda p, z: p[z], networks.drawn(0, 6, 4), z), method)
     return jax.jit(embed)(tokens)
 
 
 def of_params(method):
-    make = lambda params: block_hessian(networks.tanh_dense, params, random(4, 9, 5))
+    make = lambda params: block_hessian(networks.tanh_dense, params, networks.drawn(4, 9, 5))
     return jax.jit(lambda params: lh.spectrum(make(params), method))(DENSE)
 
 

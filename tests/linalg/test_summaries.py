@@ -42,7 +42,7 @@ def test_summary_of_a_factor_of_vanishing_size_does_not_underflow(tol):
 
 
 def test_summary_under_transformations_and_of_batches(tol):
-    factors = networks.normal(np.random.default_rng(0), 3, 7, 4)
+    factors = networks.drawn(0, 3, 7, 4)
     batched = lh.summarize(lh.spectrum(gram(matrix_map(factors))))
     mapped = jax.jit(jax.vmap(lambda R: lh.summarize(lh.spectrum(gram(matrix_map(R))))))(factors)
     wide = np.asarray(factors, np.float64)
@@ -85,7 +85,7 @@ def test_error_bar_of_the_trace_is_the_spread_of_estimates():
 
 
 def test_trace_of_small_and_batched_operators_is_exact(tol):
-    factors = networks.normal(np.random.default_rng(0), 3, 7, 4)
+    factors = networks.drawn(0, 3, 7, 4)
     found = lh.trace(gram(matrix_map(factors)))
     np.testing.assert_allclose(found.value, np.sum(np.asarray(factors, float) ** 2, axis=(1, 2)), rtol=tol.eigenvalue)
     assert found.exact
@@ -95,7 +95,7 @@ def test_trace_of_small_and_batched_operators_is_exact(tol):
 
 
 def test_new_numbers_do_not_recompile(count_compilations):
-    one, two = networks.normal(np.random.default_rng(0), 2, 50, 40)
+    one, two = networks.drawn(0, 2, 50, 40)
     lh.trace(gram(matrix_map(one)))
     with count_compilations() as seen:
         lh.trace(gram(matrix_map(two)))
@@ -131,7 +131,7 @@ def test_audit_catches_a_wrong_value_and_vectors_that_are_not_orthogonal():
 
 
 def test_audit_of_a_batch(tol):
-    factors = networks.normal(np.random.default_rng(0), 3, 7, 4)
+    factors = networks.drawn(0, 3, 7, 4)
     operator = gram(matrix_map(factors))
     found = lh.audit(operator, lh.spectrum(operator, vectors=2))
     assert found.agrees.shape == (3,)

@@ -102,7 +102,7 @@ def test_diagonals_lie_within_their_error_bars():
 @pytest.mark.parametrize("shape", [(7, 4), (4, 50), (50, 4)])
 def test_few_dimensions_are_exact_and_batches_have_an_axis(shape, tol):
     """On either side of the factor."""
-    factors = networks.normal(np.random.default_rng(0), 3, *shape)
+    factors = networks.drawn(0, 3, *shape)
     wide = np.asarray(factors, np.float64)
     products = np.einsum("smd,sme->sde", wide, wide)
     operator, symmetric = gram(matrix_map(factors)), np.sqrt(np.sum(products**2, axis=(1, 2)))
@@ -121,7 +121,7 @@ def test_few_dimensions_are_exact_and_batches_have_an_axis(shape, tol):
 
 
 def test_batched_estimates_are_those_of_each():
-    factors = networks.normal(np.random.default_rng(0), 3, 50, 40)
+    factors = networks.drawn(0, 3, 50, 40)
     for method in (lh.HutchPlusPlus, lh.XTrace):
         found = lh.trace(gram(matrix_map(factors)), method(probes=20))
         truth = np.sum(np.asarray(factors, np.float64) ** 2, axis=(1, 2))

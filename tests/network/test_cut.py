@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marked import TOKENS, X, affine, dense, mlp, mlp_params, normal, transformer, transformer_params
+from marked import TOKENS, X, affine, dense, mlp, mlp_params, transformer, transformer_params
+from networks import drawn
 
 import localhessian as lh
 
@@ -78,7 +79,7 @@ def test_vmap_inside_keeps_samples_leading(check_cut):
     def model(params, x):
         return jax.vmap(single, (None, 0))(params, x)
 
-    params = {"a": normal(0, 5, 3), "b": normal(1, 5, 5), "c": normal(2, 2, 5)}
+    params = {"a": drawn(0, 5, 3), "b": drawn(1, 5, 5), "c": drawn(2, 2, 5)}
     cut = lh.chain_from_function(model, params, X)
     check_cut(cut, model, params, X)
     assert [z.shape for z in cut.chain.forward(cut.params, X)] == [(6, 3), (6, 5), (6, 5), (6, 2)]
@@ -99,9 +100,9 @@ def conv_bn(params, x, context):
 
 
 def test_conv_batch_norm_and_residual(check_cut, tol):
-    x = normal(9, 4, 6, 6, 2)
-    params = {"conv1": normal(0, 3, 3, 2, 4), "scale": 1 + normal(1, 4), "conv2": normal(2, 3, 3, 4, 4)}
-    params["head"] = normal(3, 4, 3)
+    x = drawn(9, 4, 6, 6, 2)
+    params = {"conv1": drawn(0, 3, 3, 2, 4), "scale": 1 + drawn(1, 4), "conv2": drawn(2, 3, 3, 4, 4)}
+    params["head"] = drawn(3, 4, 3)
     statistics = {"mean": jnp.ones(4)}
     cut = lh.chain_from_function(conv_bn, params, x, statistics, has_aux=True)
     check_cut(cut, lambda p, x: conv_bn(p, x, statistics)[0], params, x, cut.context)
@@ -147,7 +148,7 @@ def test_blocks_with_other_constants_or_rules_do_not_share():
             x = lh.mark(scaled(rule)(x @ params[i]) + shift, f"l{i}")
         return x
 
-    chain = lh.chain_from_function(model, [normal(i, 3, 3) for i in range(4)], X).chain
+    chain = lh.chain_from_function(model, [drawn(i, 3, 3) for i in range(4)], X).chain
     a, b, c, d = [block.apply for block in chain.blocks]
     assert a is c
     assert len({a, b, d}) == 3
@@ -170,9 +171,7 @@ def test_rules_are_followed_only_where_programs_are_equal():
             x = lh.mark(identity(x @ weights), f"l{i}")
         return x
 
-    lh.chain_from_function(
-        model, [normal(0, 3, 5), normal(1, 5, 3), normal(2, 3, 4), normal(3, 4, 4), normal(4, 4, 4)], X
-    )
+    lh.chain_from_function(model, [drawn(0, 3, 5), drawn(1, 5, 3), drawn(2, 3, 4), drawn(3, 4, 4), drawn(4, 4, 4)], X)
     assert set(followed) == {4}
 
 
@@ -235,8 +234,8 @@ def test_new_batch_size_is_cut_again(check_cut):
         h = 2 * h - jnp.broadcast_to(h.sum(0, keepdims=True) / x.shape[0], h.shape)
         return h @ params["b"]
 
-    params = {"a": normal(0, 6, 4), "b": normal(1, 4, 2)}
-    x = normal(2, 7, 2, 3)
+    params = {"a": drawn(0, 6, 4), "b": drawn(1, 4, 2)}
+    x = drawn(2, 7, 2, 3)
     cut = lh.chain_from_function(model, params, x)
     for n in (7, 3, 1):
         check_cut(cut, model, params, x[:n])
@@ -289,8 +288,8 @@ def test_pytree_activations_and_output(check_cut):
         h, skip = lh.mark((h, x["b"]), "join")
         return {"out": h @ params["v"] + skip, "h": h}
 
-    params = {"w": normal(0, 3, 4), "v": normal(1, 4, 2)}
-    x = {"a": X, "b": normal(2, 6, 2)}
+    params = {"w": drawn(0, 3, 4), "v": drawn(1, 4, 2)}
+    x = {"a": X, "b": drawn(2, 6, 2)}
     cut = lh.chain_from_function(model, params, x)
     check_cut(cut, model, params, x)
     assert [leaf.shape for leaf in cut.chain.forward(cut.params, x)[1]] == [(6, 4), (6, 2)]
@@ -305,7 +304,7 @@ def test_derived_parameters_and_dense_connections(check_cut):
         h = lh.mark(jnp.tanh(h @ w), "two")
         return jnp.concatenate([h, x], axis=1) @ params["v"]
 
-    params = {"w": normal(0, 3, 3), "v": normal(1, 6, 2)}
+    params = {"w": drawn(0, 3, 3), "v": drawn(1, 6, 2)}
     cut = lh.chain_from_function(model, params, X)
     check_cut(cut, model, params, X, cut.context)
     assert [sorted(cut.params[name]) for name in cut.chain.names] == [["w"], ["w"], ["v"]]
@@ -320,7 +319,7 @@ def test_layers_in_a_scan_are_cut_apart(check_cut):
         return h @ params["out"]
 
     layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[dense(i, 4, 4) for i in range(3)])
-    params = {"in": normal(7, 3, 4), "layers": layers, "out": normal(8, 4, 2)}
+    params = {"in": drawn(7, 3, 4), "layers": layers, "out": drawn(8, 4, 2)}
     cut = lh.chain_from_function(model, params, X)
     check_cut(cut, model, params, X)
     assert cut.chain.names == ("in", "layer[0]", "layer[1]", "layer[2]", "output")
@@ -338,8 +337,8 @@ def test_scan_over_time_stays_whole(check_cut):
         h = lh.mark(jnp.swapaxes(states, 0, 1), "recurrent")
         return h[:, -1] @ params["head"]
 
-    params = {"in": normal(0, 3, 4), "rec": normal(1, 4, 4), "head": normal(2, 4, 2)}
-    x = normal(3, 6, 5, 3)
+    params = {"in": drawn(0, 3, 4), "rec": drawn(1, 4, 4), "head": drawn(2, 4, 2)}
+    x = drawn(3, 6, 5, 3)
     cut = lh.chain_from_function(model, params, x)
     check_cut(cut, model, params, x)
     assert sorted(cut.params["recurrent"]) == ["in", "rec"]

@@ -5,7 +5,8 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from marked import X, mlp, mlp_params, normal
+from marked import X, mlp, mlp_params
+from networks import drawn
 
 import localhessian as lh
 
@@ -18,7 +19,7 @@ def jumping(params, x):
     return h @ params["c"] + early
 
 
-JUMPING = {"a": normal(0, 3, 2), "b": normal(1, 2, 4), "c": normal(2, 4, 2)}
+JUMPING = {"a": drawn(0, 3, 2), "b": drawn(1, 2, 4), "c": drawn(2, 4, 2)}
 
 
 def test_a_jumping_value_is_named():
@@ -45,7 +46,7 @@ def test_carried_over_several_boundaries(check_cut):
             h = lh.mark(jnp.tanh(h @ params[i]), f"l{i}")
         return h + skip
 
-    params = [normal(i, 3, 3) for i in range(4)]
+    params = [drawn(i, 3, 3) for i in range(4)]
     with pytest.raises(lh.CutError, match="made in block `l0`"):
         lh.chain_from_function(model, params, X)
     cut = lh.chain_from_function(model, params, X, carry=True)
@@ -68,7 +69,7 @@ def test_carried_over_several_boundaries(check_cut):
 )
 def test_marks_that_cannot_cut(model, message):
     with pytest.raises(ValueError, match=message):
-        lh.chain_from_function(model, {"a": normal(0, 3, 3), "b": normal(1, 3, 3)}, X)
+        lh.chain_from_function(model, {"a": drawn(0, 3, 3), "b": drawn(1, 3, 3)}, X)
 
 
 def test_bad_arguments():

@@ -13,7 +13,7 @@ import localhessian as lh
 
 pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
-ROWS = networks.normal(np.random.default_rng(1), 5, 3)
+ROWS = networks.drawn(1, 5, 3)
 
 
 class Block(eqx.Module):
@@ -137,7 +137,7 @@ class Lifted(eqx.Module):
     [(Recurrent, (5, 6, 2), ("cell", "linear")), (Lifted, (5, 3), ("stem", "layers.0", "layers.1"))],
 )
 def test_the_first_block_is_named_by_what_it_begins_with(check_cut, make, shape, names):
-    model, x = make(jax.random.key(0)), networks.normal(np.random.default_rng(1), *shape)
+    model, x = make(jax.random.key(0)), networks.drawn(1, *shape)
     params, static = eqx.partition(model, eqx.is_inexact_array)
     cut = lh.chain_from_equinox(model, x)
     assert cut.chain.names == names

@@ -12,8 +12,8 @@ import localhessian as lh
 
 pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
-IMAGES = networks.normal(np.random.default_rng(0), 4, 6, 6, 2)
-ROWS = networks.normal(np.random.default_rng(1), 5, 3)
+IMAGES = networks.drawn(0, 4, 6, 6, 2)
+ROWS = networks.drawn(1, 5, 3)
 
 
 def in_precision_of_run(tree):

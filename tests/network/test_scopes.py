@@ -11,7 +11,7 @@ import pytest
 import localhessian as lh
 
 pytestmark = pytest.mark.once
-X = networks.normal(np.random.default_rng(0), 4, 3)
+X = networks.drawn(0, 4, 3)
 
 
 def weights():

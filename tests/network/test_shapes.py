@@ -9,14 +9,14 @@ import pytest
 from flax import nnx
 
 import localhessian as lh
-from tests.marked import TOKENS, normal, transformer, transformer_params
-from tests.networks import squared_error
+from tests.marked import TOKENS, transformer, transformer_params
+from tests.networks import drawn, squared_error
 
 pytestmark = pytest.mark.relaxed
 
 
 def weights():
-    return {"a": normal(0, 3, 4), "b": normal(1, 4, 2)}
+    return {"a": drawn(0, 3, 4), "b": drawn(1, 4, 2)}
 
 
 def marked(params, x):
@@ -67,7 +67,7 @@ CUTS = {
 
 
 def batch(length, n=3):
-    return normal(10 + length, n, length, 3), normal(20, n, 2)
+    return drawn(10 + length, n, length, 3), drawn(20, n, 2)
 
 
 def curvature(chain, params, x, y, context):
@@ -171,10 +171,10 @@ def test_a_function_that_falls_into_other_blocks_at_another_shape():
         w = params["a"] if x.shape[1] == 3 else params["b"]
         return lh.mark(jnp.tanh(x.sum(1, keepdims=True) * w), "first") * params["c"]
 
-    params = {name: normal(i, 1, 2) for i, name in enumerate("abc")}
-    chain, of_blocks, _ = lh.chain_from_function(moody, params, normal(0, 2, 3))
+    params = {name: drawn(i, 1, 2) for i, name in enumerate("abc")}
+    chain, of_blocks, _ = lh.chain_from_function(moody, params, drawn(0, 2, 3))
     with pytest.raises(lh.CutError, match="falls into other blocks, or its blocks use other parameters"):
-        chain.forward(of_blocks, normal(0, 2, 4))
+        chain.forward(of_blocks, drawn(0, 2, 4))
 
 
 @pytest.mark.once
