@@ -113,8 +113,8 @@ def conv_params(rng, fan_in, fan_out):
     return {"kernel": normal(rng, 3, 3, fan_in, fan_out, scale=0.3), "bias": normal(rng, fan_out, scale=0.1)}
 
 
-def mlp(apply=tanh_dense, widths=(4, 6, 5, 3), n=7, gain=1.0, last_gain=1.0, loss=cross_entropy):
-    rng = np.random.default_rng(0)
+def mlp(apply=tanh_dense, widths=(4, 6, 5, 3), n=7, gain=1.0, last_gain=1.0, loss=cross_entropy, seed=0):
+    rng = np.random.default_rng(seed)
     depth = len(widths) - 2
     blocks = [lh.Block(f"layer{i}", apply) for i in range(depth)] + [lh.Block("head", linear)]
     params = {f"layer{i}": dense_params(rng, *widths[i : i + 2], gain) for i in range(depth)}
@@ -164,8 +164,8 @@ def convolutional():
     return Case(lh.Chain(blocks), params, normal(rng, 4, 4, 4, 1), labels(4, 3), cross_entropy)
 
 
-def transformer():
-    rng = np.random.default_rng(0)
+def transformer(seed=0):
+    rng = np.random.default_rng(seed)
     blocks = [lh.Block("embed", embed), lh.Block("attention", attention), lh.Block("head", linear_tokens)]
     params = {
         "embed": {"table": normal(rng, 7, 4)},

@@ -118,7 +118,7 @@ def is_eager() -> bool:
 
 
 def compiled_if_eager(*, static_argnums: Any = ()) -> Callable[[F], F]:
-    """For what holds a loop or a branch, which JAX outside of `jax.jit` compiles at every call: there one program.
+    """One program where JAX outside of `jax.jit` has one for each operation, and compiles loops at every call.
 
     Args:
         static_argnums: As `jax.jit` takes them.

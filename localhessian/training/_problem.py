@@ -83,7 +83,6 @@ class Problem:
         return applied(self.side.block, self.place)
 
 
-@compiled_if_eager()
 def norm(step: Step) -> Scalar:
     """The Euclidean norm over all leaves."""
     return jnp.sqrt(inner(step, step))

@@ -175,11 +175,11 @@ def test_the_way_that_fits_is_the_one_that_tells_most(monkeypatch):
 
 @pytest.mark.parametrize(
     ("products", "status", "words"),
-    [(8, "CONVERGED", "lambda_max"), (3, "BUDGET_SPENT", "a lower bound of lambda_max")],
+    [(8, "CONVERGED", "lambda_max"), (2, "BUDGET_SPENT", "a lower bound of lambda_max")],
 )
 def test_a_few_products_tell_the_largest_eigenvalue_and_the_trace(products, status, words, monkeypatch):
     monkeypatch.setitem(FEW, TOP, dataclasses.replace(TOP, max_matvecs=products, min_matvecs=0))
-    case, which = networks.transformer(), {"blocks": "attention", "wrt": "params"}
+    case, which = networks.transformer(seed=1), {"blocks": "attention", "wrt": "params"}
     (whole,) = lh.analyze(*case, **which).rows
     H = lh.local_hessian(lh.back_match(*case), "attention")
     few = {"max_bytes": 1.01 * basis_bytes(H, FEW[TOP])}

@@ -39,9 +39,9 @@ def ranked(params, z):
 
 
 def case(block=networks.tanh_dense, loss=networks.cross_entropy, y=None, dtype=None, context=None):
-    plain = networks.mlp(widths=(4, 5, 3), n=N)
+    plain = networks.mlp(widths=(4, 5, 3), n=N, seed=2)
     chain = lh.Chain([lh.Block("layer0", block), plain.chain.blocks[1]])
-    x = plain.x.at[0].multiply(10)
+    x = plain.x.at[0].multiply(20)
     params, x = (jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), tree) for tree in (plain.params, x))
     return networks.Case(chain, params, x, plain.y if y is None else y, loss, context)
 
