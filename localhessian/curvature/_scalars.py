@@ -13,7 +13,7 @@ from localhessian._tree import ravel, size
 from localhessian._types import Array, Key, Loss, Scalar
 from localhessian.curvature._recognize import loss_hessian
 from localhessian.curvature._root import at_least_single
-from localhessian.linalg import eps_of
+from localhessian.linalg import eps_of, repeat
 from localhessian.network import Leaves, Place, Side, applied, curved
 
 SCALARS = ("mean", "range_mean", "max")
@@ -47,7 +47,8 @@ def local_scalar(
     up to rounding, and equal to it where H has no more than `probes` eigenvalues. `loss` is that of the last block,
     None before it (S = I); `words` are from `random_words`, for the floating-point variables of this side.
 
-    Cost: one forward pass of the block and `probes` jvps (at least 2); of `max` as many vjps too.
+    Cost: one forward pass of the block and `probes` jvps (at least 2); of `max` as many vjps too, in a loop, where
+    convolutions are products on the CPU: it may stand in a branch, as the others may.
 
     Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """
@@ -93,19 +94,24 @@ def _largest(product: Callable[..., Any], start: list[Array], steps: int) -> Sca
     first, unravel = ravel(start)
     narrow, first = first.dtype, at_least_single(first)
     dtype = first.dtype
-    basis = first[None] / jnp.linalg.norm(first)
-    images = jnp.zeros((0, first.size), dtype)
-    for _ in range(steps):
-        image = at_least_single(ravel(product(unravel(basis[-1].astype(narrow))))[0])
-        images = jnp.concatenate([images, image[None]])
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        at, basis, images = state
+        image = at_least_single(ravel(product(unravel(basis[at].astype(narrow))))[0])
         rest = image
         for _ in range(2):
             rest = rest - _matmul(basis.T, _matmul(basis, rest))
         length, whole = jnp.linalg.norm(rest), jnp.linalg.norm(image)
         # What is left of an invariant subspace is rounding: a vector of zeros adds nothing to it.
         live = length > 100 * eps_of(dtype) * whole
-        basis = jnp.concatenate([basis, jnp.where(live, rest / jnp.where(live, length, 1), 0)[None]])
-    projected = _matmul(basis[:steps], images.T)
+        rest = jnp.where(live, rest / jnp.where(live, length, 1), 0)
+        return at + 1, basis.at[at + 1].set(rest, mode="drop"), images.at[at].set(image)
+
+    none = jnp.zeros((steps, first.size), dtype)
+    state = jnp.zeros((), jnp.int32), none.at[0].set(first / jnp.linalg.norm(first)), none
+    # Never written out: the CPU runs a convolution's vjp slowly in a branch too, where a caller may have put this.
+    _, basis, images = repeat(step, state, steps, few=0)
+    projected = _matmul(basis, images.T)
     return jnp.maximum(eigh((projected + projected.T) / 2)[0][-1], 0)
 
 

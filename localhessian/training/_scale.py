@@ -125,10 +125,9 @@ def scale_by_local_hessian(
             numbers that are not finite, and (at the first step with these shapes) what else it refuses for its values.
 
     Cost: every `refresh` steps one forward pass of the chain on `samples` samples, and for each side of each block
-    `probes` jvps. `max` needs vjps too, which the CPU runs slowly in a branch if they are of convolutions: so it is
-    estimated at every step, and read every `refresh`. In `optax.inject_hyperparams` name `chain`, `loss` and, where
-    they are given, `samples`, `probes` and `per_sample` as `static_args`: optax takes any other function for a
-    schedule, and calls it with the count of steps ("missing a required argument") before this one is reached.
+    `probes` jvps, of `max` as many vjps too. In `optax.inject_hyperparams` name `chain`, `loss` and, where they are
+    given, `samples`, `probes` and `per_sample` as `static_args`: optax takes any other function for a schedule, and
+    calls it with the count of steps ("missing a required argument") before this one is reached.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -273,8 +272,8 @@ def scale_amended_sgd(
 def _refreshed(chain, loss, scalar, probes, dtype, due, before, *arguments) -> tuple[Array, Array]:
     """New scalars where they are due."""
     estimate = functools.partial(_scalars, chain, loss, scalar, probes, dtype, *arguments)
-    # Only jvps may stand in a branch: the CPU runs other derivatives of convolutions slowly there.
-    return estimate() if scalar == "max" else jax.lax.cond(due, estimate, lambda: before)
+    # The CPU runs a vjp of a convolution slowly in a branch: `mean` and `range_mean` need none, `max` has it rewritten.
+    return jax.lax.cond(due, estimate, lambda: before)
 
 
 def _scalars(chain, loss, scalar, probes, dtype, params, x, y, context, key) -> tuple[Array, Array]:

@@ -6,8 +6,10 @@ import networks
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import primitives
 
 import localhessian as lh
+from localhessian._programs import equations, inside
 from localhessian._tree import size
 from localhessian.curvature import SCALARS, local_scalar, random_words
 from localhessian.curvature._scalars import _signs
@@ -103,6 +105,25 @@ def test_one_draw_gives_every_probe_signs_of_its_own():
     assert len(np.unique(signs, axis=0)) == 70
     # The mean of 1,540 signs deviates by 0.025.
     assert abs(signs.mean()) < 0.1
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_what_an_estimate_multiplies_stands_in_a_branch_and_runs_quickly_there(scalar):
+    """Nothing is estimated at the steps between; and in a loop the CPU runs convolutions slowly (jax#12868)."""
+    case = networks.convolutional()
+    transform = lh.scale_by_local_hessian(case.chain, case.loss, scalar)
+    step = updater(transform, case)
+    program = jax.make_jaxpr(step)(case.params, transform.init(case.params), case.params)
+    heavy = {primitives.conv_general_dilated_p, primitives.dot_general_p}
+    all_of_them = list(equations(program))
+    branches = [eqn for eqn in all_of_them if eqn.primitive is primitives.cond_p]
+    estimated = [each for branch in branches for held in inside(branch) for each in equations(held)]
+    assert sum(eqn.primitive in heavy for eqn in all_of_them) == sum(eqn.primitive in heavy for eqn in estimated) > 0
+    loops = [eqn for eqn in estimated if eqn.primitive in {primitives.scan_p, primitives.while_p}]
+    assert bool(loops) == (scalar == "max")
+    looped = [each.primitive for loop in loops for held in inside(loop) for each in equations(held)]
+    assert primitives.conv_general_dilated_p not in looped or jax.default_backend() != "cpu"
 
 
 @pytest.mark.once
