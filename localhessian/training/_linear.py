@@ -10,9 +10,9 @@ from localhessian._programs import compiled_if_eager, svd
 from localhessian._status import Status
 from localhessian._tree import floating_leaves
 from localhessian._types import Array
-from localhessian.linalg import cutoff, repeat
+from localhessian.linalg import cutoff, eps_of, repeat
 from localhessian.network import Arrangement
-from localhessian.training._problem import Problem, Step, inner, plus, times, where
+from localhessian.training._problem import Problem, Step, inner, norm, plus, times, where
 
 
 @compiled_if_eager(static_argnums=3)
@@ -44,8 +44,9 @@ def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: in
     return state[0], done
 
 
-def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
-    """argmin sum_i 1/2 ||delta_b[i] - (J p)[i]||^2 of least norm; of the input, for each sample by itself.
+@compiled_if_eager(static_argnums=2)
+def least_squares(problem: Problem, ridge: Any, max_numbers: int) -> tuple[Step, Array]:
+    """argmin sum_i 1/2 ||delta_b[i] - (J p)[i]||^2 of least norm (of the input, sample by sample), and a status.
 
     Raises:
         ValueError: The Jacobian has more than `max_numbers` numbers.
@@ -74,4 +75,14 @@ def least_squares(problem: Problem, ridge: float, max_numbers: int) -> Step:
     highest = jax.lax.Precision.HIGHEST
     parts = weights * jnp.einsum("smk,sm->sk", left, target, precision=highest)
     solution = jnp.einsum("skd,sk->sd", right, parts, precision=highest)
-    return unravel(solution.reshape(start.shape))
+    step = unravel(solution.reshape(start.shape))
+    return step, _whether_affine(problem, step)
+
+
+def _whether_affine(problem: Problem, step: Step) -> Array:
+    """A status: whether the block moves as its linearization says."""
+    center, image = jax.jvp(problem.of_variables, (problem.start,), (step,))
+    moved = problem.of_variables(plus(problem.start, step))
+    gap = [m - c - i for m, c, i in zip(moved, center, image, strict=True)]
+    is_affine = norm(gap) <= 1e3 * eps_of(step[0].dtype) * (norm(center) + norm(moved))
+    return jnp.where(is_affine, int(Status.CONVERGED), int(Status.NOT_AFFINE)).astype(jnp.int32)

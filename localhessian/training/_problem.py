@@ -67,11 +67,17 @@ class Problem:
         loss, (_, rebuild) = self.loss, floating(self._z)
         return pull(jax.grad(lambda leaves: loss(rebuild(leaves), self.target).sum())(outputs))
 
+    @compiled_if_eager()
+    def gradient_after(self, step: Step) -> Step:
+        """The gradient of phi at a step."""
+        return jax.grad(self.objective)(step)
+
     def curvature(self) -> Callable[[Step], Step]:
         """v -> (s J^T S J) v at the start, linearized once."""
         hessian = None if self.loss is None else loss_hessian(self.loss, self._z, self.target)
         return self.side.gauss_newton(self.place, hessian)
 
+    @compiled_if_eager(static_argnums=(1, 3))
     def scalar(self, name: str, key: Key, probes: int) -> Scalar:
         """m_W or m_z of the block."""
         words = random_words(key, size(self.start), probes)

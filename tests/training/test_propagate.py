@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import localhessian as lh
+from localhessian._programs import compiler_options
 
 CASES = {
     "mlp": networks.mlp,
@@ -320,4 +321,27 @@ def test_without_jit_equal_blocks_share_a_few_programs(count_compilations):
             lh.propagate(case.chain, case.params, case.x, case.y, case.loss)
         return len(seen.names)
 
+    compiler_options()  # which a process tries once
     assert programs(5) == programs(3) < 40
+
+
+@pytest.mark.once
+def test_without_jit_no_solver_runs_step_by_step(count_compilations):
+    """Each operation would be a program, and each loop one at every call."""
+    solvers = [
+        lh.ScaledGradient(0.1),
+        lh.ScaledGradient(0.1, "max"),
+        lh.OptaxSteps(optax.sgd(0.1), 2),
+        lh.LeastSquares(),
+        lh.GradientStep(0.1),
+    ]
+    case = networks.mlp(widths=(5, 5, 5, 5, 5, 3))
+    of_blocks = dict(zip(case.chain.names, solvers, strict=True))
+    jax.clear_caches()
+    counts = []
+    for _ in range(2):
+        with count_compilations() as seen:
+            lh.propagate(case.chain, case.params, case.x, case.y, case.loss, of_blocks, of_blocks)
+        counts.append(len(seen.names))
+    assert counts[0] < 80
+    assert counts[1] == 0
