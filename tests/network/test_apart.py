@@ -160,9 +160,10 @@ def test_what_is_proven_of_some_samples_alone_is_true(cases, proven):
     for name, apply in cases.items():
         found = runs_alone(lh.Block("block", lambda w, z, apply=apply: apply(z)), (), z, None, len(some))
         if found:
-            np.testing.assert_array_equal(apply(z[some]), np.asarray(apply(z))[some], err_msg=name)
             tangents = jax.jvp(apply, (z,), (jnp.cos(z),))[1][some], jax.jvp(apply, (z[some],), (jnp.cos(z[some]),))[1]
-            np.testing.assert_array_equal(*tangents, err_msg=name)
+            for alone, of_all in ((apply(z[some]), np.asarray(apply(z))[some]), tangents):
+                # Numbers of order 1; some CPUs add up a batch of another length in another order.
+                np.testing.assert_allclose(alone, of_all, rtol=1e-6, atol=1e-6, err_msg=name)
         assert found == (proven and name not in OF_FOUR), name
 
 
