@@ -103,7 +103,7 @@ class ScaledGradient:
 
 
 @compiled_if_eager()
-def _divided(gradient: Step, m: Array, largest: Array, rate: Any, damping: float) -> tuple[Step, Array]:
+def _divided(gradient: Step, m: Array, largest: Array, rate: Any, damping: Any) -> tuple[Step, Array]:
     """The step, and the largest m seen."""
     m = m.astype(largest.dtype)
     largest = jnp.maximum(largest, m)
