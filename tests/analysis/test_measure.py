@@ -156,8 +156,8 @@ def test_iterations_over_equal_blocks_are_one_in_a_program(monkeypatch, wrt, tol
         surveyed, exact = told[name, wrt], whole[name, wrt]
         np.testing.assert_allclose(surveyed.lambda_max, exact.lambda_max, rtol=6e-3)
         assert 1 <= surveyed.kappa_lower <= exact.kappa_plus * (1 + 1e-4)
-        # Of H_z, of order 8, the run sees all: what is left is rounding.
-        assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error + tol.eigenvalue * exact.trace
+        # Of H_z, of order 8, the run sees all: what is left is rounding, two of float32 for each eigenvalue.
+        assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error + min(tol.eigenvalue, 2e-6) * exact.trace
 
     def count(blocks, kind):
         found = equations(jax.make_jaxpr(lambda *given: of(*given, blocks))(params, x))
