@@ -36,6 +36,7 @@ from localhessian._programs._rewrite import assemble as assemble
 from localhessian._programs._rewrite import live as live
 from localhessian._programs._rewrite import rewritten as rewritten
 from localhessian._programs._rewrite import run_rewritten as run_rewritten
+from localhessian._programs._tangents import pushed as pushed
 from localhessian._programs._text import MARKS as MARKS
 from localhessian._programs._text import NO_DERIVATIVE as NO_DERIVATIVE
 from localhessian._programs._text import Text as Text

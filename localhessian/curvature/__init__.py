@@ -10,6 +10,6 @@ from localhessian.curvature._recipe import Part as Part
 from localhessian.curvature._recognize import loss_hessian as loss_hessian
 from localhessian.curvature._scalars import SCALARS as SCALARS
 from localhessian.curvature._scalars import check_scalar as check_scalar
-from localhessian.curvature._scalars import local_scalar as local_scalar
+from localhessian.curvature._scalars import estimated_scalars as estimated_scalars
 from localhessian.curvature._scalars import random_words as random_words
 from localhessian.curvature._streamed import coupling as coupling

@@ -34,6 +34,7 @@ from localhessian.network._side import curved as curved
 from localhessian.network._side import displaced as displaced
 from localhessian.network._side import half_square as half_square
 from localhessian.network._side import meant as meant
+from localhessian.network._side import outputs_by as outputs_by
 from localhessian.network._stream import Batch as Batch
 from localhessian.network._stream import Stream as Stream
 from localhessian.network._stream import expect_batch as expect_batch

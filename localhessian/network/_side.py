@@ -201,6 +201,19 @@ class ByInput(Side):
         return dataclasses.replace(place, z=to)
 
 
+def outputs_by(sides: Sequence[Side], place: Place) -> Callable[[Sequence[Leaves]], tuple[Leaves, Activations]]:
+    """The variables of several sides of one block -> F as its floating-point leaves, and as it is."""
+
+    def outputs(values: Sequence[Leaves]) -> tuple[Leaves, Activations]:
+        there = place
+        for side, leaves in zip(sides, values, strict=True):
+            there = side.variables(there)[1](leaves)
+        z = applied(sides[0].block, there)
+        return floating_leaves(z), z
+
+    return outputs
+
+
 SIDES: Mapping[Wrt, type[Side]] = {side.wrt: side for side in (ByParams, ByInput)}
 
 

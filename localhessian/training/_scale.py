@@ -1,6 +1,5 @@
 """Scale-amended SGD: gradients divided by scalars that stand for the local Hessians (Algorithm 2), as optax has it."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +14,9 @@ from localhessian._memory import as_key
 from localhessian._programs import compiled_if_eager
 from localhessian._tree import floating_leaves, is_concrete, shapes, size
 from localhessian._types import Activations, Array, Context, Key, Loss
-from localhessian.curvature import LocalScalars, check_scalar, local_scalar, random_words
+from localhessian.curvature import LocalScalars, check_scalar
 from localhessian.network import (
-    ByInput,
-    ByParams,
     Chain,
-    Place,
     admit,
     answer,
     by_block,
@@ -33,6 +29,7 @@ from localhessian.network import (
     run_chain,
     validate_values,
 )
+from localhessian.training._estimate import refreshed
 from localhessian.training._layouts import check_unmasked, scaled
 
 TINY = 1e-30
@@ -195,7 +192,7 @@ def scale_by_local_hessian(
                 validated.add(seen)
             key = jax.random.fold_in(jax.random.key(0), state.steps) if key is None else key
             due = state.steps % refresh == 0
-            of_weights, of_inputs = _refreshed(
+            of_weights, of_inputs = refreshed(
                 chain, loss, scalar, probes, dtype, due, (of_weights, of_inputs), of_blocks, *few, key
             )
         counts = np.asarray([size(of_blocks.get(name, ())) for name in chain.names], dtype) if normalize else None
@@ -266,34 +263,6 @@ def scale_amended_sgd(
         expect_number("momentum", momentum)
         parts.append(optax.trace(momentum, nesterov))
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
-
-
-@compiled_if_eager(static_argnums=(0, 1, 2, 3, 4))
-def _refreshed(chain, loss, scalar, probes, dtype, due, before, *arguments) -> tuple[Array, Array]:
-    """New scalars where they are due."""
-    estimate = functools.partial(_scalars, chain, loss, scalar, probes, dtype, *arguments)
-    # The CPU runs a vjp of a convolution slowly in a branch: `mean` and `range_mean` need none, `max` has it rewritten.
-    return jax.lax.cond(due, estimate, lambda: before)
-
-
-def _scalars(chain, loss, scalar, probes, dtype, params, x, y, context, key) -> tuple[Array, Array]:
-    """m_W and m_z of every block; 1 for a side that does not exist."""
-    activations = chain.forward(params, x, context)
-    sides = [
-        (side(block), Place(params.get(block.name, ()), z, context), loss if b == len(chain) - 1 else None)
-        for b, (block, z) in enumerate(zip(chain.blocks, activations, strict=False))
-        for side in (ByParams, ByInput)
-    ]
-    variables = [side.variables(place)[0] for side, place, _ in sides]
-    variables[1] = []  # of the input of the first block nothing is asked
-    ends = np.cumsum([size(leaves) for leaves in variables]).tolist()
-    words = random_words(key, ends[-1], probes)
-    found = [jnp.ones((), dtype)] * len(sides)
-    for i, (side, place, last) in enumerate(sides):
-        if variables[i]:
-            own = words[:, ends[i] - size(variables[i]) : ends[i]]
-            found[i] = local_scalar(side, last, scalar, place, y, own, probes).astype(dtype)
-    return jnp.stack(found[0::2]), jnp.stack(found[1::2])
 
 
 def _check_settings(chain, loss, scalar, refresh, decay, damping, normalize, samples, probes, per_sample) -> None:
