@@ -29,9 +29,9 @@ from localhessian.linalg.operators import gram as gram
 from localhessian.linalg.operators import in_turn as in_turn
 from localhessian.linalg.operators import linear_map as linear_map
 from localhessian.linalg.operators import matrix_map as matrix_map
+from localhessian.linalg.operators import quickly as quickly
 from localhessian.linalg.operators import repeat as repeat
 from localhessian.linalg.operators import repeated as repeated
-from localhessian.linalg.operators import run_quickly as run_quickly
 from localhessian.linalg.operators import symmetric_operator as symmetric_operator
 from localhessian.linalg.operators import weighted_sum as weighted_sum
 from localhessian.linalg.spectra import RANK_RULE as RANK_RULE

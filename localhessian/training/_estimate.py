@@ -5,25 +5,23 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from localhessian._programs import compiled_if_eager
 from localhessian._tree import size
 from localhessian._types import Activations, Array, Context, Params
 from localhessian.curvature import estimated_scalars, random_words
-from localhessian.linalg import run_quickly
+from localhessian.linalg import quickly
 from localhessian.network import SIDES, Chain, Leaves, Place, Wrt, applied
 
 
-@compiled_if_eager(static_argnums=(0, 1, 2, 3, 4))
+@quickly(static_argnums=(0, 1, 2, 3, 4))
 def refreshed(chain, loss, scalar, probes, dtype, due, before, *arguments) -> tuple[Array, Array]:
     """New scalars (m_W, m_z) of every block where they are due, else those of before.
 
     Cost: a forward pass, and what `estimated_scalars` takes of both sides of each block; nothing at steps between.
     """
-    estimate = Partial(functools.partial(_scalars, chain, loss, scalar, probes, dtype))
+    estimate = functools.partial(_scalars, chain, loss, scalar, probes, dtype, *arguments)
     # The CPU runs a vjp of a convolution slowly in a branch: `mean` and `range_mean` need none, `max` has it rewritten.
-    return jax.lax.cond(due, lambda: run_quickly(estimate, *arguments), lambda: before)
+    return jax.lax.cond(due, estimate, lambda: before)
 
 
 def _scalars(chain, loss, scalar, probes, dtype, params, x, y, context, key) -> tuple[Array, Array]:

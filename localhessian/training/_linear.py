@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localhessian._programs import compiled_if_eager, svd
+from localhessian._programs import svd
 from localhessian._status import Status
 from localhessian._tree import floating_leaves
 from localhessian._types import Array
-from localhessian.linalg import cutoff, eps_of, repeat
+from localhessian.linalg import cutoff, eps_of, quickly, repeat
 from localhessian.network import Arrangement
 from localhessian.training._problem import Problem, Step, inner, norm, plus, times, where
 
 
-@compiled_if_eager(static_argnums=3)
+@quickly(static_argnums=(3,))
 def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: int, rtol: Any) -> tuple[Step, Array]:
     """-(G + damping I)^-1 gradient by conjugate gradients, and a status.
 
@@ -44,7 +44,7 @@ def damped_newton(problem: Problem, gradient: Step, damping: Any, iterations: in
     return state[0], done
 
 
-@compiled_if_eager(static_argnums=2)
+@quickly(static_argnums=(2,))
 def least_squares(problem: Problem, ridge: Any, max_numbers: int) -> tuple[Step, Array]:
     """argmin sum_i 1/2 ||delta_b[i] - (J p)[i]||^2 of least norm (of the input, sample by sample), and a status.
 

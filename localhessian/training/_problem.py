@@ -10,6 +10,7 @@ from localhessian._programs import compiled_if_eager
 from localhessian._tree import floating, floating_leaves, pytree, size, static
 from localhessian._types import Activations, Key, Loss, Scalar
 from localhessian.curvature import estimated_scalars, loss_hessian, random_words
+from localhessian.linalg import quickly
 from localhessian.network import Leaves, Place, Side, applied, half_square
 
 Step = Leaves
@@ -58,7 +59,7 @@ class Problem:
             return scale * half_square(floating_leaves(self.target))
         return scale * self.loss(self._z, self.target).sum()
 
-    @compiled_if_eager()
+    @quickly()
     def gradient(self) -> Step:
         """The gradient of phi at 0: the vjp of the block, exact to rounding at any size of the displacement."""
         outputs, pull = self.side.pull(self.place)
@@ -67,7 +68,7 @@ class Problem:
         loss, (_, rebuild) = self.loss, floating(self._z)
         return pull(jax.grad(lambda leaves: loss(rebuild(leaves), self.target).sum())(outputs))
 
-    @compiled_if_eager()
+    @quickly()
     def gradient_after(self, step: Step) -> Step:
         """The gradient of phi at a step."""
         return jax.grad(self.objective)(step)
@@ -77,7 +78,7 @@ class Problem:
         hessian = None if self.loss is None else loss_hessian(self.loss, self._z, self.target)
         return self.side.gauss_newton(self.place, hessian)
 
-    @compiled_if_eager(static_argnums=(1, 3))
+    @quickly(static_argnums=(1, 3))
     def scalar(self, name: str, key: Key, probes: int) -> Scalar:
         """m_W or m_z of the block."""
         words = random_words(key, size(self.start), probes)

@@ -105,6 +105,11 @@ def test_a_layer_that_pads_by_more_than_its_window(size, window, low, high, step
     close(H.to_dense(), jnp.asarray(J.T @ J, v.dtype))
     outputs = np.asarray(matching.activations[2], np.float64).reshape(n, -1)
     close(matching.displacements[1].reshape(n, -1), jnp.asarray(-outputs @ J, v.dtype))
+    gradient = np.mean(np.sum(np.asarray(z, np.float64).reshape(n, -1) * (outputs @ J), axis=1))
+    y = jnp.zeros((n, places * d))
+    propagated = lambda params: lh.propagate(chain, params, z, y, loss, lh.GradientStep(1.0))
+    for run in (propagated, jax.jit(propagated)):
+        close(1 - run(params)[0]["in"], jnp.asarray(gradient, v.dtype))
 
 
 def wide(z, kernel):

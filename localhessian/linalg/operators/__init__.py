@@ -5,6 +5,7 @@ from localhessian.linalg.operators._alike import in_turn as in_turn
 from localhessian.linalg.operators._convolution import in_loop as in_loop
 from localhessian.linalg.operators._convolution import repeat as repeat
 from localhessian.linalg.operators._cpu import contains_convolution as contains_convolution
+from localhessian.linalg.operators._cpu import quickly as quickly
 from localhessian.linalg.operators._cpu import run_quickly as run_quickly
 from localhessian.linalg.operators._matrix import matrix_map as matrix_map
 from localhessian.linalg.operators._operators import HIGHEST as HIGHEST

@@ -3,15 +3,18 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from localhessian._programs import Equation, equations, primitives, run_rewritten
+from localhessian._programs import Equation, compiled_if_eager, equations, primitives, run_rewritten
 from localhessian._types import Array
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 LARGE = 1e6
 """Multiplications of a matrix product that are worth a transposition (heuristic)."""
@@ -39,6 +42,29 @@ def run_quickly(function: Any, *args: Any) -> Any:
     if jax.default_backend() != "cpu":
         return function(*args)
     return run_rewritten(lambda function, *args: function(*args), _instead, function, *args)
+
+
+def quickly(*, static_argnums: Sequence[int] = ()) -> Callable[[F], F]:
+    """`compiled_if_eager`, of a function that runs as by `run_quickly`: for derivatives of a user's layers.
+
+    Args:
+        static_argnums: As `jax.jit` takes them.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            moving = [arg for i, arg in enumerate(args) if i not in static_argnums]
+
+            def filled(*values: Any) -> Any:
+                rest = iter(values)
+                return function(*(arg if i in static_argnums else next(rest) for i, arg in enumerate(args)))
+
+            return run_quickly(Partial(filled), *moving)
+
+        return cast(F, compiled_if_eager(static_argnums=static_argnums)(run))
+
+    return decorate
 
 
 def _instead(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
