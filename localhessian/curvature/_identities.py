@@ -16,7 +16,7 @@ from localhessian._tree import floating, floating_leaves, ravel
 from localhessian._types import Activations, Array, Context, Key, Loss, Params
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._recognize import loss_hessian
-from localhessian.linalg import SymmetricOperator
+from localhessian.linalg import SymmetricOperator, quickly
 from localhessian.network import (
     SIDES,
     BackMatching,
@@ -182,7 +182,7 @@ def _tolerance(matching: BackMatching) -> float:
     return max(TOLERANCES[jnp.dtype(dtype).name] for dtype in types)
 
 
-@compiled(static_argnums=(0, 1), once=True)
+@quickly(static_argnums=(0, 1), once=True)
 def _back_propagation(chain: Chain, loss: Loss, params: Any, x: Any, y: Any, context: Any) -> Any:
     """dJ/dW by plain reverse mode, and dJ/dz_b as the gradient by a perturbation added to z_b."""
     activations = chain.forward(params, x, context)
@@ -217,7 +217,7 @@ def _first_order(matching: BackMatching, name: str, b: int, gradients: Any, shif
         yield "delta_b = -n dJ/dz_b", _distance(floating_leaves(matching.displacements[b]), step)
 
 
-@compiled(once=True)
+@quickly(once=True)
 def _gradient(loss: Loss, params: Any, z: Any) -> Any:
     weights, rebuild = floating(params)
     return jax.grad(lambda leaves: loss(rebuild(leaves), z))(weights)
@@ -258,7 +258,7 @@ def _from_scratch(matching: BackMatching, name: str, b: int, side: Side, v: Arra
     return product if side.per_sample else np.asarray(product) / matching.samples
 
 
-@compiled(static_argnums=(0, 1, 2), once=True)
+@quickly(static_argnums=(0, 1, 2), once=True)
 def _assemble(
     block: Callable[..., Any], loss: Loss | None, varied: int, arguments: Any, context: Any, y: Any, v: Any
 ) -> Any:

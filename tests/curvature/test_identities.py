@@ -151,6 +151,7 @@ def test_per_sample_H_z_are_the_diagonal_blocks_of_the_batch(make):
             truth = whole[np.arange(n), :, np.arange(n)]
             assert relative(blocks, truth) < TOLERANCE
             assert relative(one, truth[-1]) < TOLERANCE
+            whole = whole.copy()
             whole[np.arange(n), :, np.arange(n)] = 0
             assert np.abs(whole).max() == 0
 

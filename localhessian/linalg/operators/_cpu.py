@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._programs import Equation, compiled_if_eager, equations, primitives, run_rewritten
+from localhessian._programs import Equation, compiled, compiled_if_eager, equations, primitives, run_rewritten
 from localhessian._types import Array
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,12 +44,14 @@ def run_quickly(function: Any, *args: Any) -> Any:
     return run_rewritten(lambda function, *args: function(*args), _instead, function, *args)
 
 
-def quickly(*, static_argnums: Sequence[int] = ()) -> Callable[[F], F]:
+def quickly(*, static_argnums: Sequence[int] = (), once: bool = False) -> Callable[[F], F]:
     """`compiled_if_eager`, of a function that runs as by `run_quickly`: for derivatives of a user's layers.
 
     Args:
         static_argnums: As `jax.jit` takes them.
+        once: A program everywhere, as `compiled` has it.
     """
+    program: Any = functools.partial(compiled, once=True) if once else compiled_if_eager
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
@@ -62,7 +64,7 @@ def quickly(*, static_argnums: Sequence[int] = ()) -> Callable[[F], F]:
 
             return run_quickly(Partial(filled), *moving)
 
-        return cast(F, compiled_if_eager(static_argnums=static_argnums)(run))
+        return cast(F, program(static_argnums=static_argnums)(run))
 
     return decorate
 
