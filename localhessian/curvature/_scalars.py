@@ -52,9 +52,9 @@ def estimated_scalars(
     None before it (S = I); `words` are from `random_words`, for the floating-point variables of the sides, one side
     after the other; none may be without any. The second result is what the block gives, which an estimate takes anyway.
 
-    Cost: one forward pass of the block, and for each side `probes` jvps (at least 2) and as many inner products of each
-    of their images; of `max` as many vjps too, in a loop, where convolutions are products on the CPU: it may stand in a
-    branch, as the others may.
+    Cost: one forward pass of the block, and for each side `probes` jvps (at least 2) with an inner product each, of
+    `range_mean` one of each pair; of `max` as many vjps too, in a loop, where convolutions are products on the CPU: it
+    may stand in a branch, as the others may.
 
     Source: docs/theory.md, 5; Hutchinson (1989); Kuczynski & Wozniakowski (1992).
     """
