@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import threadpoolctl
 from platformdirs import user_cache_dir
 from scipy.linalg import blas
 
-from localhessian._blas import blas_threads
+from localhessian._blas import blas_threads, blas_threads_now
 from localhessian._clock import least_seconds
 from localhessian._files import write_text
 from localhessian.linalg.krylov import GolubKahan
@@ -73,8 +72,7 @@ def _between(kind: str, order: int, one_core: bool) -> float:
     """At a measured order, or between two; beyond all as at the nearest."""
     place = int(np.searchsorted(ORDERS, order))
     near = ORDERS[max(place - 1, 0) : place + 1]
-    pools = [] if one_core else [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    threads = max([1, *(pool["num_threads"] for pool in pools)])
+    threads = 1 if one_core else blas_threads_now()
     rates = [_rate(kind, each, threads) for each in near]
     return float(np.exp(np.interp(np.log(max(order, 1)), np.log(near), np.log(rates))))
 
