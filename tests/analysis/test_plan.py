@@ -62,6 +62,7 @@ def test_planning_tells_how_far_it_is(case):
     assert seen == [*((i, len(names), name) for i, name in enumerate(names)), (len(names), len(names), "done")]
 
 
+@pytest.mark.once
 def test_a_method_that_is_asked_for_has_its_whole_budget(case):
     few, many = (lh.plan(*case, blocks="head", wrt="params", method=lh.GolubKahan(max_matvecs=n)) for n in (10, 10000))
     assert [row.route for row in few.rows] == ["GolubKahan"]
@@ -69,6 +70,7 @@ def test_a_method_that_is_asked_for_has_its_whole_budget(case):
     assert many.seconds > 20 * few.seconds
 
 
+@pytest.mark.once
 def test_what_does_not_fit_is_skipped_with_what_it_would_take(case):
     report = lh.analyze(*case, max_seconds=1e-9)
     assert {row.status for row in report.rows} == {"SKIPPED"}
@@ -92,6 +94,7 @@ def test_little_memory_takes_the_way_that_fits(case):
     assert re.match(r"skipped: it would take about [\d.e-]+ MiB; looking for structure would take", row.note)
 
 
+@pytest.mark.once
 def test_no_row_takes_more_memory_than_it_may(case):
     for most in (2e3, 5e3, 2e4):
         rows = lh.plan(*case, part="full", max_bytes=most).rows
@@ -173,6 +176,7 @@ def test_the_way_that_fits_is_the_one_that_tells_most(monkeypatch):
     assert cheaper(quick, Limits(5)).cost.seconds == 7
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("products", "status", "words"),
     [(8, "CONVERGED", "lambda_max"), (2, "BUDGET_SPENT", "a lower bound of lambda_max")],

@@ -191,6 +191,7 @@ def test_check_identities_passes_where_the_signal_vanishes(make):
     assert not check.failures
 
 
+@pytest.mark.once
 def test_check_identities_names_the_block_with_a_wrong_derivative():
     @jax.custom_jvp
     def wrong(z):

@@ -262,6 +262,7 @@ def test_messages_of_operators_that_do_not_fit():
         lh.spectrum(matrix_map(jnp.ones((3, 2))), lh.Lanczos())
 
 
+@pytest.mark.once
 def test_method_is_chosen_by_size_and_factor():
     scaled = lh.linear_map(lambda v: 2 * v, lambda u: 2 * u, 5000, 5000)
     assert lh.spectrum(scaled).method.startswith("Structured")

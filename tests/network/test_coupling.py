@@ -38,6 +38,7 @@ def test_attention_never_couples_and_a_leak_always_does(n, tokens, d):
     assert coupled(leaking, params, z)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_deep_transformer_does_not_couple(layers):
     def apply(params, z):

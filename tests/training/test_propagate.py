@@ -134,6 +134,7 @@ def test_gauss_newton_solves_the_damped_system(tol, dtype):
         assert float(info.blocks[block].loss_after) < float(info.blocks[block].loss_before)
 
 
+@pytest.mark.once
 def test_levenberg_marquardt_rejects_and_damps_more():
     """From damping 0 the step of a saturated block overshoots; after some rejections it goes down."""
     case = networks.mlp(networks.sigmoid_dense, (4, 6, 3), gain=12.0, loss=networks.squared_error)
@@ -247,6 +248,7 @@ def test_what_is_no_solver():
             lh.propagate(case.chain, case.params, case.x, case.y, case.loss, solver)
 
 
+@pytest.mark.once
 def test_a_step_that_would_raise_the_loss_is_undone_and_said():
     case = networks.mlp()
     new, info = step(case, weight_solver=lh.OptaxSteps(optax.sgd(1e6), 3))
@@ -258,6 +260,7 @@ def test_a_step_that_would_raise_the_loss_is_undone_and_said():
     assert int(info.rejected) >= 3
 
 
+@pytest.mark.once
 @pytest.mark.relaxed
 @pytest.mark.parametrize(
     "solver",
