@@ -32,6 +32,7 @@ from localhessian._programs._inside import named_scopes as named_scopes
 from localhessian._programs._inside import traced as traced
 from localhessian._programs._inside import variables as variables
 from localhessian._programs._inside import where as where
+from localhessian._programs._rewrite import Rule as Rule
 from localhessian._programs._rewrite import assemble as assemble
 from localhessian._programs._rewrite import live as live
 from localhessian._programs._rewrite import rewritten as rewritten

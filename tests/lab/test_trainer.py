@@ -1,5 +1,6 @@
 """The training loop: against a plain optax loop, and across a kill."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -28,13 +29,14 @@ from localhessian.lab import (
     nnx_network,
 )
 from localhessian.lab.comparison import network
-from localhessian.lab.comparison._trainer import TEST_BATCH, batch_indices
+from localhessian.lab.comparison._trainer import TEST_BATCH, _step, batch_indices
 from localhessian.network import Block, Chain
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 STEPS, BATCH = 12, 8
 DATA = digits().take(200, 50)
 TANH = network("tanh-1", DATA, width=6)
+LABELS = np.zeros(2, np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,29 @@ def test_the_curve_is_that_of_a_plain_optax_loop(name, optimizer, tol):
     for got, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(got, expected, rtol=tol.identity, atol=tol.identity)
     assert not curve.diverged
+
+
+@pytest.mark.once
+def test_a_layer_that_pads_by_more_than_its_window_learns_by_its_gradient(tol):
+    """In some programs jaxlib 0.10 computes a wrong one. Squares of what is linear in `w` have it by hand."""
+    layer = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1,), padding=[(5, 2)], dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    head = Block("head", lambda kernel, z: layer(z, kernel).reshape(len(z), -1))
+    chain = Chain([Block("in", lambda w, z: w * z), head])
+    x, kernel = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((2, 2, 3), (4, 3, 2)))
+    there = Network("padded", chain, lambda _: ({"in": jnp.ones(()), "head": jnp.asarray(kernel)}, None))
+    trainer = Trainer(there, algorithm("sgd"), lambda z, y: 0.5 * (z**2).sum(1))
+    state, _ = trainer.run(Images(x, LABELS, x, LABELS), steps=1, batch=2, learning_rate=1.0)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, [(0, 0), (5, 2), (0, 0)]), 4, axis=1)
+    outputs = np.einsum("nact,tcd->nad", windows.astype(np.float64), kernel)
+    np.testing.assert_allclose(1 - state.params["in"], (outputs**2).sum() / 2, rtol=10 * tol.identity)
+    gradient = np.einsum("nact,nad->tcd", windows, outputs) / 2
+    np.testing.assert_allclose(kernel - state.params["head"], gradient, rtol=10 * tol.identity, atol=10 * tol.identity)
+    # And quickly: a window that is larger than its image has its padding written out.
+    step = functools.partial(_step, trainer)
+    program = jax.make_jaxpr(step)(state, x, LABELS, np.arange(2), jax.random.key(0), np.float32(1))
+    assert ("optimization_barrier" in str(program)) == (jax.default_backend() == "cpu")
 
 
 @pytest.mark.once

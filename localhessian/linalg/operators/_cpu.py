@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from localhessian._programs import Equation, compiled, compiled_if_eager, equations, primitives, run_rewritten
+from localhessian._programs import Equation, Rule, compiled, compiled_if_eager, equations, primitives, run_rewritten
 from localhessian._types import Array
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,18 +39,18 @@ def run_quickly(function: Any, *args: Any) -> Any:
     a sum of shifted images. benchmarks/cpu.py measures all four. Negative padding, as derivatives of layers have that
     pad by more than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
     """
-    if jax.default_backend() != "cpu":
-        return function(*args)
-    return run_rewritten(lambda function, *args: function(*args), _instead, function, *args)
+    return _run_by(_instead, function, *args)
 
 
-def quickly(*, static_argnums: Sequence[int] = (), once: bool = False) -> Callable[[F], F]:
+def quickly(*, static_argnums: Sequence[int] = (), once: bool = False, depthwise: bool = True) -> Callable[[F], F]:
     """`compiled_if_eager`, of a function that runs as by `run_quickly`: for derivatives of a user's layers.
 
     Args:
         static_argnums: As `jax.jit` takes them.
         once: A program everywhere, as `compiled` has it.
+        depthwise: Whether results that see one channel each become sums, which round in another order.
     """
+    instead = _instead if depthwise else _but_depthwise
     program: Any = functools.partial(compiled, once=True) if once else compiled_if_eager
 
     def decorate(function: F) -> F:
@@ -62,17 +62,25 @@ def quickly(*, static_argnums: Sequence[int] = (), once: bool = False) -> Callab
                 rest = iter(values)
                 return function(*(arg if i in static_argnums else next(rest) for i, arg in enumerate(args)))
 
-            return run_quickly(Partial(filled), *moving)
+            return _run_by(instead, Partial(filled), *moving)
 
         return cast(F, program(static_argnums=static_argnums)(run))
 
     return decorate
 
 
+def _run_by(instead: Rule, function: Any, *args: Any) -> Any:
+    if jax.default_backend() != "cpu":
+        return function(*args)
+    return run_rewritten(lambda function, *args: function(*args), instead, function, *args)
+
+
 def _instead(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
     """A function that does what a slow or wrong equation should; None for any other."""
-    if is_depthwise(eqn):
-        return functools.partial(convolve_depthwise, eqn)
+    return functools.partial(convolve_depthwise, eqn) if is_depthwise(eqn) else _but_depthwise(eqn, turned)
+
+
+def _but_depthwise(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
     if eqn.primitive is primitives.conv_general_dilated_p and any(_padded_before(eqn)):
         return functools.partial(_convolve_padded, eqn)
     if eqn.primitive is primitives.dot_general_p and _is_upside_down(eqn):
