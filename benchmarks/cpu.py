@@ -38,6 +38,11 @@ def pulled_weights(u, z):
     return jax.linear_transpose(lambda w: z @ w, weights)(u)[0]
 
 
+def pulled_biases(u, z):
+    """By the biases of a dense layer."""
+    return jax.linear_transpose(lambda b: b + jnp.zeros_like(z), jax.ShapeDtypeStruct(z.shape[-1:], z.dtype))(u)[0]
+
+
 def random(*shape: int):
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
 
@@ -66,6 +71,9 @@ def cases():
     for samples, wide, narrow in ((256, 784, 512), (256, 512, 512), (1024, 128, 512)):
         name = f"by the weights, {samples} samples, {wide} to {narrow}"
         yield name, pulled_weights, (samples, narrow), random(samples, wide)
+
+    for shape in ((256, 512), (1024, 1024), (16, 64, 128)):
+        yield f"by the biases, {' x '.join(map(str, shape))}", pulled_biases, shape, random(*shape)
 
 
 def milliseconds(function: Callable, *args) -> float:

@@ -1,4 +1,4 @@
-"""XLA's two ways from fused operations to loops on CPUs: its default, and the older one of our programs, in turns.
+"""XLA's options for CPUs: its own, and those of our programs (older loops, of which short ones are not unrolled).
 
     taskset -c 0 python benchmarks/loops.py
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from localhessian._programs import compiler_options, sums_go_wrong
 
-DEFAULT = {"xla_cpu_use_fusion_emitters": True}
+DEFAULT = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 RUNS = 15
 
 
@@ -51,6 +51,8 @@ def cases() -> Iterator[tuple[str, Callable, jax.Array]]:
     yield "layer_norm, bfloat16", layer_norm, matrix.astype("bfloat16")
     for function in (batch_norm, convolutional_layer, pooling):
         yield function.__name__, function, images
+    yield "batch_norm, small", batch_norm, random(64, 8, 8, 64)
+    yield "sum of rows", lambda x: x.sum(0), matrix
 
 
 def derivatives(function: Callable) -> Iterator[Callable]:
@@ -80,7 +82,7 @@ def measured(function: Callable, x: jax.Array, options: dict) -> tuple[float, fl
 def main() -> None:
     ours = compiler_options()
     if not ours.keys() >= DEFAULT.keys():
-        print(f"jaxlib {jaxlib.__version__} has one way only, or this is no CPU")
+        print(f"jaxlib {jaxlib.__version__} does not have these options, or this is no CPU")
         return
     theirs = {name: value for name, value in ours.items() if name not in DEFAULT} | DEFAULT
     print(f"wrong sums: {sums_go_wrong()}; options {ours} against {theirs}")

@@ -62,7 +62,7 @@ def test_inside_of_other_programs_theirs_are_the_options():
 def test_options_that_this_compiler_does_not_have_are_left_out(monkeypatch):
     x = _numbers(100)
     wanted = np.asarray(x) ** 2 + 1
-    ours = {"_PLAIN_LOOPS": _compile._PLAIN_LOOPS, "_UNOPTIMIZED": _compile._UNOPTIMIZED}
+    ours = {name: getattr(_compile, name) for name in ("_PLAIN_LOOPS", "_SELDOM_UNROLLED", "_UNOPTIMIZED")}
     for names in (ours, {key: {"xla_of_another_version": 1} for key in ours}):
         for name, options in names.items():
             monkeypatch.setattr(_compile, name, options)
@@ -71,6 +71,21 @@ def test_options_that_this_compiler_does_not_have_are_left_out(monkeypatch):
             np.testing.assert_allclose(program(x), wanted, rtol=1e-6)
             np.testing.assert_allclose(jax.jit(lambda x, run=program: 2 * run(x))(x), 2 * wanted, rtol=1e-6)
     assert "xla_of_another_version" not in compiler_options()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's options")
+def test_who_wants_no_optimizations_gets_none():
+    """Of two calls of a program, with and without them, each is compiled as was asked for."""
+    before, asked = jax.config.read("jax_disable_most_optimizations"), {}
+    program = compiled(lambda x: 3 * x)
+    try:
+        for unoptimized in (True, False, True):
+            jax.config.update("jax_disable_most_optimizations", unoptimized)
+            asked[unoptimized] = compiler_options().get("xla_backend_optimization_level")
+            assert program(2.0) == 6
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    assert asked == {True: None, False: 1}
 
 
 def _multiply(chain, params, x, y):

@@ -1,5 +1,7 @@
 """Programs rewritten for XLA's CPU backend give the same numbers, and are rewritten where they should be."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jax.tree_util import Partial
 import localhessian as lh
 from localhessian.linalg.operators import _cpu
 
+ON_CPU = jax.default_backend() == "cpu"
 EPS = float(jnp.finfo(jnp.zeros(()).dtype).eps)
 
 
@@ -216,6 +219,47 @@ def test_max_pooling_with_overlap_is_left_alone(stride, padding, replaced):
     assert "select_and_scatter_add" in before
     assert ("select_and_scatter_add" not in after) == replaced
     np.testing.assert_array_equal(run_quickly(pull, z, pool(z)), pull(z, pool(z)))
+
+
+@pytest.mark.once
+@settings(max_examples=8)
+@given(data=st.data())
+def test_sums_of_any_axes(data):
+    """Those over leading axes of up to three are products with ones on the CPU."""
+    shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    axes = data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))
+    a = random(len(shape), *shape)
+    leads = len(axes) < len(shape) <= 3 and axes == set(range(len(axes)))
+    add = lambda a: jnp.sum(a, tuple(axes))
+    before, after = programs(add, a)
+    assert "reduce_sum" in before
+    assert ("reduce_sum" in after) == (not (leads and ON_CPU))
+    close(run_quickly(add, a), np.sum(np.asarray(a, np.float64), tuple(axes)))
+    pull = lambda a: jax.vjp(lambda a: jnp.sin(add(a)), a)[1](jnp.cos(add(a)))[0]
+    close(run_quickly(pull, a), pull(a))
+    close(jax.vmap(lambda a: run_quickly(add, a))(jnp.stack([a, 2 * a])), jnp.stack([add(a), 2 * add(a)]))
+
+
+def test_a_sum_of_no_numbers_is_zero():
+    np.testing.assert_array_equal(run_quickly(lambda a: a.sum(0), jnp.ones((0, 3))), np.zeros(3))
+
+
+@pytest.mark.parametrize("rows", [7, 64, 97, 20_000, 65_536, 65_537])
+def test_long_sums_over_leading_axes_lose_no_digits(rows):
+    """By one product the error of 65,536 terms around one is 40 roundings; those of a large prime number stay a sum."""
+    a = 1 + random(rows, rows, 3)
+    exact, scale = ([math.fsum(column) for column in np.asarray(terms, np.float64).T] for terms in (a, jnp.abs(a)))
+    assert np.max(np.abs(np.asarray(run_quickly(lambda a: a.sum(0), a), np.float64) - exact) / scale) < 8 * EPS
+    assert ("reduce_sum" in programs(lambda a: a.sum(0), a)[1]) == (rows == 65_537 or not ON_CPU)
+
+
+def test_sums_of_integers_and_of_half_precision_stay_sums():
+    add = lambda a: jnp.sum(a, 0)
+    transposed = lambda a: jax.linear_transpose(lambda b: jnp.broadcast_to(b, a.shape), a[0])(a)[0]
+    for of, run in ((jnp.int32, add), (bool, add), (jnp.bfloat16, transposed)):
+        a = jnp.ones((1000, 2), of)
+        assert "reduce_sum" in programs(run, a)[1]
+        np.testing.assert_array_equal(run_quickly(run, a), run(a))
 
 
 def test_equations_without_a_result_go_through():

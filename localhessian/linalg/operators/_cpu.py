@@ -22,6 +22,9 @@ TAPS = 64
 """Places of a window that are written out one by one, at most."""
 SHIFTED = 1000
 """Multiplications with each number of an image up to which a sum of shifted images is less work (heuristic)."""
+FEW, GROUP = 32, 256
+"""Terms that one product with ones adds one after the other, if that is all and at most: in long sums of float32 digits
+get lost."""
 
 
 def contains_convolution(program: Any) -> bool:
@@ -36,7 +39,8 @@ def run_quickly(function: Any, *args: Any) -> Any:
     times as long as the same image with its padding written out, and so does the transpose of max-pooling against a
     comparison with the place of the maximum. A^T B, of which gradients by weights are made, takes up to half as long
     again as with A^T written out. A convolution whose results see one channel each (depthwise, or of gray images) is
-    a sum of shifted images. benchmarks/cpu.py measures all four. Negative padding, as derivatives of layers have that
+    a sum of shifted images. A sum over leading axes, as derivatives of biases and of normalization have, is a product
+    with ones. benchmarks/cpu.py measures all five. Negative padding, as derivatives of layers have that
     pad by more than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
     """
     return _run_by(_instead, function, *args)
@@ -87,6 +91,8 @@ def _but_depthwise(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
         return functools.partial(_multiply_turned if turned else _multiply_upright, eqn)
     if eqn.primitive is primitives.select_and_scatter_add_p and _tiles(eqn):
         return functools.partial(_put_at_maxima, eqn.params["window_dimensions"])
+    if _adds_leading(eqn):
+        return functools.partial(_add_in_groups, len(eqn.params["axes"]))
     return None
 
 
@@ -191,6 +197,39 @@ def _after_transposition(
     upright = jax.lax.optimization_barrier(jax.lax.transpose(first, (*free, *along)))
     numbers = ((tuple(range(len(free), first.ndim)), other), ((), ()))
     return cast(Array, eqn.primitive.bind(upright, second, **{**eqn.params, "dimension_numbers": numbers}))
+
+
+def _adds_leading(eqn: Any) -> bool:
+    """Whether it sums over the leading axes, over these alone, in groups.
+
+    Not of images: there such sums are part of what is computed before, and products would be compiled for longer.
+    """
+    if eqn.primitive is not primitives.reduce_sum_p or eqn.params.get("out_sharding") is not None:
+        return False
+    axes, array = eqn.params["axes"], eqn.invars[0].aval
+    leads = sorted(axes) == list(range(len(axes))) and 0 < len(axes) < array.ndim <= 3
+    # Sums of half precision are rounded once; products may round each of their terms.
+    is_wide = np.issubdtype(array.dtype, np.floating) and array.dtype.itemsize >= 4
+    return bool(leads and is_wide and array.size and max(_groups(math.prod(array.shape[: len(axes)]))) <= GROUP)
+
+
+def _groups(terms: int) -> list[int]:
+    """Factors of the number of terms, as few as keep below `GROUP` and as equal as it has them."""
+    count, found = 1 if terms <= FEW else 2 if terms <= GROUP**2 else 3, []
+    while count > 1:
+        goal = terms ** (1 / count)
+        divisors = [size for size in range(1, GROUP + 1) if terms % size == 0]
+        found.append(min(divisors, key=lambda size: abs(math.log(size / goal))))
+        terms, count = terms // found[-1], count - 1
+    return [*found, terms]
+
+
+def _add_in_groups(axes: int, array: Array) -> Array:
+    """The sum over so many leading axes: of distant terms by a product with ones, then of what that gives."""
+    total = array.reshape(1, -1)
+    for size in _groups(math.prod(array.shape[:axes])):
+        total = jnp.ones((1, size), array.dtype) @ total.reshape(size, -1)
+    return total.reshape(array.shape[axes:])
 
 
 def _tiles(eqn: Any) -> bool:
