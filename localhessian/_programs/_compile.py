@@ -18,12 +18,10 @@ _OUTSIDE = core.get_opaque_trace_state()
 """Nothing is being traced while modules are imported."""
 _WITHOUT_FUSED_SUMS: Any = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _PLAIN_LOOPS: Any = {"xla_cpu_use_fusion_emitters": False}
-"""The CPU's older way from fused operations to loops: the same numbers at the same speed from float32 on, compiled in
-two thirds of the time, of convolutions with batch normalization (`benchmarks/loops.py`; jaxlib 0.10.2)."""
 _SELDOM_UNROLLED: Any = {"xla_backend_optimization_level": 1}
-"""Of the levels up to 3 (the default) that which does not write out short loops, as small images have: compiled in a
-third to two thirds of the time, the same speed (`benchmarks/loops.py`), but sums over leading axes, which
-`linalg.quickly` has as products."""
+"""The CPU's older way from fused operations to loops (jaxlib 0.10), and of the levels up to 3 (the default) that which
+does not write out short loops, as over small images. Together they take half of the time to compile; runs take as long
+from float32 on, but sums over leading axes, which `linalg.quickly` has as products (`benchmarks/loops.py`)."""
 _UNOPTIMIZED: Any = {"xla_backend_optimization_level": 0}
 
 
@@ -50,15 +48,16 @@ def compiled(function: Any = None, /, *, static_argnums: Any = (), once: bool = 
     plain = jax.jit(precise, static_argnums=static_argnums)
 
     @functools.cache
-    def chosen(options: tuple[tuple[str, Any], ...]) -> Callable:
-        return jax.jit(precise, static_argnums=static_argnums, compiler_options=dict(options)) if options else plain
+    def chosen(_: bool) -> Callable:
+        """By the flag that options follow."""
+        options = compiler_options() | (_known(_UNOPTIMIZED) if once else {})
+        return jax.jit(precise, static_argnums=static_argnums, compiler_options=options) if options else plain
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
         if is_tracing():
             return plain(*args)
-        options = compiler_options() | (_known(_UNOPTIMIZED) if once else {})
-        return settled(chosen(tuple(options.items()))(*args))
+        return settled(chosen(_wants_no_optimizations())(*args))
 
     return run
 
@@ -84,14 +83,19 @@ def _multiplies_coarsely() -> bool:
 
 def compiler_options() -> dict[str, Any]:
     """Those of every program of ours: without the fusion that is wrong on this CPU, and compiled soon."""
+    level = {} if _wants_no_optimizations() else _SELDOM_UNROLLED
+    return (_WITHOUT_FUSED_SUMS if sums_go_wrong() else {}) | (_known(_PLAIN_LOOPS | level) or _known(level))
+
+
+def _wants_no_optimizations() -> bool:
+    """Whether JAX is told to leave them out, which no level of ours should undo."""
     config: Any = jax.config
-    optimized = {} if config.read("jax_disable_most_optimizations") else _known(_SELDOM_UNROLLED)
-    return (_WITHOUT_FUSED_SUMS if sums_go_wrong() else {}) | _known(_PLAIN_LOOPS) | optimized
+    return bool(config.read("jax_disable_most_optimizations"))
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     """Those options of the CPU, if that is the device and this JAX has them."""
-    return options if jax.default_backend() == "cpu" and _is_known(tuple(options.items())) else {}
+    return options if options and jax.default_backend() == "cpu" and _is_known(tuple(options.items())) else {}
 
 
 @functools.cache
