@@ -73,7 +73,6 @@ def test_options_that_this_compiler_does_not_have_are_left_out(monkeypatch):
     assert "xla_of_another_version" not in compiler_options()
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's options")
 def test_who_wants_no_optimizations_gets_none():
     """Of two calls of a program, with and without them, each is compiled as was asked for."""
     before, asked = jax.config.read("jax_disable_most_optimizations"), {}
@@ -85,7 +84,7 @@ def test_who_wants_no_optimizations_gets_none():
             assert program(2.0) == 6
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-    assert asked == {True: None, False: 1}
+    assert asked == {True: None, False: 1 if jax.default_backend() == "cpu" else None}
 
 
 def _multiply(chain, params, x, y):

@@ -203,7 +203,7 @@ def _stepped(
     return _strong(State(stepped.params, stepped.state, stepped.context)), stepped.loss
 
 
-# Gray images, as in the demonstration, keep the digits that were published.
+# Convolutions of gray images, as in the demonstration, keep the order in which they add.
 _step = quickly(static_argnums=(0,), depthwise=False)(_stepped)
 
 

@@ -40,8 +40,8 @@ def run_quickly(function: Any, *args: Any) -> Any:
     comparison with the place of the maximum. A^T B, of which gradients by weights are made, takes up to half as long
     again as with A^T written out. A convolution whose results see one channel each (depthwise, or of gray images) is
     a sum of shifted images. A sum over leading axes, as derivatives of biases and of normalization have, is a product
-    with ones. benchmarks/cpu.py measures all five. Negative padding, as derivatives of layers have that
-    pad by more than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
+    with ones. benchmarks/cpu.py measures all five. Negative padding, as derivatives of layers have that pad by more
+    than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
     """
     return _run_by(_instead, function, *args)
 
