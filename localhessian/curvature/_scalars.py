@@ -104,8 +104,9 @@ def _range_mean(gram: Array) -> Scalar:
 
 
 def _traces(one: Array, two: Array) -> Array:
-    """Of the `_grams`; the CPU compiles that sooner than a sum of products, and adds in better order."""
-    return jnp.einsum("sn,sn->s", *(leaf.reshape(len(leaf), -1) for leaf in (one, two)), precision="highest")
+    """Of the `_grams`; as sums over a leading axis, which the CPU has a quick and exact way for."""
+    products = (one * two).reshape(len(one), -1)
+    return jnp.sum(products.T, axis=0)
 
 
 def _grams(one: Array, two: Array) -> Array:

@@ -253,6 +253,18 @@ def test_long_sums_over_leading_axes_lose_no_digits(rows):
     assert ("reduce_sum" in programs(lambda a: a.sum(0), a)[1]) == (rows == 65_537 or not ON_CPU)
 
 
+def test_sums_over_each_of_several_images_lose_no_digits():
+    """As `vmap` makes them of batch normalization; those over one image stay sums."""
+    a = 1 + random(0, 3, 8, 16, 16, 2)
+    add = lambda a: a.sum((0, 1, 2))
+    wide = np.asarray(a, np.float64).reshape(3, -1, 2)
+    exact = np.asarray([[math.fsum(column) for column in image.T] for image in wide])
+    found = np.asarray(run_quickly(jax.vmap(add), a), np.float64)
+    assert np.max(np.abs(found - exact) / np.abs(wide).sum(1)) < 8 * EPS
+    assert ("reduce_sum" in programs(jax.vmap(add), a)[1]) != ON_CPU
+    assert "reduce_sum" in programs(add, a[0])[1]
+
+
 def test_sums_of_integers_and_of_half_precision_stay_sums():
     add = lambda a: jnp.sum(a, 0)
     transposed = lambda a: jax.linear_transpose(lambda b: jnp.broadcast_to(b, a.shape), a[0])(a)[0]

@@ -68,9 +68,8 @@ def algorithm(name: str) -> Algorithm:
     if amended := _SCALE_AMENDED.fullmatch(name):
         scalar, without = (amended[1] or "mean").replace("-", "_"), amended[2]
         momentum = None if without else _MOMENTUM
-        return Descent(
-            name, lambda chain, loss, rate: scale_amended_sgd(chain, loss, rate, momentum, scalar=scalar), grid
-        )
+        amend = functools.partial(scale_amended_sgd, momentum=momentum, scalar=scalar, per_sample=_is_label)
+        return Descent(name, amend, grid)
     if name == "gauss-newton":
         return Propagation(name, _damped, GradientStep(1.0), grid)
     if name == "back-matching":
@@ -83,6 +82,11 @@ def algorithm(name: str) -> Algorithm:
             "`sgd` or `adam`; or make a `Descent` or a `Propagation` of your own."
         )
     return Descent(name, lambda chain, loss, rate: factory(learning_rate=rate), grid)
+
+
+def _is_label(path: str) -> bool:
+    """Labels belong to the samples; the context of a `Network` goes from batch to batch, so nothing of it does."""
+    return path.startswith("y")
 
 
 def _damped(rate: float) -> GaussNewton:

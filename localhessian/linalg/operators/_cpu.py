@@ -39,9 +39,10 @@ def run_quickly(function: Any, *args: Any) -> Any:
     times as long as the same image with its padding written out, and so does the transpose of max-pooling against a
     comparison with the place of the maximum. A^T B, of which gradients by weights are made, takes up to half as long
     again as with A^T written out. A convolution whose results see one channel each (depthwise, or of gray images) is
-    a sum of shifted images. A sum over leading axes, as derivatives of biases and of normalization have, is a product
-    with ones. benchmarks/cpu.py measures all five. Negative padding, as derivatives of layers have that pad by more
-    than their window, makes jaxlib 0.10 compute wrong numbers: the image is cropped before.
+    a sum of shifted images. A sum over leading axes, as derivatives of biases and of normalization have, or over the
+    middle ones of several images is a product with ones. benchmarks/cpu.py measures all five. Negative padding, as
+    derivatives of layers have that pad by more than their window, makes jaxlib 0.10 compute wrong numbers: the image is
+    cropped before.
     """
     return _run_by(_instead, function, *args)
 
@@ -91,8 +92,8 @@ def _but_depthwise(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
         return functools.partial(_multiply_turned if turned else _multiply_upright, eqn)
     if eqn.primitive is primitives.select_and_scatter_add_p and _tiles(eqn):
         return functools.partial(_put_at_maxima, eqn.params["window_dimensions"])
-    if _adds_leading(eqn):
-        return functools.partial(_add_in_groups, len(eqn.params["axes"]))
+    if _adds_rows(eqn):
+        return functools.partial(_add_in_groups, eqn.params["axes"])
     return None
 
 
@@ -199,18 +200,20 @@ def _after_transposition(
     return cast(Array, eqn.primitive.bind(upright, second, **{**eqn.params, "dimension_numbers": numbers}))
 
 
-def _adds_leading(eqn: Any) -> bool:
-    """Whether it sums over the leading axes, over these alone, in groups.
+def _adds_rows(eqn: Any) -> bool:
+    """Whether it sums over leading axes, or the middle ones of several images, over these alone, in groups.
 
-    Not of images: there such sums are part of what is computed before, and products would be compiled for longer.
+    Not of one image: there such sums are part of what is computed before, and products would be compiled for longer. Of
+    several, below a `vmap`, they are loops of their own that read each column by itself.
     """
     if eqn.primitive is not primitives.reduce_sum_p or eqn.params.get("out_sharding") is not None:
         return False
-    axes, array = eqn.params["axes"], eqn.invars[0].aval
-    leads = sorted(axes) == list(range(len(axes))) and 0 < len(axes) < array.ndim <= 3
+    axes, array = sorted(eqn.params["axes"]), eqn.invars[0].aval
+    leads = 0 < len(axes) < array.ndim <= 3 and axes == list(range(len(axes)))
     # Sums of half precision are rounded once; products may round each of their terms.
     is_wide = np.issubdtype(array.dtype, np.floating) and array.dtype.itemsize >= 4
-    return bool(leads and is_wide and array.size and max(_groups(math.prod(array.shape[: len(axes)]))) <= GROUP)
+    fits = (leads or (axes == [1, 2, 3] and array.ndim == 5)) and is_wide and array.size
+    return bool(fits and max(_groups(math.prod(array.shape[i] for i in axes))) <= GROUP)
 
 
 def _groups(terms: int) -> list[int]:
@@ -224,12 +227,13 @@ def _groups(terms: int) -> list[int]:
     return [*found, terms]
 
 
-def _add_in_groups(axes: int, array: Array) -> Array:
-    """The sum over so many leading axes: of distant terms by a product with ones, then of what that gives."""
-    total = array.reshape(1, -1)
-    for size in _groups(math.prod(array.shape[:axes])):
-        total = jnp.ones((1, size), array.dtype) @ total.reshape(size, -1)
-    return total.reshape(array.shape[axes:])
+def _add_in_groups(axes: tuple[int, ...], array: Array) -> Array:
+    """The sum over such axes: of distant terms by a product with ones, then of what that gives."""
+    kept, after = array.shape[: min(axes)], array.shape[max(axes) + 1 :]
+    total = array.reshape(*kept, 1, -1)
+    for size in _groups(math.prod(array.shape[i] for i in axes)):
+        total = jnp.ones((*kept, 1, size), array.dtype) @ total.reshape(*kept, size, -1)
+    return total.reshape(*kept, *after)
 
 
 def _tiles(eqn: Any) -> bool:
