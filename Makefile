@@ -10,10 +10,9 @@ PYTEST = .venv-test/bin/python -m pytest
 PIP = .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 EXTRAS_demo = demo
 EXTRAS_test = test
-EXTRAS_lint = lint
+EXTRAS_lint = lint,docs
 EXTRAS_lowest = test
 EXTRAS_newest = test
-EXTRAS_site = docs
 CONSTRAINTS_lowest = --constraint tests/lowest.txt
 QUICK = not full and not examples and not notebooks
 SHAPED = $(addprefix tests/linalg/test_,operators.py weighted_sum.py krylov.py summaries.py traces.py) \
@@ -81,9 +80,9 @@ test-notebooks: .venv-test/.installed
 examples: .venv-test/.installed
 	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m 'examples or notebooks' tests/test_notebooks.py tests/test_examples.py
 
-site: .venv-site/.installed
-	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build
-	.venv-site/bin/python docs/checked.py build/site
+site: .venv-lint/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-lint/bin/mkdocs build
+	.venv-lint/bin/python docs/checked.py build/site
 
 full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
 	JAX_ENABLE_X64=0 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m ''
@@ -104,5 +103,5 @@ full: .venv-test/.installed .venv-lowest/.installed .venv-newest/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-lint .venv-lowest .venv-newest .venv-site runs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-demo .venv-test .venv-lint .venv-lowest .venv-newest runs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,6 +43,11 @@ def pulled_biases(u, z):
     return jax.linear_transpose(lambda b: b + jnp.zeros_like(z), jax.ShapeDtypeStruct(z.shape[-1:], z.dtype))(u)[0]
 
 
+def sums_of_images(v, _):
+    """As the means of a batch normalization, along several tangents at once."""
+    return jax.vmap(lambda v: jnp.sum(v, (0, 1, 2)))(v)
+
+
 def random(*shape: int):
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
 
@@ -74,6 +79,9 @@ def cases():
 
     for shape in ((256, 512), (1024, 1024), (16, 64, 128)):
         yield f"by the biases, {' x '.join(map(str, shape))}", pulled_biases, shape, random(*shape)
+
+    for shape in ((8, 16, 8, 8, 64), (8, 16, 16, 16, 32)):
+        yield f"sums of images, {' x '.join(map(str, shape))}", sums_of_images, shape, random(1)
 
 
 def milliseconds(function: Callable, *args) -> float:

@@ -101,7 +101,8 @@ def scale_by_local_hessian(
             the samples.
         per_sample: Told the path of a leaf of `y` or `context` (`"y['label']"`, `"context[0]"`), whether it belongs to
             the samples. None finds out: the leaf's leading axis must be that of the samples, and shapes, or another
-            order of made-up samples, must confirm it.
+            order of made-up samples, must confirm it. Telling saves a trace of the network for each array of the
+            context whose leading axis has as many entries as the batch, as channels may.
         probes: Random vectors of an estimate, by default 4. Each pair of them gives one of tr(H^2), with a relative
             standard deviation of about 1.4 whatever the dimension: two vectors are one pair, four are six. Of `max`
             the products with H.

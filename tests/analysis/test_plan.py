@@ -26,6 +26,7 @@ def planned(case):
     return lh.plan(*case)
 
 
+@pytest.mark.once
 def test_the_route_of_every_row_is_the_one_that_is_taken(case, planned):
     report = lh.analyze(*case)
     taken = {row.key: row.method.split("(")[0] for row in report.rows}
@@ -101,6 +102,7 @@ def test_no_row_takes_more_memory_than_it_may(case):
         assert all(row.bytes <= most for row in rows if row.route != "skipped")
 
 
+@pytest.mark.once
 def test_a_full_hessian_that_is_too_large_has_its_largest_eigenvalue_and_a_quadrature(case):
     """It has no factor."""
     which = {"blocks": "layer1", "wrt": "params", "part": "full"}

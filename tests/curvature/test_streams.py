@@ -156,6 +156,7 @@ def test_estimates_are_those_of_one_batch(both, tol):
     np.testing.assert_allclose(weighted[0].to_dense(), weighted[1].to_dense(), atol=100 * tol.product)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("scalar", ["mean", "range_mean", "max"])
 def test_scalars_are_those_of_one_batch(both, tol, scalar):
     """Where they are exact: of other blocks the random vectors are others, batch by batch."""
@@ -203,6 +204,7 @@ def test_what_takes_one_batch_says_so(both):
             jax.jit(lambda params, ask=ask: ask(case.chain, params, stream, None, cross_entropy))(case.params)
 
 
+@pytest.mark.once
 def test_samples_come_out_of_their_batches(both, tol):
     _, one, streamed = both
     for block in ("relu", "head"):

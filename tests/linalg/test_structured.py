@@ -301,10 +301,8 @@ def test_blocks_that_are_multiplied_at_once_are_counted():
     assert np.asarray(found.multiplicities)[-1] == 4
 
 
-@pytest.mark.once
-@pytest.mark.parametrize(
-    ("name", "block"), [("mlp", "layers.1"), pytest.param("vgg13-bn/4", "layers.1", marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "block"), [("mlp", "layers.1"), ("vgg13-bn/4", "layers.1")])
 def test_agrees_with_golub_kahan_at_scale(name, block):
     """Of 262,656 and 9,280 variables: the largest values by three routes, and the audit of none needed."""
     case = zoo.case(name)
@@ -371,6 +369,7 @@ def test_nan_is_not_taken_for_structure():
         lh.spectrum(operator)
 
 
+@pytest.mark.once
 def test_a_small_budget_leaves_patches_folded(tol):
     """Rows are unfolded when they are taken: the same values, and less memory."""
     params = {

@@ -120,6 +120,7 @@ def test_few_dimensions_are_exact_and_batches_have_an_axis(shape, tol):
         np.testing.assert_allclose(diagonals.value, np.einsum("sdd->sd", products), rtol=100 * tol.eigenvalue)
 
 
+@pytest.mark.once
 def test_batched_estimates_are_those_of_each():
     factors = networks.drawn(0, 3, 50, 40)
     for method in (lh.HutchPlusPlus, lh.XTrace):

@@ -84,6 +84,7 @@ def test_the_largest_eigenvalue_is_estimated_from_below(make):
         assert 0.9 * truth[side]["max"] <= float(found["max"]) <= (1 + 1e-5) * truth[side]["max"]
 
 
+@pytest.mark.once
 def test_all_scalars_of_the_identity_are_one(tol):
     """Estimated and exact alike, in float16 too; one eigenvalue 1024 times is found by the first product."""
     for dtype in (jnp.zeros(()).dtype, jnp.float16):
@@ -190,6 +191,7 @@ def test_exact_scalars_of_every_block(make, tol):
             assert found.exact_inputs.all()
 
 
+@pytest.mark.once
 def test_given_scalars_take_the_place_of_estimates(tol):
     case = networks.mlp()
     matching = lh.back_match(case.chain, case.params, case.x, case.y, case.loss)
@@ -209,6 +211,7 @@ def test_given_scalars_take_the_place_of_estimates(tol):
         transform.update(grads, state, case.params, scalars=scalars._replace(inputs=jnp.ones(2)))
 
 
+@pytest.mark.once
 def test_the_first_samples_have_the_context_that_is_theirs():
     """A mask for each of seven samples, an estimate from three: as from a batch of these three, under jit too."""
     case = networks.mlp(widths=(4, 5, 3))

@@ -127,6 +127,7 @@ def test_propagation_with_gradient_solvers_is_sgd_on_the_model(make):
     assert float(losses[-1]) < float(losses[0])
 
 
+@pytest.mark.once
 def test_other_solvers_sum_the_steps_of_the_uses():
     """Each use is solved by itself, as on a chain that does not know that they belong together."""
     cut, _, _ = marked()
