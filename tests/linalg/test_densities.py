@@ -262,6 +262,25 @@ def test_compiled_whole_and_on_the_host_tell_the_same():
         assert int(found.matvecs) == 128
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_density_of_one_run_is_in_a_program_what_it_is_on_the_host(count, dtype):
+    """The host has float64; bounds at a point beyond all nodes keep half of the digits of a program."""
+    factors = jnp.stack([jnp.asarray(orthogonal(90, 80, seed) * np.linspace(0.1, 1, 80)) for seed in range(count)])
+    run = lh.spectrum(gram(matrix_map(factors if count > 1 else factors[0])), TOP, throw=False)
+    assert not np.any(run.complete)
+    on_host, in_program = by_its_spectrum(run), jax.jit(by_its_spectrum)(run)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(in_program.cumulative.value, on_host.cumulative.value, atol=100 * eps)
+    for name in ("probe_error", "quadrature_error"):
+        ours, truth = (getattr(found.cumulative, name) for found in (in_program, on_host))
+        np.testing.assert_allclose(ours, truth, atol=eps**0.5)
+    np.testing.assert_allclose(in_program.edges, on_host.edges, rtol=100 * eps)
+
+
+def by_its_spectrum(run):
+    return lh.spectral_density(run, axis="log", limits=(1e-3, 1.5), bins=8)
+
+
 def test_density_of_a_complete_spectrum_counts_it():
     eigenvalues = np.r_[0.0, 0.0, 1.0, 1.0, 4.0, 9.0]
     spectrum = lh.spectrum(symmetric(eigenvalues))

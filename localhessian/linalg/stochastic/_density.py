@@ -210,7 +210,7 @@ def _of_spectrum(spectrum: Spectrum, scale: Axis) -> Density:
     wide = np.float64 if xp is np else known.off.dtype
     jacobi: Jacobi = jax.tree.map(lambda part: xp.asarray(part, wide).reshape(1, batch or 1, -1), known)
     status = xp.atleast_1d(xp.asarray(spectrum.status))
-    refused = xp.any(status[:, None] == np.asarray([int(code) for code in REFUSED]), axis=1)
+    refused = xp.isin(status, xp.asarray([int(code) for code in REFUSED], dtype=status.dtype))
     of = _Of(batch, spectrum.dtype, has_factor, order, spectrum.size, 1, steps, made=False)
     return _of_jacobi(jacobi, xp.where(refused, status, 0), of, scale, xp)
 
