@@ -121,8 +121,9 @@ def test_a_large_matrix_is_surveyed_and_says_so(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 3)
     params = {"twice": jax.random.normal(keys[0], (8, 8)) / 3, "head": jax.random.normal(keys[1], (8, 3)) / 3}
     x, y, loss = jax.random.normal(keys[2], (20, 8)), jnp.zeros((20, 3)), lambda z, y: ((z - y) ** 2).sum(1) / 2
-    of = lambda params: lh.measure(chain, params, x, y, loss, blocks="twice", wrt="params")
-    told, whole = jax.jit(of)(params), of(params)
+    of = lambda params, key: lh.measure(chain, params, x, y, loss, blocks="twice", wrt="params", key=key)
+    in_program = jax.jit(of)
+    told, whole = in_program(params, keys[0]), of(params, keys[0])
     surveyed, exact = told["twice", "params"], whole["twice", "params"]
     assert lh.Status(int(surveyed.status)) is lh.Status.BUDGET_SPENT
     assert "spectral_density" in told.entries[0].method
@@ -133,7 +134,9 @@ def test_a_large_matrix_is_surveyed_and_says_so(monkeypatch):
     np.testing.assert_allclose(
         surveyed.lambda_max, exact.lambda_max, rtol=6e-3
     )  # of the square of what is known to 3e-3
-    assert abs(surveyed.trace - exact.trace) < 5 * surveyed.trace_error
+    others = [in_program(params, key)["twice", "params"] for key in jax.random.split(keys[1], 40)]
+    within = [abs(one.trace - exact.trace) < 2 * one.trace_error for one in others]
+    assert np.mean(within) > 0.8  # 0.94 of 600 keys
 
 
 @pytest.mark.parametrize("wrt", [pytest.param("params", marks=pytest.mark.full), "input"])
