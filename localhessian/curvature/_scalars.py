@@ -104,7 +104,7 @@ def _range_mean(gram: Array) -> Scalar:
 
 
 def _traces(one: Array, two: Array) -> Array:
-    """Of the `_grams`; as sums over a leading axis, which the CPU has a quick and exact way for."""
+    """Of the `_grams`; as sums over a leading axis, for which the CPU has a quick way that keeps digits."""
     products = (one * two).reshape(len(one), -1)
     return jnp.sum(products.T, axis=0)
 

@@ -135,8 +135,9 @@ def test_a_large_matrix_is_surveyed_and_says_so(monkeypatch):
         surveyed.lambda_max, exact.lambda_max, rtol=6e-3
     )  # of the square of what is known to 3e-3
     others = [in_program(params, key)["twice", "params"] for key in jax.random.split(keys[1], 40)]
-    within = [abs(one.trace - exact.trace) < 2 * one.trace_error for one in others]
-    assert np.mean(within) > 0.8  # 0.94 of 600 keys
+    apart = np.asarray([abs(one.trace - exact.trace) / one.trace_error for one in others])
+    assert apart.max() < 5
+    assert np.mean(apart < 2) > 0.8  # 0.94 of 600 keys
 
 
 @pytest.mark.parametrize("wrt", [pytest.param("params", marks=pytest.mark.full), "input"])

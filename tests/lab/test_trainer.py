@@ -18,6 +18,7 @@ from flax import nnx
 import localhessian as lh
 from localhessian.lab import (
     Augmentation,
+    Batch,
     Checkpoint,
     Descent,
     Images,
@@ -30,7 +31,7 @@ from localhessian.lab import (
 )
 from localhessian.lab.comparison import network
 from localhessian.lab.comparison._trainer import TEST_BATCH, _step, batch_indices
-from localhessian.network import Block, Chain
+from localhessian.network import Block, Chain, _per_sample
 
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 STEPS, BATCH = 12, 8
@@ -210,6 +211,29 @@ def test_names_of_scale_amended_sgd_are_its_settings(name, settings):
     np.testing.assert_allclose(curve.factors[-1], np.exp(end.optimizer[0].log_factors), rtol=1e-6)
     with pytest.raises(ValueError, match=r"there is no algorithm 'scale-amended-median'.*`-no-momentum`"):
         algorithm("scale-amended-median")
+
+
+@pytest.mark.once
+@pytest.mark.relaxed
+def test_nothing_of_the_context_of_a_network_is_tried_for_samples(monkeypatch):
+    """Channels may be as many as the batch: each array of statistics would take a trace of the network."""
+
+    def tried(*_):
+        raise NotImplementedError
+
+    build = lambda rngs: nnx.Sequential(nnx.BatchNorm(20, rngs=rngs), nnx.Linear(20, 3, rngs=rngs))
+    small = nnx_network("small", build, jnp.ones((20, 20)))
+    params, context = small.start(jax.random.key(0))
+    batch = Batch(jnp.ones((20, 20)), jnp.zeros(20, jnp.int32), context, jax.random.key(1))
+
+    def traced(how):
+        state = how.init(small, cross_entropy, params)
+        jax.eval_shape(lambda params: how.step(small, cross_entropy, params, state, batch, 0.1), params)
+
+    monkeypatch.setattr(_per_sample, "belongs_to_samples", tried)
+    traced(algorithm("scale-amended"))
+    with pytest.raises(NotImplementedError):
+        traced(Descent("untold", lh.scale_amended_sgd))
 
 
 @pytest.mark.once
