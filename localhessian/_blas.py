@@ -8,6 +8,8 @@ from typing import Any
 
 import threadpoolctl
 
+LONG = 2**20
+"""Numbers of a vector or a matrix over which a call of BLAS takes as long as the scheduler lets others run: some ms."""
 _lock = threading.Lock()
 _asked: dict[object, int] = {}
 """By what runs now, the latest last."""
@@ -36,6 +38,15 @@ def blas_threads(count: int) -> Iterator[None]:
                 _limited(next(reversed(_asked.values())))
             else:
                 _first.pop().restore_original_limits()
+
+
+def threads_that_pay(numbers: float) -> contextlib.AbstractContextManager[None]:
+    """One thread for calls of BLAS on arrays of so few numbers; for large ones as many as there are.
+
+    Threads wait for each other at every call. Where another process has the core of one of them, all wait until the
+    scheduler gives it back: tens of times as long as the call takes by one thread (`benchmarks/busy.py`).
+    """
+    return blas_threads(1) if numbers <= LONG else contextlib.nullcontext()
 
 
 def blas_threads_now() -> int:

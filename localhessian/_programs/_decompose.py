@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._blas import threads_that_pay
+
 
 def one_by_one(decompose: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The same function of matrices (*, m, n), which LAPACK meets alone; under `jax.vmap` too.
@@ -54,7 +56,12 @@ def one_by_one(decompose: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _either(name: str, **settings: Any) -> Callable[[Any], Any]:
     """By NumPy of arrays of NumPy, else in a program."""
-    of_numpy = functools.partial(getattr(np.linalg, name), **settings)
+    decompose = functools.partial(getattr(np.linalg, name), **settings)
+
+    def of_numpy(matrices: np.ndarray) -> Any:
+        with threads_that_pay(math.prod(matrices.shape[-2:])):
+            return decompose(matrices)
+
     in_program = one_by_one(lambda matrix: tuple(getattr(jnp.linalg, name)(matrix, **settings)))
     return lambda matrices: (of_numpy if isinstance(matrices, np.ndarray) else in_program)(matrices)
 

@@ -6,6 +6,7 @@ from typing import TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._blas import threads_that_pay
 from localhessian._status import Status
 from localhessian._tree import floating_leaves, ravel_samples
 from localhessian.analysis._figures import SEVERITY
@@ -119,6 +120,7 @@ def not_convex(matching: BackMatching) -> tuple[int, ...]:
     matrices = np.stack(columns, axis=-1)
     if not np.isfinite(matrices).all():
         return ()
-    values = np.linalg.eigvalsh((matrices + matrices.swapaxes(1, 2)) / 2)
+    with threads_that_pay(rows.shape[1] ** 2):
+        values = np.linalg.eigvalsh((matrices + matrices.swapaxes(1, 2)) / 2)
     rounding = noise(rows.dtype) * np.abs(values).max(axis=1)
     return tuple(int(i) for i in np.flatnonzero(values[:, 0] < -rounding))

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from localhessian._arguments import expect, expect_flag, expect_here, expect_key, expect_number
+from localhessian._blas import blas_threads
 from localhessian._programs import compiled, floating_types
 from localhessian._progress import Progress, follow
 from localhessian._tree import floating, floating_leaves, ravel
@@ -151,7 +152,7 @@ def check_identities(
     chosen = tuple(chosen)
     if not chosen:
         raise ValueError("`blocks` names no block, so nothing would be checked: leave it out for all of them.")
-    with follow(progress, "block") as show:
+    with follow(progress, "block") as show, blas_threads(1):
         for done, name in enumerate(chosen):
             expect("blocks", name, str, "a name or names of blocks, and each")
             show(done, len(chosen), name)

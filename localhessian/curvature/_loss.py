@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._mesh import samples_like
-from localhessian._programs import at_once, compiled
+from localhessian._programs import at_once, compiled, eigh
 from localhessian._tree import floating, floating_leaves, is_concrete, pytree, ravel_samples, size, to_device
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
@@ -83,7 +83,7 @@ def _by_matrices(
     """One matrix for each sample: that of the kind it agrees with, else what an eigendecomposition gives."""
     matrices = _columns(lambda u: _push(loss, z, y, u), z)[chosen]
     matrices = (matrices + matrices.swapaxes(1, 2)) / 2
-    values, vectors = np.linalg.eigh(matrices)
+    values, vectors = eigh(matrices)
     floor = 100 * coarsest(loss, z, y) * values.shape[1] * np.abs(values).max(1) + 10 * _rounding(loss, z, y)[chosen]
     roots = vectors * np.sqrt(np.where(values > floor[:, None], values, 0.0))[:, None, :]
     is_convex = values[:, 0] >= -floor

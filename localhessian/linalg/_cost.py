@@ -29,7 +29,7 @@ def of_structure(structure: Structure) -> Cost:
     """Of every block decomposed, on the cores that it takes: each has blocks of its own."""
     (gram, eigen), order, pieces = structure.operations(), structure.order, structure.pieces
     workers, alone = max(min(structure.workers, pieces), 1), structure.workers > 1
-    arithmetic = gram / gram_rate(order, one_core=alone) + eigen / eigen_rate(order, one_core=alone)
+    arithmetic = gram / gram_rate(order, one_core=alone) + eigen / eigen_rate(order)
     # Rows are made; a Gram matrix of all inputs is picked and scaled from both sides for each block.
     moved = gram / max(order, 1) + 2.0 * pieces * order**2
     return Cost((arithmetic + moved / row_rate()) / workers + of_pieces(pieces), structure.bytes())
@@ -42,8 +42,7 @@ def of_dense(operator: Operator, *, timed: bool = True) -> Cost:
     grams = 4.0 * operator.rows * order**2 if isinstance(operator, Streamed) else order * numbers
     eigen = copies * 4 / 3 * float(order) ** 3
     workers = cores_for(copies)
-    rates = (rate(order, one_core=workers > 1) for rate in (gram_rate, eigen_rate))
-    decompose = sum(work / rate for work, rate in zip((grams, eigen), rates, strict=True)) / workers
+    decompose = (grams / gram_rate(order, one_core=workers > 1) + eigen / eigen_rate(order)) / workers
     if isinstance(operator, Streamed):
         return Cost(decompose + (_of_pass(operator) if timed else 0.0), 32.0 * numbers)
     return Cost(decompose + (_of_rows(operator) if timed else 0.0), 4.0 * numbers + 16.0 * copies * order**2)

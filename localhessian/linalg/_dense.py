@@ -15,6 +15,7 @@ import numpy as np
 from scipy.linalg import blas
 
 from localhessian._arguments import expect_limit
+from localhessian._blas import threads_that_pay
 from localhessian._programs import complete_svd, eigh, svd
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
@@ -237,18 +238,20 @@ def _decompose_on_host(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.n
 
 def _decompose_rows(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Singular values ascending of R (`wide`) or R^T, and the right singular vectors of R for the largest."""
-    if vectors:
-        return _right_vectors(rows.astype(np.float64), wide, vectors)
-    if rows.dtype == np.float64:
-        return np.linalg.svd(triangle_of(rows.T), compute_uv=False)[::-1], None
-    return roots(_float64_gram(rows)), None
+    with threads_that_pay(rows.size):
+        if vectors:
+            return _right_vectors(rows.astype(np.float64), wide, vectors)
+        small = triangle_of(rows.T) if rows.dtype == np.float64 else _float64_gram(rows)
+    with threads_that_pay(small.size):
+        return (np.linalg.svd(small, compute_uv=False)[::-1] if rows.dtype == np.float64 else roots(small)), None
 
 
 def _right_vectors(rows: np.ndarray, wide: bool, vectors: int) -> tuple[np.ndarray, np.ndarray]:
     """Orthonormal also where R has no rank left: rows = L Q^T, and the SVD of the small L."""
     mode: Any = "complete" if wide and vectors > len(rows) else "reduced"
     basis, triangle = np.linalg.qr(rows.T, mode=mode)
-    left, sigma, right = np.linalg.svd(triangle.T)
+    with threads_that_pay(triangle.size):
+        left, sigma, right = np.linalg.svd(triangle.T)
     chosen = basis @ right.T[:, :vectors] if wide else left[:, :vectors]
     return sigma[::-1], chosen[:, ::-1]
 

@@ -43,12 +43,12 @@ _measuring = threading.Lock()
 
 def gram_rate(order: int, *, one_core: bool) -> float:
     """Multiplications in a second of Gram matrices of this order in float64."""
-    return _between("gram", order, one_core)
+    return _between("gram", order, one_core=one_core)
 
 
-def eigen_rate(order: int, *, one_core: bool) -> float:
-    """The same of symmetric eigenvalues, 4/3 n^3 of each matrix."""
-    return _between("eigenvalues", order, one_core)
+def eigen_rate(order: int) -> float:
+    """The same of symmetric eigenvalues, 4/3 n^3 of each matrix, which take one core."""
+    return _between("eigenvalues", order, one_core=True)
 
 
 def row_rate() -> float:
@@ -68,7 +68,7 @@ def of_step(numbers: float) -> float:
     return least + max(long - least, 0.0) * numbers / (2 * LONG)
 
 
-def _between(kind: str, order: int, one_core: bool) -> float:
+def _between(kind: str, order: int, *, one_core: bool) -> float:
     """At a measured order, or between two; beyond all as at the nearest."""
     place = int(np.searchsorted(ORDERS, order))
     near = ORDERS[max(place - 1, 0) : place + 1]

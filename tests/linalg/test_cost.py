@@ -113,7 +113,7 @@ def test_rates_between_measured_orders(monkeypatch):
     monkeypatch.setattr(rates, "_rate", lambda kind, order, threads: known[order] * (1 if kind == "gram" else 2))
     for order, expected in ((1, 1e8), (16, 1e8), (32, 2e8), (64, 4e8), (1024, 2e9), (1448, 2e9 / 2**0.5), (4096, 1e9)):
         np.testing.assert_allclose(rates.gram_rate(order, one_core=True), expected, rtol=1e-3)
-        np.testing.assert_allclose(rates.eigen_rate(order, one_core=True), 2 * expected, rtol=1e-3)
+        np.testing.assert_allclose(rates.eigen_rate(order), 2 * expected, rtol=1e-3)
 
 
 def test_rates_of_programs_are_those_of_the_precision(monkeypatch):
@@ -131,7 +131,7 @@ def test_small_work_is_measured(monkeypatch, anew):
     """Of each kind: positive and finite."""
     monkeypatch.setenv("LOCALHESSIAN_CACHE", "0")
     monkeypatch.setattr(rates, "LONG", 2**10)
-    found = [rates.gram_rate(16, one_core=True), rates.eigen_rate(16, one_core=False), rates.row_rate()]
+    found = [rates.gram_rate(16, one_core=True), rates.eigen_rate(16), rates.row_rate()]
     found += [rates.of_pieces(2), rates.of_pieces(100), rates.of_step(10.0), rates.of_step(1e6)]
     assert np.all(np.array(found) > 0)
     assert np.all(np.isfinite(found))
@@ -141,7 +141,7 @@ def test_small_work_is_measured(monkeypatch, anew):
 
 def test_a_structure_takes_its_arithmetic_its_rows_and_its_pieces(monkeypatch):
     monkeypatch.setattr(cost, "gram_rate", lambda order, one_core: 10.0 * order)
-    monkeypatch.setattr(cost, "eigen_rate", lambda order, one_core: 20.0 * order)
+    monkeypatch.setattr(cost, "eigen_rate", lambda order: 20.0 * order)
     monkeypatch.setattr(cost, "row_rate", lambda: 5.0)
     monkeypatch.setattr(cost, "of_pieces", lambda pieces: 100.0 * pieces)
     for workers, pieces, share in ((1, 3, 1), (2, 3, 2), (4, 3, 3), (2, 1, 1), (1, 0, 1)):

@@ -3,6 +3,7 @@
 from localhessian.linalg.krylov._arithmetic import HOST as HOST
 from localhessian.linalg.krylov._arithmetic import TRACED as TRACED
 from localhessian.linalg.krylov._arithmetic import Arithmetic as Arithmetic
+from localhessian.linalg.krylov._drive import on_the_host as on_the_host
 from localhessian.linalg.krylov._drive import runs_whole as runs_whole
 from localhessian.linalg.krylov._golub_kahan import GolubKahan as GolubKahan
 from localhessian.linalg.krylov._golub_kahan import left_half as left_half

@@ -1,5 +1,6 @@
 """The two drivers of a recurrence: step by step on the host, or a whole run in a compiled program."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from localhessian._blas import threads_that_pay
 from localhessian._mesh import is_elsewhere
 from localhessian.linalg.krylov._plan import ROWS, Plan
 from localhessian.linalg.krylov._recurrence import State
@@ -19,6 +21,14 @@ def runs_whole(operator: Operator) -> bool:
     On a CPU the host drives it, whose memory is that of its devices: convolutions in compiled loops are slow there.
     """
     return operator.in_programs and (jax.default_backend() != "cpu" or is_elsewhere(operator))
+
+
+def on_the_host(operator: Operator) -> contextlib.AbstractContextManager[None]:
+    """With as many threads of BLAS as pay for vectors of this length; products of the user's own have all there are."""
+    if not operator.in_programs:
+        return contextlib.nullcontext()
+    factor = operator.factor
+    return threads_that_pay((operator.batch or 1) * max(operator.size, 0 if factor is None else factor.out_size))
 
 
 def drive(

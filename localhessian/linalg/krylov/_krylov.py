@@ -21,7 +21,7 @@ from localhessian._progress import Progress, silent
 from localhessian._status import Status
 from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._arithmetic import HOST, TRACED, Arithmetic
-from localhessian.linalg.krylov._drive import drive, run_compiled, runs_whole
+from localhessian.linalg.krylov._drive import drive, on_the_host, run_compiled, runs_whole
 from localhessian.linalg.krylov._plan import ROWS, Plan, Which, take_weights
 from localhessian.linalg.krylov._recurrence import State, begin, compress, jacobi_of, residual_norms, retire
 from localhessian.linalg.krylov._vectors import largest_vectors, sort_real_first
@@ -174,7 +174,8 @@ class Krylov(abc.ABC):
         if runs_whole(operator):
             return told_apart(_compiled(self, operator.prepare(), key, vectors, start), operator)
         try:
-            return told_apart(self.compute(operator, key, vectors, start, show, HOST), operator)
+            with on_the_host(operator):
+                return told_apart(self.compute(operator, key, vectors, start, show, HOST), operator)
         except jax.errors.TracerArrayConversionError:
             # The operator closes over traced values, which shows when it multiplies.
             return self.compute(operator, key, vectors, start, show, TRACED)

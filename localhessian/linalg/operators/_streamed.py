@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._blas import threads_that_pay
 from localhessian._tree import is_concrete, pytree, static
 from localhessian._types import AnyArray, Array, Float
 from localhessian.linalg.operators._operators import Operator, SymmetricOperator, check_vector
@@ -80,4 +81,5 @@ class Streamed(SymmetricOperator):
 
 def triangle_of(rows: np.ndarray) -> np.ndarray:
     """The upper triangle with the same R^T R, of as many rows as R has at most."""
-    return np.asarray(np.linalg.qr(rows, mode="r"))
+    with threads_that_pay(rows.size):
+        return np.asarray(np.linalg.qr(rows, mode="r"))

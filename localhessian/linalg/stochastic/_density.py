@@ -23,7 +23,7 @@ from localhessian._programs import compiled, full_precision, is_eager
 from localhessian._status import REFUSED, Status, quietly
 from localhessian._tree import is_concrete
 from localhessian._types import Array, Key
-from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, runs_whole, told_apart
+from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, on_the_host, runs_whole, told_apart
 from localhessian.linalg.operators import Operator, check_operator, contradiction, rounding, unbatched
 from localhessian.linalg.spectra import Jacobi, Spectrum, SpectrumError
 from localhessian.linalg.stochastic._axis import Axis
@@ -160,7 +160,7 @@ def _run(operator: Operator, key: Key, probes: int, steps: int, scale: Axis) -> 
     if runs_whole(operator):
         return told_apart(everywhere(_compiled(operator.prepare(), key, probes, steps, scale)), operator)
     try:
-        with quietly():
+        with quietly(), on_the_host(operator):
             return told_apart(_compute(operator, key, probes, steps, scale, HOST), operator)
     except jax.errors.TracerArrayConversionError:
         # The operator closes over traced values, which shows when it multiplies.

@@ -1,10 +1,12 @@
 """H = sum over rows of (a a^T) x (g g^T): rows that are Kronecker products, as of the last block with a softmax."""
 
+import math
 from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
 
+from localhessian._blas import threads_that_pay
 from localhessian._tree import pytree
 from localhessian._types import Array
 from localhessian.linalg.operators import LinearMap
@@ -78,10 +80,9 @@ class KhatriRao:
     def parts(self, is_double: bool) -> Iterator[Part]:
         """The one spectrum."""
         sigma = np.zeros(self.shape[1])
-        if is_double:
-            found = np.linalg.svd(self._rows(0, len(self.places)), compute_uv=False)[::-1]
-        else:
-            found = roots(self._gram())
+        with threads_that_pay(math.prod(self.shape)):
+            small = self._rows(0, len(self.places)) if is_double else self._gram()
+            found = np.linalg.svd(small, compute_uv=False)[::-1] if is_double else roots(small)
         sigma[len(sigma) - len(found) :] = found
         yield Part(sigma, 1, 0)
 

@@ -13,6 +13,8 @@ import numpy as np
 from scipy import LowLevelCallable
 from scipy.linalg import cython_lapack
 
+from localhessian._blas import blas_threads
+
 SMALL = 64
 """Below this order a stack is decomposed by one call of NumPy: what surrounds the routines counts more."""
 _NUMBER, _SIZE, _TEXT = "__pyx_t_5scipy_6linalg_13cython_lapack_d *", "int *", "char *"
@@ -31,8 +33,10 @@ def eigenvalues(gram: np.ndarray) -> np.ndarray:
     reduce, iterate = _routine("dsytrd", _REDUCE), _routine("dsterf", _ITERATE)
     if n < SMALL or reduce is None or iterate is None:
         return np.linalg.eigvalsh(gram, UPLO="U")
-    found = [_one(reduce, iterate, matrix) for matrix in gram.reshape(-1, n, n)] if gram.ndim > 2 else None
-    return _one(reduce, iterate, gram) if found is None else np.reshape(found, gram.shape[:-1])
+    # A reduction is n calls, each of which threads would wait at beside other work, all too short for that.
+    with blas_threads(1):
+        found = [_one(reduce, iterate, matrix) for matrix in gram.reshape(-1, n, n)] if gram.ndim > 2 else None
+        return _one(reduce, iterate, gram) if found is None else np.reshape(found, gram.shape[:-1])
 
 
 def _one(reduce: Callable[..., Any], iterate: Callable[..., Any], gram: np.ndarray) -> np.ndarray:
