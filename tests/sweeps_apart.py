@@ -17,9 +17,9 @@ def hosted(out, log):
     return {"case": sweep_cases.slow, "axes": axes, "compiled": False, "out": str(out)}
 
 
-def compiled(out):
-    """The arguments of a sweep of two programs with ten chunks of about 0.1 s each."""
-    axes = {"width": [8, 9], "scale": np.linspace(0.5, 1.5, 320).tolist()}
+def compiled(out, chunks=10):
+    """The arguments of a sweep of two programs with so many chunks of about 0.1 s each."""
+    axes = {"width": [8, 9], "scale": np.linspace(0.5, 1.5, 32 * chunks).tolist()}
     return {"case": sweep_cases.iterated, "axes": axes, "static_axes": "width", "out": str(out)}
 
 

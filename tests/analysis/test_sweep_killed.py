@@ -69,7 +69,7 @@ def check_hosted(tmp_path, times):
 
 
 def check_compiled(tmp_path, times):
-    arguments = sweeps_apart.compiled("")
+    arguments = sweeps_apart.compiled("", chunks=10 * times)  # so that something is left after the last kill
     found = check_killed(arguments, tmp_path, times)
     undisturbed = lh.sweep(**{**arguments, "out": None})
     assert len(np.unique(found.result.values[..., :8])) > 320  # of many bits, not of a fixed point
