@@ -62,7 +62,7 @@ class Inside(lh.SymmetricOperator):
 
 @pytree
 class OnHost(Inside):
-    """Of the user's own, multiplied by NumPy."""
+    """As one of the user's own, which no program holds."""
 
     in_programs = False
 
