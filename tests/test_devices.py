@@ -16,7 +16,7 @@ import localhessian as lh
 from localhessian.linalg.krylov import runs_whole
 
 HERE = Path(__file__).parent
-TIMEOUT = 600
+TIMEOUT = 300
 
 
 def environment(devices):
