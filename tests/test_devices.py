@@ -74,9 +74,6 @@ def test_two_processes_find_what_one_does(of_processes, tol):
             scale = np.max(np.abs(alone[name]))
             np.testing.assert_allclose(found[name], alone[name], rtol=0, atol=10 * tol.eigenvalue * scale)
         np.testing.assert_allclose(found["rows"], alone["rows"], rtol=1e3 * tol.eigenvalue)
-        kappa, expected = (np.array(each["kappa"]) for each in (found, alone))
-        # Rounding moves singular values by a share of the largest: one of 2e-5 of it, a kappa of 2e9, has two digits.
-        np.testing.assert_allclose(kappa**-0.5, expected**-0.5, rtol=0, atol=tol.product)
         assert [found["coupled"], found["status"]] == [alone["coupled"], alone["status"]]
     one, other = of_processes
     assert one["fingerprint"] == other["fingerprint"]

@@ -53,8 +53,7 @@ def figures(one):
         "coupled": [bool(flag) for flag in matching.coupled.values()],
         "trace": float(lh.trace(H).value),
         "eigenvalues": np.asarray(lh.spectrum(H, lh.Dense()).eigenvalues).tolist(),
-        "rows": [[row.rank, row.lambda_max, row.trace] for row in report.rows],
-        "kappa": [row.kappa_q05 for row in report.rows],
+        "rows": [[row.rank, row.lambda_max, row.kappa_q05, row.trace] for row in report.rows],
         "status": [row.status for row in report.rows],
         "fingerprint": report.meta["fingerprint"],
     }

@@ -7,6 +7,7 @@ import pytest
 import threadpoolctl
 
 from localhessian import _blas
+from localhessian._blas import blas_threads_now
 from localhessian.linalg import _dense
 from localhessian.linalg.structure import _lapack, _threads
 
@@ -53,23 +54,19 @@ def test_what_is_not_finite_is_an_error_or_told():
     assert np.all(np.isnan(found))
 
 
-def threads():
-    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
-
-
 @pytest.mark.parametrize(("count", "long", "expected"), [(3, 0, {1}), (1, 0, {2}), (1, 2**20, {1})])
 def test_matrices_that_wait_have_a_core_each_and_a_large_one_alone_has_all(count, long, expected, monkeypatch):
     """BLAS with several threads in each of several calls makes them wait for each other; a reduction has one always."""
     of_gram, of_reduction = set(), set()
     gram, one = _dense._float64_gram, _lapack._one
-    monkeypatch.setattr(_dense, "_float64_gram", lambda *given: of_gram.update(threads()) or gram(*given))
-    monkeypatch.setattr(_lapack, "_one", lambda *given: of_reduction.update(threads()) or one(*given))
+    monkeypatch.setattr(_dense, "_float64_gram", lambda *given: of_gram.add(blas_threads_now()) or gram(*given))
+    monkeypatch.setattr(_lapack, "_one", lambda *given: of_reduction.add(blas_threads_now()) or one(*given))
     monkeypatch.setattr(_threads, "cores", lambda: 2)
     monkeypatch.setattr(_blas, "LONG", long)
     matrices = np.random.default_rng(0).standard_normal((count, 64, 80)).astype(np.float32)
     with threadpoolctl.threadpool_limits(2, "blas"):
         sigma, _ = _dense._decompose_on_host(matrices, wide=True, vectors=0)
-        assert threads() == {2}
+        assert blas_threads_now() == 2
     truth = np.linalg.svd(matrices.astype(np.float64), compute_uv=False)[:, ::-1]
     np.testing.assert_allclose(sigma, truth, rtol=1e-9)  # the smallest is 1e-2 of the largest, its square 1e-4
     assert (of_gram, of_reduction) == (expected, {1})
@@ -80,8 +77,8 @@ def test_matrices_that_wait_have_a_core_each_and_a_large_one_alone_has_all(count
 def test_decompositions_of_small_matrices_have_one_thread(vectors, dtype, monkeypatch):
     seen = set()
     svd, qr = np.linalg.svd, np.linalg.qr
-    monkeypatch.setattr(np.linalg, "svd", lambda *given, **how: seen.update(threads()) or svd(*given, **how))
-    monkeypatch.setattr(np.linalg, "qr", lambda *given, **how: seen.update(threads()) or qr(*given, **how))
+    monkeypatch.setattr(np.linalg, "svd", lambda *given, **how: seen.add(blas_threads_now()) or svd(*given, **how))
+    monkeypatch.setattr(np.linalg, "qr", lambda *given, **how: seen.add(blas_threads_now()) or qr(*given, **how))
     matrices = np.random.default_rng(0).standard_normal((1, 5, 8)).astype(dtype)
     with threadpoolctl.threadpool_limits(2, "blas"):
         sigma, right = _dense._decompose_on_host(matrices, wide=True, vectors=vectors)
