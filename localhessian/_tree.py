@@ -91,6 +91,11 @@ def to_device(values: Any, dtype: Any = None) -> Array:
     return jax.device_put(np.asarray(values, dtype))
 
 
+def array_of(values: Any, dtype: Any = None) -> Array:
+    """Of JAX, with nothing to compile for numbers of the host."""
+    return jnp.asarray(values, dtype) if isinstance(values, jax.Array) else to_device(values, dtype)
+
+
 def is_differentiable(tree: PyTree) -> bool:
     """Whether every leaf is a floating-point array (an integer leaf has no derivative)."""
     return all(map(is_floating, jax.tree.leaves(tree)))

@@ -21,7 +21,7 @@ class Residual(nnx.Module):
 
 def in_precision_of_run(tree):
     """Flax makes float32 even where the run is in float64."""
-    precise = jnp.zeros(()).dtype
+    precise = jnp.result_type(float)
     return jax.tree.map(lambda a: a.astype(precise) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 

@@ -47,7 +47,7 @@ def fully_sharded(case):
 
 def of_eight(case):
     """With eight samples."""
-    again = lambda leaf: jnp.concatenate([leaf, 1 + leaf[::-1] if leaf.dtype == jnp.zeros(()).dtype else leaf])[:8]
+    again = lambda leaf: jnp.concatenate([leaf, 1 + leaf[::-1] if leaf.dtype == jnp.result_type(float) else leaf])[:8]
     return case._replace(x=again(case.x), y=jnp.concatenate([case.y, case.y])[:8])
 
 

@@ -59,7 +59,7 @@ SHAPES = {
 
 
 def _numbers(shapes):
-    generator, dtype = np.random.default_rng(0), jnp.zeros(()).dtype
+    generator, dtype = np.random.default_rng(0), jnp.result_type(float)
     return [[generator.standard_normal(shape).astype(dtype) for shape in own] for own in shapes]
 
 

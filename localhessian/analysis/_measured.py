@@ -40,7 +40,7 @@ def surveyed(
     """As `measured`, of a spectrum of which only the largest value was sought, and what a quadrature tells of all."""
     kappa = condition_number(found)
     told = surveyed_figures(found, kappa, rest)
-    if np.any(rest.status) or not told.lambda_max > 0:
+    if np.asarray(rest.status).any() or not told.lambda_max > 0:
         return measured(key, found, samples=samples, coupled=coupled, blame=blame)
     note = note_of(kappa, key[2], samples, blame)
     if int(told.status) != int(Status.INDEFINITE):
@@ -97,7 +97,7 @@ def _row(
         coupled=coupled,
         method=method,
         matvecs=matvecs,
-        converged=bool(np.all(found.converged)),
+        converged=bool(np.asarray(found.converged).all()),
         status=Status(int(told.status)).name,
         note=note,
         **figures_told,

@@ -285,7 +285,7 @@ def taken(found: Route, matching: BackMatching, key: PRNGKey) -> Taken:
     rest: Density | TraceEstimate | None = None
     if found.has_rest:
         rest = rest_of(spectrum_found)
-    elif found.is_short and np.all(spectrum_found.lambda_max > 0):
+    elif found.is_short and (np.asarray(spectrum_found.lambda_max) > 0).all():
         rest = trace(operator, Hutchinson(FEW_PROBES), key=key)
     return Taken(spectrum_found, rest, structure)
 

@@ -97,7 +97,8 @@ class Survey:
 
 def rest_of(found: Spectrum) -> Density | None:
     """How the other eigenvalues are distributed, where a `Survey` found the largest only."""
-    if found.method not in (str(TOP), str(ENDS), str(STREAMED)) or (is_concrete(found) and np.all(found.complete)):
+    whole = is_concrete(found) and np.asarray(found.complete).all()
+    if whole or found.method not in (str(TOP), str(ENDS), str(STREAMED)):
         return None
     return spectral_density(found, axis="log", throw=False)
 

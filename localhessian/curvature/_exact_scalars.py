@@ -1,6 +1,5 @@
 """The scalars of all blocks of a network, from their local Hessians as operators: exact where these split."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from localhessian._arguments import expect, expect_count, expect_key
 from localhessian._brief import by_value
+from localhessian._tree import array_of, on_the_host
 from localhessian._types import Array, Float, Key
 from localhessian.curvature._local_hessian import local_hessian
 from localhessian.curvature._scalars import check_scalar
@@ -96,8 +96,10 @@ def local_scalars(
         found = _of_batch(matching, [side for side in there if side[1] == "params"], scalar, probes, key)
         found |= _of_inputs(matching, [side for side in there if side[1] == "input"], scalar, probes, key)
     values, exact = ([found.get(side, (1.0, True))[i] for side in sides] for i in (0, 1))
-    of_sides = jnp.stack([jnp.asarray(value, jnp.result_type(float)) for value in values]).reshape(-1, len(SIDES)).T
-    return LocalScalars(*of_sides, *np.reshape(exact, (-1, len(SIDES))).T)
+    dtype = jnp.result_type(float)
+    xp, values = on_the_host([array_of(value, dtype) for value in values])
+    of_sides = xp.stack(values).reshape(-1, len(SIDES)).T
+    return LocalScalars(*(array_of(part, dtype) for part in of_sides), *np.reshape(exact, (-1, len(SIDES))).T)
 
 
 Found = dict[tuple[str, Wrt], tuple[Any, bool]]
@@ -136,10 +138,14 @@ def _of_inputs(matching: StreamMatching, sides: Sequence[tuple[str, Wrt]], scala
     found: Found = {}
     for side, parts in told.items():
         numbers, exact, shares = zip(*parts, strict=True)
-        joined = max(numbers) if scalar == "max" else sum(s * m for s, m in zip(shares, numbers, strict=True))
-        total = 1 if scalar == "max" else sum(shares)
-        found[side] = joined / jnp.where(total > 0, total, 1), all(exact)
+        found[side] = max(numbers) if scalar == "max" else _mean(numbers, shares), all(exact)
     return found
+
+
+def _mean(numbers: Sequence[Any], shares: Sequence[Any]) -> Any:
+    xp, (numbers, shares) = on_the_host((numbers, shares))
+    total = sum(shares)
+    return sum(s * m for s, m in zip(shares, numbers, strict=True)) / xp.where(total > 0, total, 1)
 
 
 def _share(operator: SymmetricOperator, scalar: str, probes: int, key: Key) -> Any:
@@ -160,14 +166,12 @@ def _scalar(operator: SymmetricOperator, scalar: str, probes: int, key: Key) -> 
             found = spectrum(operator, Lanczos(which="largest", k=1), key=key)
             return found.lambda_max, bool(found.complete)
         estimate = _figure(operator, scalar, Hutchinson(probes), key)
+    xp, value = on_the_host(estimate.value)
     # Without any curvature, tr(H) = 0.
-    return jnp.nan_to_num(estimate.value), estimate.exact
+    return xp.nan_to_num(value if scalar == "range_mean" else value / operator.size), estimate.exact
 
 
 def _figure(
     operator: SymmetricOperator, scalar: str, method: Hutchinson | Structured, key: Key | None = None
 ) -> TraceEstimate:
-    if scalar == "range_mean":
-        return range_mean(operator, method, key=key)
-    estimate = trace(operator, method, key=key)
-    return dataclasses.replace(estimate, value=estimate.value / operator.size)
+    return (range_mean if scalar == "range_mean" else trace)(operator, method, key=key)

@@ -138,11 +138,12 @@ def _widely(z: Activations) -> Iterator[None]:
 
 def _wide(tree: Any) -> Any:
     """In float64, where that is at hand."""
-    widest = jnp.zeros(()).dtype
+    widest = jnp.result_type(float)
 
     def widened(leaf: Any) -> Any:
         is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(jnp.promote_types(leaf.dtype, widest)) if is_float else leaf
+        dtype = jnp.promote_types(leaf.dtype, widest) if is_float else None
+        return leaf if dtype is None or leaf.dtype == dtype else to_device(leaf, dtype)
 
     return jax.tree.map(widened, tree)
 
@@ -179,7 +180,7 @@ def _kind(loss: Loss, z: Activations, y: Any) -> Kind:
 
 def _is_of(kind: Kind, loss: Loss, z: Activations, y: Any) -> bool:
     root, agrees = recognized(kind, loss, z, y, probe_like(floating_leaves(z)))
-    return bool(np.all(agrees)) and any(bool(np.any(leaf)) for leaf in root.data[-1:])
+    return bool(np.asarray(agrees).all()) and any(bool(np.asarray(leaf).any()) for leaf in root.data[-1:])
 
 
 def _made_up(tree: Any, draw: int) -> Any:

@@ -42,9 +42,10 @@ def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array
     if kind is Kind.DIAGONAL:
         return _diagonal(hessian, outputs, probe, tolerance)
     # Or the compiler would compute on its own what a loss makes of zeros, for many classes in a quarter of a minute.
-    zeros = jax.lax.optimization_barrier([jnp.zeros_like(leaf) for leaf in outputs])
+    # Not written down: `at_once` has a program for each step from what is.
+    zeros = jax.lax.optimization_barrier([leaf - leaf for leaf in probe])
     undecided = loss_hessian(loss, rebuild(zeros), y)
-    return _softmax(hessian, undecided, outputs, probe, tolerance)
+    return _softmax(hessian, undecided, outputs, zeros, probe, tolerance)
 
 
 def probe_like(outputs: list[Array]) -> list[Array]:
@@ -68,12 +69,13 @@ def _softmax(
     hessian: Callable[..., Any],
     undecided: Callable[..., Any],
     outputs: list[Array],
+    zeros: list[Array],
     probe: list[Array],
     tolerance: float,
 ) -> tuple[Root, Array]:
-    (logits,), (v,) = outputs, probe
+    (logits,), (alike,), (v,) = outputs, zeros, probe
     # How large the terms are that cancel in S of a confident sample: what it is where all classes are as likely.
-    terms = jnp.nan_to_num(_read(undecided, jnp.zeros_like(logits), jnp.zeros((), logits.dtype))[1])
+    terms = jnp.nan_to_num(_read(undecided, alike, alike[..., :1])[1])
     p, alpha = _read(hessian, logits, terms)
     top = _at_largest(p)
     root = Root([p, jnp.sqrt(alpha) * jnp.sqrt(p), top], Kind.SOFTMAX)
@@ -99,7 +101,7 @@ def _read(hessian: Callable[..., Any], logits: Array, terms: Array) -> tuple[Arr
     pick: Callable[..., Any] = lambda values, at: jnp.sum(jnp.where(at, values, 0), axis=-1, keepdims=True)
     both, first, second = pick(of_one, two), pick(of_one, three), pick(of_two, three)
     ratio: Callable[..., Any] = lambda a, b: jnp.where((a > 0) & (b > 0), a / jnp.where(b > 0, b, 1), 0)
-    alone = jnp.minimum(ratio(both, terms * jnp.ones_like(both)), 1)
+    alone = jnp.minimum(ratio(both, terms), 1)
     odds = jnp.where(ratio(second, first) > 0, ratio(second, first), jnp.where(alone > 0, alone, 1))
     to_one = jnp.where(one, 1, of_one * ratio(odds, both))
     total = jnp.sum(to_one, axis=-1, keepdims=True)

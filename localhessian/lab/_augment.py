@@ -58,7 +58,7 @@ class Augmentation:
         """Normalized, not augmented: for testing."""
         if jnp.issubdtype(x.dtype, jnp.floating):
             return x
-        dtype = jnp.zeros(()).dtype
+        dtype = jnp.result_type(float)
         last = (1,) * (x.ndim - 1) + (-1,)
         mean, deviation = (jnp.asarray(v, dtype).reshape(last) for v in (self.mean, self.deviation))
         return (x.astype(dtype) / 255 - mean) / deviation

@@ -83,7 +83,7 @@ def digits(test: int = 360) -> Images:
     if np.asarray(test).dtype.kind not in "iu" or not 0 < test < len(images):
         raise ValueError(f"`test` must be a number of images between 1 and {len(images) - 1}, got {test!r}.")
     order = np.random.default_rng(0).permutation(len(images))
-    x, y = images[order, :, :, None].astype(jnp.zeros(()).dtype), labels[order]
+    x, y = images[order, :, :, None].astype(jnp.result_type(float)), labels[order]
     train = x[:-test]
     x = (x - train.mean()) / train.std()
     return Images(x[:-test], y[:-test], x[-test:], y[-test:])
@@ -171,7 +171,7 @@ def _checked(name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
             f"`{name}_y` must hold integer labels from 0, and less than {MAX_CLASSES}, got {y.min()} to {y.max()}."
         )
     if np.issubdtype(x.dtype, np.floating):
-        x = x.astype(jnp.zeros(()).dtype)
+        x = x.astype(jnp.result_type(float))
         if not np.isfinite(x).all():
             raise ValueError(f"`{name}_x` holds values that are not finite: remove or replace them.")
     elif x.dtype != np.uint8:

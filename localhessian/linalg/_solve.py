@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from localhessian._arguments import expect_flag, expect_key, number, short
 from localhessian._mesh import everywhere, is_elsewhere, is_traced
@@ -131,7 +132,8 @@ def spectrum(
             found = _run(operator, method, key, vectors, start, show)
         found = within_range(found) if wrong is None else found.refused(wrong)
     if throw and is_concrete(found.status):
-        worst = [status for status in REFUSED if bool((found.status == int(status)).any())]
+        statuses = np.asarray(found.status)
+        worst = [status for status in REFUSED if (statuses == int(status)).any()]
         if worst:
             raise SpectrumError(_sentence(operator, worst[0]))
     return found

@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from localhessian._arguments import expect
 from localhessian._brief import named, wrapped
 from localhessian._mesh import is_traced, like
-from localhessian._programs import compiled, full_precision
+from localhessian._programs import compiled, compiled_if_eager, full_precision
 from localhessian._tree import floating, floating_leaves, is_concrete, is_floating, pytree, ravel, static
 from localhessian._types import Activations, Array, Context, Loss, Params, Scalar
 from localhessian.network._chain import Block, Chain
@@ -60,7 +60,7 @@ class BackMatching:
     @property
     def displacements(self) -> tuple[Activations, ...]:
         """delta_b = z_b^{k+1/2} - z_b^k = -r_b for b = 1..B-1; None for z_0 and z_B, which have no target."""
-        return (None, *(_mapped(jnp.negative, residual) for residual in self.residuals[1:-1]), None)
+        return (None, *_of_each(jnp.negative, self.residuals[1:-1]), None)
 
     @property
     def losses(self) -> dict[str, Scalar]:
@@ -72,10 +72,7 @@ class BackMatching:
     @property
     def targets(self) -> tuple[Activations, ...]:
         """z_b^{k+1/2} = z_b^k + delta_b, for display: rounding loses small displacements; compute with those."""
-        return tuple(
-            None if delta is None else _mapped(jnp.add, z, delta)
-            for z, delta in zip(self.activations, self.displacements, strict=True)
-        )
+        return (None, *_of_each(jnp.subtract, self.activations[1:-1], self.residuals[1:-1]), None)
 
     @property
     def kinds(self) -> tuple[Block, ...]:
@@ -217,10 +214,16 @@ class _MatchingLoss:
         return matching_loss(self.block, place, displacement)(there) / there.samples
 
 
-def _mapped(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """A function of the floating-point leaves of trees of one structure; the other leaves are those of the first."""
-    leaves, rebuild = floating(tree)
-    return rebuild([function(*them) for them in zip(leaves, *(floating_leaves(other) for other in rest), strict=True)])
+@compiled_if_eager(static_argnums=0)
+def _of_each(function: Callable[..., Any], *trees: tuple[Activations, ...]) -> tuple[Activations, ...]:
+    """For each block a function of the floating-point leaves; other leaves are those of the first tree."""
+
+    def mapped(tree: Any, *rest: Any) -> Any:
+        leaves, rebuild = floating(tree)
+        of_rest = (floating_leaves(other) for other in rest)
+        return rebuild([function(*them) for them in zip(leaves, *of_rest, strict=True)])
+
+    return tuple(mapped(*them) for them in zip(*trees, strict=True))
 
 
 def _embed(values: Iterable[Any], like: Any) -> Any:

@@ -1,6 +1,7 @@
-"""What an analysis leaves for the next one: programs, and what was traced."""
+"""Which programs an analysis compiles, and what it leaves for the next one."""
 
 import jax
+import jax.numpy as jnp
 import networks
 import pytest
 
@@ -32,3 +33,45 @@ def test_equal_blocks_compile_once(count_compilations):
     with count_compilations() as seen:
         lh.analyze(*case, blocks=["layer2", "layer3"])
     assert seen.names == []
+
+
+def _figures(case):
+    """One of every kind, of a block in the middle."""
+    matching = lh.back_match(*case)
+    _ = matching.displacements, matching.targets
+    H = lh.local_hessian(matching, "layer1", "params")
+    for method in (None, lh.Dense(), lh.Lanczos(max_matvecs=8), lh.GolubKahan(max_matvecs=8)):
+        found = lh.spectrum(H, method, throw=False)
+        lh.condition_number(found)
+        _ = found.failure_probability(), found.converged, found.lambda_max, repr(found)
+    for method in (None, lh.Hutchinson(4), lh.HutchPlusPlus(6), lh.XTrace(4), lh.Structured()):
+        lh.trace(H, method)
+    for figure in (lh.frobenius_norm, lh.range_mean, lh.diagonal):
+        figure(H, lh.Hutchinson(4))
+    lh.spectral_density(H, probes=2, steps=8)
+    lh.spectral_density(lh.spectrum(H))
+    lh.local_scalars(matching)
+
+
+def _measured(case):
+    return jax.jit(lambda params: lh.measure(case.chain, params, *case[2:]))(case.params)
+
+
+# The dtype of numbers where this is asked for, keys, unit vectors, and what was multiplied one after the other;
+# in a program, what a loss writes down by itself.
+ALONE = {"convert_element_type", "_moveaxis", "stack", "stage", "unstack"}
+WRITTEN = {"convert_element_type", "broadcast_in_dim", "iota", "neg"}
+
+
+@pytest.mark.parametrize(
+    ("run", "alone"), [(_figures, ALONE), (lambda case: lh.analyze(*case), ALONE), (_measured, WRITTEN)]
+)
+def test_operations_are_no_programs_of_their_own(run, alone, count_compilations):
+    """Each would take as long as a tenth of a program that does everything at once."""
+    case = networks.mlp()
+    jax.clear_caches()
+    with count_compilations() as seen:
+        run(case)
+    names = {name.removeprefix("jit(").removesuffix(")") for name in seen.names}
+    operations = {name for name in names if hasattr(jax.lax, f"{name}_p") or hasattr(jnp, name.removeprefix("_"))}
+    assert operations <= alone

@@ -26,7 +26,7 @@ def dense_kappa(case, block):
     matching = networks.matched(case)
     factor = np.asarray(lh.local_hessian(matching, block).factor.to_dense(), np.float64)
     sigma = np.linalg.svd(factor, compute_uv=False)
-    sigma = sigma[sigma > 100 * jnp.finfo(jnp.zeros(()).dtype).eps * sigma[0]]
+    sigma = sigma[sigma > 100 * jnp.finfo(jnp.result_type(float)).eps * sigma[0]]
     return (sigma[0] / sigma[-1]) ** 2, len(sigma)
 
 

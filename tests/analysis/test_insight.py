@@ -17,7 +17,7 @@ WEIGHTS = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape i
 
 
 def as_default(array):
-    return jnp.asarray(array, jnp.zeros(()).dtype)
+    return jnp.asarray(array, jnp.result_type(float))
 
 
 def case(loss=networks.cross_entropy):

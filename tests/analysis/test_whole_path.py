@@ -13,7 +13,7 @@ import localhessian as lh
 
 pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
-IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6, 6, 2)), jnp.zeros(()).dtype)
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6, 6, 2)), jnp.result_type(float))
 LABELS = jnp.arange(6) % 3
 loss = optax.softmax_cross_entropy_with_integer_labels
 

@@ -41,8 +41,9 @@ def ranked(params, z):
 def case(block=networks.tanh_dense, loss=networks.cross_entropy, y=None, dtype=None, context=None):
     plain = networks.mlp(widths=(4, 5, 3), n=N, seed=2)
     chain = lh.Chain([lh.Block("layer0", block), plain.chain.blocks[1]])
-    x = plain.x.at[0].multiply(20)
-    params, x = (jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), tree) for tree in (plain.params, x))
+    larger = np.asarray(plain.x) * np.where(np.arange(N) == 0, 20, 1)[:, None]
+    cast = lambda leaf: jax.device_put(np.asarray(leaf, dtype or plain.x.dtype))
+    params, x = (jax.tree.map(cast, tree) for tree in (plain.params, larger))
     return networks.Case(chain, params, x, plain.y if y is None else y, loss, context)
 
 
@@ -90,7 +91,7 @@ def test_blocks_that_look_at_their_batch_in_half_precision(dtype):
 @pytest.mark.optimized
 def test_context_of_each_sample_and_of_none():
     """Permuted samples have their own masks, also where values do not tell (z = 0); a table of six stays whole."""
-    mask = (jnp.arange(24.0).reshape(6, 4) % 3 + 1).astype(jnp.zeros(()).dtype)
+    mask = (jnp.arange(24.0).reshape(6, 4) % 3 + 1).astype(jnp.result_type(float))
     context = {"mask": mask, "table": jnp.arange(1.0, 6.0)}
     check(case(masked, context=context), "layer0")
     at_zero = case(masked, context=context)

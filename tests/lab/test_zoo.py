@@ -13,7 +13,7 @@ from localhessian.lab import zoo
 
 pytestmark = [pytest.mark.relaxed, pytest.mark.once]
 
-IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.zeros(()).dtype)
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.result_type(float))
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 7, (4, 6)))
 LABELS = jnp.asarray([0, 1, 2, 1])
 
@@ -68,7 +68,7 @@ def test_a_step_of_gradient_solvers_is_one_of_sgd(name, tol):
     moved = step(params)
     grads = jax.jit(jax.grad(lambda params: loss(chain.forward(params, x, context)[-1], y).mean()))(params)
     flat = lambda tree: np.concatenate([np.zeros(0), *(np.ravel(leaf).astype(float) for leaf in jax.tree.leaves(tree))])
-    eps = float(jnp.finfo(jnp.zeros(()).dtype).eps)
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
     for block in chain.names:
         new, old, gradient = (flat(tree[block]) for tree in (moved, params, grads))
         error, size, weights = map(np.linalg.norm, (new - old + 0.1 * gradient, gradient, old))
@@ -103,7 +103,7 @@ def test_a_model_is_built_by_one_program(name, count_compilations):
         nnx.split(one, nnx.Param, ...) for one in (model, FAMILIES[name](nnx.Rngs(key)))
     )
     assert graph == graph_of_flax
-    eps = float(jnp.finfo(jnp.zeros(()).dtype).eps)
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
     numbers = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
     for one, other in zip(*(map(numbers, jax.tree.leaves(states)) for states in (ours, theirs)), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=8 * eps * float(jnp.max(jnp.abs(other))))

@@ -15,11 +15,11 @@ import localhessian as lh
 from localhessian.linalg.operators import _cpu
 
 ON_CPU = jax.default_backend() == "cpu"
-EPS = float(jnp.finfo(jnp.zeros(()).dtype).eps)
+EPS = float(jnp.finfo(jnp.result_type(float)).eps)
 
 
 def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.zeros(()).dtype)
+    return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype(jnp.result_type(float)))
 
 
 def run_quickly(function, *args):
@@ -32,7 +32,7 @@ def programs(function, *args):
 
 
 def close(one, two):
-    np.testing.assert_allclose(one, two, rtol=1e3 * EPS, atol=1e3 * EPS * float(jnp.max(jnp.abs(two))))
+    np.testing.assert_allclose(one, two, rtol=1e3 * EPS, atol=1e3 * EPS * float(np.max(np.abs(two))))
 
 
 @pytest.mark.once

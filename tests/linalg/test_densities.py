@@ -372,7 +372,7 @@ def test_new_numbers_do_not_recompile_a_density(count_compilations):
 @pytest.mark.parametrize("kind", ["product", "factor"])
 def test_mean_and_a_bound_of_the_smallest_non_zero_eigenvalue(kind):
     # Null values and a wide range; of the bound only the side matters, of the mean its own error.
-    values = np.concatenate([np.zeros(40), np.geomspace(1e-3, 1, 160)]).astype(jnp.zeros(()).dtype)
+    values = np.concatenate([np.zeros(40), np.geomspace(1e-3, 1, 160)]).astype(jnp.result_type(float))
     roots = jnp.sqrt(values)
     factor = lh.linear_map(lambda v: roots * v, None, 200, 200)
     operator = factor if kind == "factor" else lh.symmetric_operator(lambda v: values * v, 200)

@@ -33,7 +33,7 @@ def kappas(R):
 
 @hypothesis.given(st.lists(st.floats(-7, 0), min_size=1, max_size=SIZE), st.integers(0, 2))
 def test_all_methods_agree_or_say_that_the_rank_is_uncertain(exponents, zeros):
-    R = factor_of(10.0 ** np.array([0.0, *exponents][: SIZE - zeros]), jnp.zeros(()).dtype)
+    R = factor_of(10.0 ** np.array([0.0, *exponents][: SIZE - zeros]), jnp.result_type(float))
     found = kappas(R)
     for one in found.values():
         # Either a whole interval, or no claim about its upper end.

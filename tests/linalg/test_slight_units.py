@@ -31,8 +31,7 @@ LAYERS = {
 
 def _matching(layer):
     # Ties (whole numbers) and dead units.
-    x = np.random.default_rng(0).integers(-2, 3, (3, 6, 6, 2)).astype(np.zeros(()).dtype)
-    x = jnp.asarray(x, jnp.result_type(float))
+    x = jax.device_put(np.random.default_rng(0).integers(-2, 3, (3, 6, 6, 2)).astype(jnp.result_type(float)))
     chain = lh.Chain([lh.Block("layer", lambda w, z: layer(z)), lh.Block("out", lambda w, z: z * w)])
     loss = lambda z, y: 0.5 * jnp.sum(z.reshape(len(z), -1) ** 2, axis=1) + 0 * y
     return lh.back_match(chain, {"layer": {}, "out": jnp.asarray(1.0)}, x, jnp.zeros(3), loss)
@@ -51,7 +50,8 @@ def test_every_eigenvalue_of_a_layer_without_parameters(name):
         assert np.all(found.complete)
         lead = (1,) if samples is None else (3,)
         for i in range(lead[0]):
-            values, counts = (np.reshape(part, (*lead, -1))[i] for part in (found.eigenvalues, found.multiplicities))
+            both = jax.device_get((found.eigenvalues, found.multiplicities))
+            values, counts = (np.reshape(part, (*lead, -1))[i] for part in both)
             there = counts > 0
             expanded = np.repeat(values[there], counts[there])
             # The products' own rounding.

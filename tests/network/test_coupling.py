@@ -23,7 +23,7 @@ def coupled(apply, params, z):
 
 
 def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.zeros(()).dtype)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.result_type(float))
 
 
 @pytest.mark.once

@@ -18,7 +18,7 @@ ROWS = networks.drawn(1, 5, 3)
 
 def in_precision_of_run(tree):
     """Flax makes float32 even where the run is in float64."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.zeros(()).dtype), tree)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(float)), tree)
 
 
 class LinenNet(nn.Module):

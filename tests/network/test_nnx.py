@@ -133,8 +133,8 @@ class Layer(nnx.Module):
 
 class Transformer(nnx.Module):
     def __init__(self, rngs, width=8):
-        self.embed = nnx.Embed(7, width, dtype=jnp.zeros(()).dtype, rngs=rngs)
-        self.position = nnx.Embed(5, width, dtype=jnp.zeros(()).dtype, rngs=rngs)
+        self.embed = nnx.Embed(7, width, dtype=jnp.result_type(float), rngs=rngs)
+        self.position = nnx.Embed(5, width, dtype=jnp.result_type(float), rngs=rngs)
         self.layers = nnx.List([Layer(rngs, width) for _ in range(3)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
@@ -216,7 +216,7 @@ def recurrent(rngs):
     class Recurrent(nnx.Module):
         def __init__(self):
             self.rnn, self.head = (
-                nnx.RNN(nnx.LSTMCell(1, 4, param_dtype=jnp.zeros(()).dtype, rngs=rngs)),
+                nnx.RNN(nnx.LSTMCell(1, 4, param_dtype=jnp.result_type(float), rngs=rngs)),
                 nnx.Linear(4, 2, rngs=rngs),
             )
 
@@ -318,7 +318,7 @@ def test_default_boundaries(build, names, check_cut):
     ],
 )
 def test_directions_of_a_recurrent_layer(beside, carry, names, check_cut):
-    dtype, rngs = jnp.zeros(()).dtype, nnx.Rngs(0)
+    dtype, rngs = jnp.result_type(float), nnx.Rngs(0)
 
     class Tagger(nnx.Module):
         def __init__(self):

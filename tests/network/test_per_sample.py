@@ -16,7 +16,7 @@ def entropy(z, label):
 
 
 def flags(loss, y, n=4, classes=4):
-    z = jax.ShapeDtypeStruct((n, classes), jnp.zeros(()).dtype)
+    z = jax.ShapeDtypeStruct((n, classes), jnp.result_type(float))
     return belongs_to_samples(_of_loss[loss], (), z, y, n, 2)
 
 
@@ -53,7 +53,7 @@ def test_what_is_taken_whole_belongs_to_no_sample():
         traces.append(1)
         return z - sum(statistics)[None]
 
-    like = jax.ShapeDtypeStruct((4, 4), jnp.zeros(()).dtype)
+    like = jax.ShapeDtypeStruct((4, 4), jnp.result_type(float))
     assert belongs_to_samples(normalized, (), like, [jnp.ones(4)] * 6, 4, 2) == (False,) * 6
     assert len(traces) == 7
     with_labels = lambda z, y: z.sum(1) + (traces.append(1) or y)

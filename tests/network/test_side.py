@@ -10,7 +10,7 @@ from localhessian._tree import floating, ravel
 from localhessian.network import SIDES, Arrangement, ByInput, ByParams, Place
 from localhessian.network._side import displaced, matching_loss
 
-DTYPE = jnp.zeros(()).dtype
+DTYPE = jnp.result_type(float)
 RANDOM = np.random.default_rng(0)
 
 

@@ -87,7 +87,7 @@ def test_the_largest_eigenvalue_is_estimated_from_below(make):
 @pytest.mark.once
 def test_all_scalars_of_the_identity_are_one(tol):
     """Estimated and exact alike, in float16 too; one eigenvalue 1024 times is found by the first product."""
-    for dtype in (jnp.zeros(()).dtype, jnp.float16):
+    for dtype in (jnp.result_type(float), jnp.float16):
         chain = lh.Chain([lh.Block("a", lambda _, z: z), lh.Block("b", lambda _, z: z)])
         x = jnp.ones((2, 512), dtype)
         words = random_words(jax.random.key(0), x.size, 4)
@@ -306,7 +306,7 @@ def test_it_stays_sane_as_the_loss_goes_to_zero():
 @pytest.mark.relaxed
 @pytest.mark.once
 def test_both_layouts_of_a_model_and_tied_arrays():
-    shared = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)) / 2, jnp.zeros(()).dtype)
+    shared = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)) / 2, jnp.result_type(float))
     model_params = {"tied": shared, "bias": jnp.zeros(4), "out": jnp.ones((4, 2)) / 3}
 
     def model(params, x):

@@ -60,7 +60,7 @@ class Axes:
         found = {}
         for (name, values), place in zip(self.values.items(), places, strict=True):
             if name not in self.static:
-                kind = jnp.zeros(()).dtype if isinstance(values[0], float) else jnp.asarray(values[:1]).dtype
+                kind = jnp.result_type(float) if isinstance(values[0], float) else jnp.asarray(values[:1]).dtype
                 found[name] = jnp.asarray(np.asarray(values)[place], kind)
         return found
 

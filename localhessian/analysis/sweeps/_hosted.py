@@ -23,7 +23,7 @@ ASKED = 0.5
 
 def hosted(case: Case, axes: Axes, key: Any, cases: list[int], executor: Any) -> Records:
     """A record of each case, as it is finished."""
-    wide = jnp.zeros(()).dtype == jnp.float64
+    wide = jnp.result_type(float) == jnp.float64
     settings = wide, np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
     jobs = {number: (case, axes.point(number), number, *settings) for number in cases}
     yield from _here(jobs, axes) if executor is None else _spread(jobs, executor)

@@ -211,7 +211,7 @@ def _identity(case: Case, axes: Axes, key: Any, compiled: bool, max_bytes: float
         "key": [str(jax.random.key_impl(key)), *np.asarray(jax.random.key_data(key)).tolist()],
         "compiled": int(compiled),
         "max_bytes": float(max_bytes) if compiled else 0.0,
-        "dtype": str(jnp.zeros(()).dtype),
+        "dtype": str(jnp.result_type(float)),
         "matmul_precision": str(settings.jax_default_matmul_precision),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

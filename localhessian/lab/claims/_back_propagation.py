@@ -57,7 +57,7 @@ def measure(point: Point, work: Work) -> list[Row]:
         norms = {name: _norm(gradients[name]) for name in with_weights}
         # At this rate every block's step is as large as its weights, so that adding it to them rounds it little.
         largest = max(_norm(params[name]) / norm for name, norm in norms.items() if norm > 0)
-        rate = jnp.asarray(largest, jnp.zeros(()).dtype)
+        rate = jnp.asarray(largest, jnp.result_type(float))
         ours = jax.jit(lambda params: _propagated(chain, params, rate, batch))(params)
         theirs = jax.tree.map(lambda leaf, gradient: leaf - rate * gradient, params, gradients)
         apart = {name: _norm(jax.tree.map(jnp.subtract, ours[name], theirs[name])) for name in with_weights}
@@ -85,7 +85,7 @@ def _problem(point: Point, work: Work) -> tuple[Chain, Any, Callable[[Any], Scal
     chosen = network(name, work.setting.images, **sizes)
     params, context = chosen.start(jax.random.key(point["seed"]))
     x, y = work.setting.batch(BATCH)
-    x, loss = jnp.asarray(x, jnp.zeros(()).dtype), optax.softmax_cross_entropy_with_integer_labels
+    x, loss = jnp.asarray(x, jnp.result_type(float)), optax.softmax_cross_entropy_with_integer_labels
     objective = lambda params: loss(chosen.forward(params, x, context)[0], y).mean()
     return chosen.chain, params, objective, (x, y, loss, context)
 

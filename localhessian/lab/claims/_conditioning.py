@@ -138,7 +138,7 @@ def _begin(widths: Sequence[int], point: Point, seed: int) -> dict[str, Params]:
     for i, shape in enumerate(shapes, 1):
         is_head = i == len(shapes)
         kernel = INITIALIZERS["lecun-gaussian" if is_head else point["initialization"]]
-        key, dtype = jax.random.fold_in(jax.random.key(seed), i), jnp.zeros(()).dtype
+        key, dtype = jax.random.fold_in(jax.random.key(seed), i), jnp.result_type(float)
         of_block = {"kernel": kernel(key, shape, dtype), "bias": jnp.zeros(shape[1])}
         if point["norm"] == "batch" and not is_head:
             of_block |= {"gamma": jnp.ones(shape[1]), "beta": jnp.zeros(shape[1])}

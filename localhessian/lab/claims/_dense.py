@@ -28,7 +28,7 @@ def initialized(
     widths = [x[0].size, *[width] * depth, classes]
     chain, params = dense_network(widths, jax.random.key(0), activation=activation)
     keys = jax.random.split(jax.random.key(seed), len(params))
-    dtype = jnp.zeros(()).dtype
+    dtype = jnp.result_type(float)
     return chain, {
         name: {**leaves, "kernel": gain * INITIALIZERS[init](key, leaves["kernel"].shape, dtype)}
         for key, (name, leaves) in zip(keys, params.items(), strict=True)

@@ -105,7 +105,7 @@ def _meta(claim: Claim, setting: Setting) -> dict[str, Any]:
         "claim": claim.name,
         "size": setting.size,
         "images": _digest(setting.images),
-        "dtype": str(jnp.zeros(()).dtype),
+        "dtype": str(jnp.result_type(float)),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "numpy": np.__version__,

@@ -134,7 +134,7 @@ class Trainer:
             identity = np.array([steps, batch, learning_rate, list(SCHEDULES).index(schedule), seed, n], np.float64)
             state, curve, done, spent = _resume(checkpoint, identity, state, curve)
         images, labels = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
-        key, dtype = jax.random.key(seed), jnp.zeros(()).dtype
+        key, dtype = jax.random.key(seed), jnp.result_type(float)
         tests = {int(at): i for i, at in enumerate(curve.at)}
         pending: list[Scalar] = []
         clock = time.perf_counter()
@@ -167,7 +167,7 @@ class Trainer:
         state, images, labels = jax.eval_shape(
             lambda: (self.start(0), jnp.asarray(data.train_x), jnp.asarray(data.train_y))
         )
-        chosen, rate = np.zeros(batch, np.int32), np.zeros((), jnp.zeros(()).dtype)
+        chosen, rate = np.zeros(batch, np.int32), np.zeros((), jnp.result_type(float))
         step = functools.partial(_stepped, self)
         text = program_text(step, state, images, labels, chosen, jax.random.key(0), rate, differentiated=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def dtype() -> Any:
     """Of parameters: that of JAX's numbers, float64 where it is enabled."""
-    return jnp.zeros(()).dtype
+    return jnp.result_type(float)
 
 
 def initializer(name: str, scale: float = 1.0) -> Callable:

@@ -19,6 +19,7 @@ from localhessian._mesh import is_traced
 from localhessian._programs import compiled
 from localhessian._progress import Progress, silent
 from localhessian._status import Status
+from localhessian._tree import array_of
 from localhessian._types import Array, Int, Key
 from localhessian.linalg.krylov._arithmetic import HOST, TRACED, Arithmetic
 from localhessian.linalg.krylov._drive import drive, on_the_host, run_compiled, runs_whole
@@ -220,7 +221,7 @@ class Krylov(abc.ABC):
             dtype=run.dtype,
             method=str(self),
             vectors=largest,
-            krylov_steps=jnp.minimum(jnp.asarray(state.made, np.int32), plan.size // plan.block),
+            krylov_steps=array_of(xp.minimum(xp.asarray(state.made, np.int32), plan.size // plan.block), np.int32),
             start_size=run.start_size if start is None else 0,
             ends=self.which,
             norm=norm,

@@ -179,7 +179,7 @@ def _dtype(dtype: Any) -> jnp.dtype:
     config: Any = jax.config
     try:
         is_array = isinstance(dtype, jax.Array | np.ndarray)
-        found = None if is_array else jnp.dtype(jnp.zeros(()).dtype if dtype is None else dtype)
+        found = None if is_array else jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):

@@ -11,7 +11,7 @@ import numpy as np
 from localhessian._arguments import expect_share
 from localhessian._brief import brief, wrapped
 from localhessian._status import Status, quietly
-from localhessian._tree import is_concrete, pytree, static, to_device
+from localhessian._tree import array_of, is_concrete, pytree, static
 from localhessian._types import Array, Float, Int
 from localhessian.linalg.spectra._rank import cutoff
 
@@ -91,8 +91,8 @@ class Spectrum:
         ended = ", ".join(name if n == np.size(self.status) else f"{n} {name}" for name, n in counts.items())
         times = f" x {np.shape(self.eigenvalues)[0]}" if np.ndim(self.eigenvalues) > 1 else ""
         with quietly():
-            low, high = float(np.min(self.lambda_min)), float(np.max(self.lambda_max))
-        whole = "complete" if np.all(self.complete) else "incomplete"
+            low, high = float(np.asarray(self.lambda_min).min()), float(np.asarray(self.lambda_max).max())
+        whole = "complete" if np.asarray(self.complete).all() else "incomplete"
         return wrapped(
             f"Spectrum(order {self.size}: {np.shape(self.eigenvalues)[-1]}{times} values from {low:.3g} to {high:.3g}, "
             f"{ended}, {whole}; {self.method}, {int(self.matvecs)} products)"
@@ -101,7 +101,8 @@ class Spectrum:
     @property
     def converged(self) -> Array:
         """Boolean, one for each operator: status is CONVERGED."""
-        return self.status == 0
+        xp: Any = np if is_concrete(self.status) else jnp
+        return array_of(xp.asarray(self.status) == 0)
 
     def failure_probability(self, relative_error: float = 0.1) -> Float[Array, "*s"]:
         """How probable it is, over random starts, that the largest eigenvalue was missed by more than this.
@@ -113,11 +114,13 @@ class Spectrum:
         Source: J. Kuczynski and H. Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (1992) 1094, theorem 4.2.
         """
         expect_share("relative_error", relative_error, closed=True)
-        unknown = jnp.ones_like(self.missing)
+        xp: Any = np if is_concrete(self.missing, self.krylov_steps, self.complete) else jnp
+        unknown = xp.ones_like(xp.asarray(self.missing))
         if self.krylov_steps is not None and self.start_size:
-            unknown = missed(self.start_size, self.krylov_steps.astype(unknown.dtype), relative_error) * unknown
-        exact = self.complete | (self.krylov_steps is None)
-        return jnp.where(exact, 0, unknown)
+            steps = xp.asarray(self.krylov_steps).astype(unknown.dtype)
+            unknown = missed(self.start_size, steps, relative_error, xp) * unknown
+        exact = xp.asarray(self.complete) | (self.krylov_steps is None)
+        return array_of(xp.where(exact, 0, unknown).astype(unknown.dtype))
 
     def refused(self, status: Status) -> "Spectrum":
         """The same without values, for products that are not what they should be."""
@@ -151,7 +154,7 @@ class Spectrum:
         there = ~xp.isnan(values)
         extreme = (xp.max if least < 0 else xp.min)(xp.where(there, values, values.dtype.type(least)), axis=-1)
         found = xp.where(xp.any(there, axis=-1), extreme, values.dtype.type(np.nan))
-        return found if xp is jnp else to_device(found)
+        return array_of(found)
 
 
 def packed(
@@ -178,36 +181,32 @@ def packed(
     """
     wide = working_dtype(dtype)
     squares = (values**2, (2 * values + errors) * errors) if of_factor else (values, errors)
-    eigenvalues, residuals = (_array(part, wide) for part in squares)
-    sigma, rho = (_array(part, wide) if of_factor else None for part in (values, errors))
+    eigenvalues, residuals = (array_of(part, wide) for part in squares)
+    sigma, rho = (array_of(part, wide) if of_factor else None for part in (values, errors))
     xp = np if isinstance(complete, np.ndarray | np.bool_) else jnp
     return Spectrum(
         eigenvalues=eigenvalues,
-        multiplicities=_array(multiplicities, np.int32),
+        multiplicities=array_of(multiplicities, np.int32),
         residual_norms=residuals,
-        vectors=None if vectors is None else _array(vectors, wide),
+        vectors=None if vectors is None else array_of(vectors, wide),
         singular_values=sigma,
         singular_residual_norms=rho,
-        status=_array(status, np.int32),
-        complete=_array(complete, bool),
-        matvecs=_array(matvecs, np.int32),
+        status=array_of(status, np.int32),
+        complete=array_of(complete, bool),
+        matvecs=array_of(matvecs, np.int32),
         size=size,
         dtype=dtype,
         method=method,
-        missing=_array(xp.where(complete, 0, np.inf), wide),
-        norm=None if norm is None else _array(norm, wide),
-        jacobi=jax.tree.map(lambda known: _array(known, wide), jacobi),
+        missing=array_of(xp.where(complete, 0, np.inf), wide),
+        norm=None if norm is None else array_of(norm, wide),
+        jacobi=jax.tree.map(lambda known: array_of(known, wide), jacobi),
         **iteration,
     )
 
 
-def _array(value: Any, dtype: Any) -> Array:
-    return value.astype(dtype) if isinstance(value, jax.Array) else to_device(value, dtype)
-
-
-def missed(size: int, steps: Any, relative_error: float) -> Array:
+def missed(size: int, steps: Any, relative_error: float, xp: Any) -> Any:
     """At most how probable it is that `steps` steps from a random start in `size` dimensions miss lambda_max."""
-    return jnp.minimum(1.648 * size**0.5 * jnp.exp(-(relative_error**0.5) * (2 * steps - 1)), 1)
+    return xp.minimum(1.648 * size**0.5 * xp.exp(-(relative_error**0.5) * (2 * steps - 1)), 1)
 
 
 class SpectrumError(ArithmeticError):

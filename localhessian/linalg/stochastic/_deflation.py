@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from localhessian._programs import one_by_one, qr
+from localhessian._programs import compiled_if_eager, one_by_one, qr
 from localhessian._types import Array, Float, Key
 from localhessian.linalg.operators import HIGHEST, Operator, SymmetricOperator, eps_of
 from localhessian.linalg.stochastic._hutchinson import quadratic_form
@@ -56,11 +56,9 @@ class HutchPlusPlus:
         times = Partial(multiplied, prepared)
         basis = _orthonormal(each_probe(times, Partial(random_signs, sketch_key), third, operator))[0]
         images = each_probe(times, Partial(row_of, basis), third, operator)
-        captured = jnp.sum(basis * images, axis=(0, 2))
         outside = Partial(_outside, prepared, basis)
         forms = each_probe(outside, Partial(random_signs, rest_key), third, operator)
-        floor = ROUNDING * eps_of(operator.dtype) * jnp.sum(jnp.abs(jnp.sum(basis * images, axis=2)), axis=0)
-        return result(captured + jnp.mean(forms, 0), jnp.maximum(spread(forms), floor), 3 * third, False, operator)
+        return result(*_both_parts(basis, images, forms, eps_of(operator.dtype)), 3 * third, False, operator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +92,34 @@ class XTrace:
         moved = each_probe(times, Partial(row_of, omega), count, operator)
         basis, upper, full = _orthonormal(moved)
         images = each_probe(times, Partial(row_of, basis), count, operator)
-        small = jnp.einsum("psd,qsd->spq", basis, images, precision=HIGHEST)
-        w = jnp.einsum("psd,qsd->spq", basis, omega, precision=HIGHEST)
-        t = jnp.einsum("psd,qsd->spq", images, omega, precision=HIGHEST)
-        estimates = jax.vmap(_leave_one_out, in_axes=(0, 0, 0, 0, None))(upper, small, w, t, operator.size)
-        whole = jnp.einsum("spp->s", small)
-        # A space that holds the whole range is exact: what is left out of it is rounding.
-        value = jnp.where(full, jnp.mean(estimates, 1), whole)
-        error = jnp.where(full, jnp.std(estimates, axis=1, ddof=1) / count**0.5, 0)
-        floor = ROUNDING * eps_of(operator.dtype) * jnp.sum(jnp.abs(jnp.einsum("spp->sp", small)), axis=1)
-        return result(value, jnp.maximum(error, floor), 2 * count, False, operator)
+        told = _each_left_out(basis, upper, full, images, omega, eps_of(operator.dtype))
+        return result(*told, 2 * count, False, operator)
+
+
+@compiled_if_eager(static_argnums=3)
+def _both_parts(basis: Array, images: Array, forms: Array, eps: float) -> tuple[Array, Array]:
+    """The trace within a basis and what random signs tell of the rest, and its error, (s,) each."""
+    captured = jnp.sum(basis * images, axis=2)
+    floor = ROUNDING * eps * jnp.sum(jnp.abs(captured), axis=0)
+    return jnp.sum(captured, axis=0) + jnp.mean(forms, 0), jnp.maximum(spread(forms), floor)
+
+
+@compiled_if_eager(static_argnums=5)
+def _each_left_out(
+    basis: Array, upper: Array, full: Array, images: Array, omega: Array, eps: float
+) -> tuple[Array, Array]:
+    """The mean of the estimates that leave each vector out, and its error, (s,) each."""
+    small = jnp.einsum("psd,qsd->spq", basis, images, precision=HIGHEST)
+    w = jnp.einsum("psd,qsd->spq", basis, omega, precision=HIGHEST)
+    t = jnp.einsum("psd,qsd->spq", images, omega, precision=HIGHEST)
+    count, _, size = basis.shape
+    estimates = jax.vmap(_leave_one_out, in_axes=(0, 0, 0, 0, None))(upper, small, w, t, size)
+    whole = jnp.einsum("spp->s", small)
+    # A space that holds the whole range is exact: what is left out of it is rounding.
+    value = jnp.where(full, jnp.mean(estimates, 1), whole)
+    error = jnp.where(full, jnp.std(estimates, axis=1, ddof=1) / count**0.5, 0)
+    floor = ROUNDING * eps * jnp.sum(jnp.abs(jnp.einsum("spp->sp", small)), axis=1)
+    return value, jnp.maximum(error, floor)
 
 
 def _leave_one_out(upper: Array, small: Array, w: Array, t: Array, size: int) -> Array:
@@ -129,10 +145,14 @@ _inverse_transposed = one_by_one(
 def _orthonormal(vectors: Float[Array, "p s d"]) -> tuple[Array, Array, Array]:
     """Orthonormal rows of the same span, the triangle `(s, p, p)`, and whether all rows are independent, (s,)."""
     q, upper = qr(jnp.moveaxis(vectors, 0, -1))
+    return _judged(q, upper, eps_of(vectors.dtype))
+
+
+@compiled_if_eager(static_argnums=2)
+def _judged(q: Float[Array, "s d p"], upper: Float[Array, "s p p"], eps: float) -> tuple[Array, Array, Array]:
     lengths = jnp.abs(jnp.diagonal(upper, axis1=1, axis2=2))
-    eps = eps_of(vectors.dtype)
     independent = jnp.min(lengths, axis=1) > 10 * eps * jnp.max(lengths, axis=1)
-    upper = jnp.where(independent[:, None, None], upper, jnp.eye(len(vectors), dtype=upper.dtype)[None])
+    upper = jnp.where(independent[:, None, None], upper, jnp.eye(upper.shape[1], dtype=upper.dtype)[None])
     return jnp.moveaxis(q, -1, 0), upper, independent
 
 

@@ -21,7 +21,7 @@ from localhessian._arguments import expect_choice, expect_count, expect_flag, ex
 from localhessian._mesh import everywhere, is_traced
 from localhessian._programs import compiled, full_precision, is_eager
 from localhessian._status import REFUSED, Status, quietly
-from localhessian._tree import is_concrete
+from localhessian._tree import array_of, is_concrete, to_device
 from localhessian._types import Array, Key
 from localhessian.linalg.krylov import HOST, TRACED, Arithmetic, on_the_host, runs_whole, told_apart
 from localhessian.linalg.operators import Operator, check_operator, contradiction, rounding, unbatched
@@ -204,7 +204,7 @@ def _of_spectrum(spectrum: Spectrum, scale: Axis) -> Density:
     has_factor, order = spectrum.singular_values is not None, spectrum.start_size
     steps = 0 if known is None else known.off.shape[-1] // (2 if has_factor else 1)
     # In a program only a run that may have seen the whole space can be complete.
-    if known is None or (np.all(spectrum.complete) if is_known else steps >= order):
+    if known is None or (np.asarray(spectrum.complete).all() if is_known else steps >= order):
         return _exact(spectrum, batch, scale)
     xp: Any = np if is_concrete(spectrum) else jnp
     wide = np.float64 if xp is np else known.off.dtype
@@ -275,7 +275,7 @@ def _density(parts: Any, of: _Of, scale: Axis, xp: ModuleType) -> Density:
     certain = xp.where(edges >= 0, 1 - order / size, 0)
 
     def arrays(value: Any) -> Array:
-        return jnp.asarray(unbatched(value, batch), dtype)
+        return array_of(unbatched(value, batch), dtype)
 
     def standard_error(forms: Any, squares: Any, mean: Any) -> Any:
         if not probes:
@@ -319,8 +319,8 @@ def _density(parts: Any, of: _Of, scale: Axis, xp: ModuleType) -> Density:
         cutoff=arrays(cutoff),
         largest=arrays(largest * known),
         largest_error=arrays(error * known),
-        status=jnp.asarray(unbatched(status, batch), np.int32),
-        matvecs=jnp.asarray(probes * steps if made else 0),
+        status=array_of(unbatched(status, batch), np.int32),
+        matvecs=to_device(probes * steps if made else 0, np.int32),
         axis=scale.axis,
         size=size,
         probes=probes,
@@ -345,7 +345,7 @@ def _standard_error(forms: Any, floor: Any, xp: ModuleType) -> Any:
 
 def _exact(spectrum: Spectrum, batch: int | None, scale: Axis) -> Density:
     """The density of a complete spectrum."""
-    if is_concrete(spectrum.complete) and not np.all(spectrum.complete):
+    if is_concrete(spectrum.complete) and not np.asarray(spectrum.complete).all():
         raise ValueError(
             "the spectrum is not complete, so its values have no shares, and no recurrence from a random start tells "
             "them: pass the operator instead."

@@ -149,7 +149,7 @@ class Density:
         All of them must. 0 of an exact density. As `Spectrum.failure_probability`.
         """
         expect_share("relative_error", relative_error, closed=True)
-        return 0.0 if self.exact else float(missed(self.size, float(self.steps), relative_error)) ** self.probes
+        return 0.0 if self.exact else float(missed(self.size, float(self.steps), relative_error, np)) ** self.probes
 
 
 def _rounding(density: Density) -> float:

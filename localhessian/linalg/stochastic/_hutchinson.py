@@ -9,12 +9,12 @@ from localhessian._types import Array, Float, Key
 from localhessian.linalg.operators import LinearMap, Operator, SymmetricOperator
 from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
+    averaged,
     check_probes,
     each_probe,
     multiplied,
     random_signs,
     result,
-    spread,
 )
 
 
@@ -46,7 +46,7 @@ class Hutchinson:
         if factor is not None:
             form = Partial(squared_length, factor.prepare())
         forms = each_probe(form, Partial(random_signs, key), self.probes, operator)
-        return result(jnp.mean(forms, axis=0), spread(forms), self.probes, False, operator)
+        return result(*averaged(forms), self.probes, False, operator)
 
 
 def quadratic_form(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, " s"]:

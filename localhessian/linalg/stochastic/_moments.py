@@ -9,6 +9,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect_key
+from localhessian._programs import compiled_if_eager
+from localhessian._tree import to_device
 from localhessian._types import Array, Float, Key
 from localhessian.linalg.krylov import TRACED
 from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator
@@ -131,17 +133,29 @@ def _of_moments(
     count = symmetric.size if exact else probes
     vectors = Partial(unit_vector if exact else random_signs, key)
     both = each_probe(Partial(_two_forms, symmetric.prepare()), vectors, count, symmetric)
-    size = jnp.max(both[..., 1], axis=0)
+    value, error, nothing = _told(both, figure, exact)
+    return result(value, error, count, exact, operator, nothing)
+
+
+@compiled_if_eager(static_argnums=(1, 2))
+def _told(both: Float[Array, "p s 2"], figure: Callable[[Any, Any], Any], exact: bool) -> tuple[Any, Any, Any]:
+    """The figure, its error (None if exact), and where it is none, from v^T H v and ||H v|| of every probe."""
+    count, size = len(both), jnp.max(both[..., 1], axis=0)
     # In this unit the squares of what is as large neither overflow nor vanish.
     unit = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
     first, second = both[..., 0] / unit[None], (both[..., 1] / unit[None]) ** 2
     if exact:
         sums = jnp.sum(first, 0), jnp.sum(second, 0)
-        return result(unit * figure(*sums), None, count, True, operator, _nothing(figure, *sums))
+        return unit * figure(*sums), None, _nothing(figure, *sums)
     left_out = figure(*((jnp.sum(part, 0, keepdims=True) - part) / (count - 1) for part in (first, second)))
-    spread = unit * jnp.std(left_out, axis=0) * (count - 1) ** 0.5
+    error = unit * jnp.std(left_out, axis=0) * (count - 1) ** 0.5
     means = jnp.mean(first, 0), jnp.mean(second, 0)
-    return result(unit * figure(*means), spread, count, False, operator, _nothing(figure, *means))
+    return unit * figure(*means), error, _nothing(figure, *means)
+
+
+@compiled_if_eager(static_argnums=0)
+def _of_exact(figure: Callable[[Any, Any], Any], first: Any, second: Any, unit: Any) -> tuple[Any, Any]:
+    return unit * figure(first, second), _nothing(figure, first, second)
 
 
 def _nothing(figure: Callable[..., Any], first: Array, second: Array) -> Array:
@@ -161,9 +175,9 @@ def exact_moment(operator: Operator, method: Structured, figure: Callable[[Any, 
         )
     trace, squares = np.moveaxis(method.require(operator).squares(), -1, 0)
     norm = np.where(squares > 0, np.sqrt(squares), 1)
-    first, second, unit = (jnp.asarray(part, operator.dtype) for part in (trace / norm, squares / norm**2, norm))
-    first, second, unit = (part.reshape(-1) for part in (first, second, unit))
-    return result(unit * figure(first, second), None, 1, True, operator, _nothing(figure, first, second))
+    parts = (to_device(np.reshape(part, -1), operator.dtype) for part in (trace / norm, squares / norm**2, norm))
+    value, nothing = _of_exact(figure, *parts)
+    return result(value, None, 1, True, operator, nothing)
 
 
 def _two_forms(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s 2"]:

@@ -97,9 +97,21 @@ def row_of(vectors: Float[Array, "p s d"], i: Any, shape: tuple[int, int], dtype
     return cast(Array, jax.lax.dynamic_index_in_dim(vectors, i, keepdims=False))
 
 
+@compiled_if_eager()
+def averaged(samples: Array) -> tuple[Array, Array]:
+    """Over the leading axis, with its standard error."""
+    return jnp.mean(samples, axis=0), spread(samples)
+
+
 def spread(samples: Array) -> Array:
     """Standard error of the mean over the leading axis."""
     return cast(Array, jnp.std(samples, axis=0, ddof=1) / len(samples) ** 0.5)
+
+
+@compiled_if_eager()
+def summed(samples: Array) -> Array:
+    """Over the leading axis."""
+    return jnp.sum(samples, axis=0)
 
 
 def result(
@@ -114,18 +126,23 @@ def result(
     wrong = contradiction(operator)
     if wrong is not None:
         raise SpectrumError(f"{operator.label or 'the operator'}: {wrong.message}")
-    value, error, zero = everywhere((value, error, zero))
-    axes = tuple(range(1, value.ndim))
-    zero = jnp.zeros(len(value), bool) if zero is None else zero
-    finite = jnp.all(jnp.isfinite(value), axis=axes)
-    status = jnp.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
-    status = jnp.where(zero, int(Status.ZERO), status).astype(jnp.int32)
+    value, error, status = _told(everywhere((value, error, zero)), operator.batch)
     if is_concrete(status) and bool((np.asarray(status) == int(Status.NON_FINITE)).any()):
         raise SpectrumError(f"{operator.label or 'the operator'}: {Status.NON_FINITE.message}")
+    return TraceEstimate(value, error, status, probes, exact)
+
+
+@compiled_if_eager(static_argnums=1)
+def _told(figures: tuple[Array, Array | None, Array | None], batch: int | None) -> tuple[Array, Array, Array]:
+    """Value, error and status; of a single operator without the axis s."""
+    value, error, zero = figures
+    axes = tuple(range(1, value.ndim))
+    finite = jnp.all(jnp.isfinite(value), axis=axes)
+    status = jnp.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
+    status = status if zero is None else jnp.where(zero, int(Status.ZERO), status)
     error = jnp.zeros_like(value) if error is None else error
     error = jnp.where(jnp.expand_dims(finite, axes), error, jnp.nan)
-    value, error, status = (unbatched(part, operator.batch) for part in (value, error, status))
-    return TraceEstimate(value, error, status, probes, exact)
+    return unbatched(value, batch), unbatched(error, batch), unbatched(status.astype(jnp.int32), batch)
 
 
 def check_probes(probes: int, least: int, how: str = "") -> None:

@@ -1,10 +1,13 @@
 """Traces and diagonals from products alone, with standard errors."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from localhessian._arguments import expect_key
+from localhessian._programs import compiled_if_eager
 from localhessian._types import Array, Float, Key
 from localhessian.linalg.operators import Operator, SymmetricOperator, check_operator
 from localhessian.linalg.stochastic._deflation import HutchPlusPlus, XTrace
@@ -12,12 +15,13 @@ from localhessian.linalg.stochastic._hutchinson import Hutchinson, quadratic_for
 from localhessian.linalg.stochastic._moments import exact_moment
 from localhessian.linalg.stochastic._probes import (
     TraceEstimate,
+    averaged,
     check_estimator,
     each_probe,
     multiplied,
     random_signs,
     result,
-    spread,
+    summed,
     unit_vector,
 )
 from localhessian.linalg.structure import Structured
@@ -62,18 +66,18 @@ def trace(
     expect_key(key)
     check_estimator(method, Hutchinson, HutchPlusPlus, XTrace, Structured)
     if isinstance(method, Structured):
-        return exact_moment(operator, method, lambda first, _: first)
+        return exact_moment(operator, method, _itself)
     method = Hutchinson() if method is None else method
     key = jax.random.key(0) if key is None else key
     factor = operator.factor
     if factor is not None and min(factor.in_size, factor.out_size) <= method.probes:
         narrow = factor if factor.in_size <= factor.out_size else factor.T
         squares = each_probe(Partial(multiplied, narrow.prepare()), Partial(unit_vector, key), narrow.in_size, narrow)
-        return result(jnp.sum(squares**2, axis=(0, 2)), None, narrow.in_size, True, operator)
+        return result(_squares(squares, (0, 2)), None, narrow.in_size, True, operator)
     if operator.size <= method.probes:
         form = Partial(quadratic_form, operator.symmetric.prepare())
         forms = each_probe(form, Partial(unit_vector, key), operator.size, operator)
-        return result(jnp.sum(forms, axis=0), None, operator.size, True, operator)
+        return result(summed(forms), None, operator.size, True, operator)
     return method.trace(operator, key)
 
 
@@ -116,15 +120,25 @@ def diagonal(operator: Operator, /, method: Hutchinson | None = None, *, key: Ke
         lines = each_probe(
             Partial(multiplied, factor.T.prepare()), Partial(unit_vector, key), factor.out_size, factor.T
         )
-        return result(jnp.sum(lines**2, axis=0), None, factor.out_size, True, operator)
+        return result(_squares(lines, 0), None, factor.out_size, True, operator)
     symmetric = operator.symmetric
     exact = symmetric.size <= probes
     count = symmetric.size if exact else probes
     vectors = Partial(unit_vector if exact else random_signs, key)
     entries = each_probe(Partial(_entries, symmetric.prepare()), vectors, count, symmetric)
     if exact:
-        return result(jnp.sum(entries, axis=0), None, count, True, operator)
-    return result(jnp.mean(entries, axis=0), spread(entries), count, False, operator)
+        return result(summed(entries), None, count, True, operator)
+    return result(*averaged(entries), count, False, operator)
+
+
+def _itself(first: Any, _: Any) -> Any:
+    """tr(H) of tr(H) and tr(H^2)."""
+    return first
+
+
+@compiled_if_eager(static_argnums=1)
+def _squares(samples: Array, axis: int | tuple[int, ...]) -> Array:
+    return jnp.sum(samples**2, axis=axis)
 
 
 def _entries(operator: SymmetricOperator, v: Float[Array, "s d"]) -> Float[Array, "s d"]:
