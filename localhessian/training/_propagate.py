@@ -188,7 +188,7 @@ def propagate(
         states[block.name] = (weights.state, inputs.state)
     summed = chain.sum_tied(steps)
     # In the structure that came in, so that a scan over steps carries it.
-    new = each_block(params, lambda name, of_block: jax.tree.map(_plus, of_block, summed[name]))
+    new = each_block(params, lambda name, of_block: _moved(of_block, summed[name]))
     return new, PropagateInfo(losses.mean(), {name: blocks[name] for name in chain.names}, states)
 
 
@@ -296,8 +296,14 @@ def _alike(one: Any, two: Any) -> bool:
     return bool(structures[0] == structures[1])
 
 
-def _plus(leaf: Array, step: Array) -> Array:
-    return leaf + step.astype(jnp.result_type(leaf)) if jnp.issubdtype(step.dtype, jnp.floating) else leaf
+def _moved(params: Params, steps: Params) -> Params:
+    leaves, rebuild = floating(params)
+    return rebuild(_plus(leaves, floating_leaves(steps)))
+
+
+@compiled_if_eager()
+def _plus(leaves: list[Array], steps: list[Array]) -> list[Array]:
+    return [leaf + step.astype(leaf.dtype) for leaf, step in zip(leaves, steps, strict=True)]
 
 
 def _picked(name: str, chain: Chain, solvers: Solvers, rate: float) -> dict[str, Solver]:

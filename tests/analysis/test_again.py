@@ -43,6 +43,7 @@ def _figures(case):
     for method in (None, lh.Dense(), lh.Lanczos(max_matvecs=8), lh.GolubKahan(max_matvecs=8)):
         found = lh.spectrum(H, method, throw=False)
         lh.condition_number(found)
+        lh.certify(found, frobenius=1e9)
         _ = found.failure_probability(), found.converged, found.lambda_max, repr(found)
     for method in (None, lh.Hutchinson(4), lh.HutchPlusPlus(6), lh.XTrace(4), lh.Structured()):
         lh.trace(H, method)

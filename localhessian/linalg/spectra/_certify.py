@@ -1,13 +1,15 @@
 """Completeness of a spectrum from exact moments of its operator."""
 
 import dataclasses
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from localhessian._arguments import expect, short
-from localhessian._tree import is_concrete
+from localhessian._status import quietly
+from localhessian._tree import array_of, is_concrete
 from localhessian._types import Array, Float
 from localhessian.linalg.operators import eps_of, skewed
 from localhessian.linalg.spectra._spectrum import Spectrum
@@ -16,6 +18,7 @@ ROUNDING = 10
 """Sums of eigenvalues are trusted to ROUNDING * eps of the sum of their sizes (heuristic)."""
 
 
+@quietly()
 def certify(
     spectrum: Spectrum,
     /,
@@ -59,37 +62,39 @@ def certify(
             "`trace` certifies a semi-definite operator, known by its factor, and this spectrum is of one without: "
             "pass `frobenius`."
         )
-    seen = spectrum.multiplicities > 0
-    counts = spectrum.multiplicities.astype(spectrum.eigenvalues.dtype)
-    values = jnp.where(seen, spectrum.eigenvalues, 0)
+    xp = np if is_concrete(spectrum, trace, frobenius) else jnp
+    values, counts, residuals, missing = (
+        xp.asarray(part).astype(spectrum.missing.dtype)
+        for part in (spectrum.eigenvalues, spectrum.multiplicities, spectrum.residual_norms, spectrum.missing)
+    )
+    values = xp.where(counts > 0, values, 0)
     # Of a matrix with Ritz vectors and the rest as two blocks, the residuals are the off-diagonal one.
-    between = jnp.sqrt(jnp.sum(jnp.where(seen, spectrum.residual_norms, 0) ** 2, axis=-1))
+    between = xp.sqrt(xp.sum(xp.where(counts > 0, residuals, 0) ** 2, axis=-1))
     rounding = ROUNDING * eps_of(spectrum.dtype)
-    missing = spectrum.missing
     if trace is not None:
-        total = _moment("trace", trace, jnp.sum(counts * values, axis=-1), spectrum)
-        rest = total - jnp.sum(counts * values, axis=-1)
-        missing = jnp.fmin(missing, jnp.maximum(rest, 0) + rounding * total + between)
+        total = _moment("trace", trace, xp.sum(counts * values, axis=-1), spectrum, xp)
+        rest = total - xp.sum(counts * values, axis=-1)
+        missing = xp.fmin(missing, xp.maximum(rest, 0) + rounding * total + between)
     if frobenius is not None:
-        squares = _moment("frobenius", frobenius, jnp.sqrt(jnp.sum(counts * values**2, axis=-1)), spectrum) ** 2
-        rest = squares - jnp.sum(counts * values**2, axis=-1)
-        missing = jnp.fmin(missing, jnp.sqrt(jnp.maximum(rest, 0) + rounding * squares) + between)
-    return dataclasses.replace(spectrum, missing=missing)
+        squares = _moment("frobenius", frobenius, xp.sqrt(xp.sum(counts * values**2, axis=-1)), spectrum, xp) ** 2
+        rest = squares - xp.sum(counts * values**2, axis=-1)
+        missing = xp.fmin(missing, xp.sqrt(xp.maximum(rest, 0) + rounding * squares) + between)
+    return dataclasses.replace(spectrum, missing=array_of(missing, spectrum.missing.dtype))
 
 
-def _moment(name: str, value: Any, least: Array, spectrum: Spectrum) -> Array:
+def _moment(name: str, value: Any, least: Any, spectrum: Spectrum, xp: ModuleType) -> Any:
     """The moment given, NaN where it is none of an operator that has at least the values found."""
     try:
-        given = None if isinstance(value, bool) else jnp.asarray(value, least.dtype)
-    except (TypeError, ValueError):
+        given = None if isinstance(value, bool) else xp.asarray(value, least.dtype)
+    except (TypeError, ValueError, OverflowError):
         given = None
     if given is None or given.shape not in ((), least.shape):
         raise TypeError(f"`{name}` must be a number for each operator, shape {least.shape}, got {short(value)}.")
     slack = skewed(eps_of(spectrum.dtype))
-    fits = jnp.isfinite(given) & (given >= 0) & ~(given < (1 - slack) * least)
+    fits = xp.isfinite(given) & (given >= 0) & ~(given < (1 - slack) * least)
     if is_concrete(fits) and not np.all(fits):
         raise ValueError(
             f"`{name}` must be finite and no less than what the values found make up, {least!s:.60}, got "
             f"{given!s:.60}: pass that of the same operator."
         )
-    return jnp.where(fits, given, jnp.nan)
+    return xp.where(fits, given, xp.nan).astype(least.dtype)
