@@ -86,6 +86,14 @@ def on_the_host(tree: T) -> tuple[ModuleType, T]:
     return np, jax.tree.map(widen, tree)
 
 
+def sample_rows(leaves: list[Any]) -> Any:
+    """Leaves of samples as one row for each: by NumPy where they are NumPy's."""
+    xp: Any = np if isinstance(leaves[0], np.ndarray) else jnp
+    rows = [xp.reshape(leaf, (len(leaf), -1)) for leaf in leaves]
+    common = jnp.result_type(*rows)
+    return xp.concatenate([part.astype(common) for part in rows], axis=1)
+
+
 def to_device(values: Any, dtype: Any = None) -> Array:
     """Numbers of the host, cast by NumPy where a type is given: `jnp.asarray` has a program for each shape."""
     return jax.device_put(np.asarray(values, dtype))

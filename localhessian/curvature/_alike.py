@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from localhessian._tree import floating_leaves, to_device
+from localhessian._tree import floating_leaves, sample_rows, to_device
 from localhessian._types import Activations, Array
 from localhessian.linalg import SymmetricOperator, eps_of
 from localhessian.network import MISFIT, ByInput, Place, Side, answer, by_sample, jacobian, meant
@@ -26,8 +26,9 @@ def answers_alike(side: Side, in_batch: Place, alone: Place, outputs: Activation
         return False
     if not all(leaf.shape[:1] == index.shape for leaf in jax.tree.leaves(few)):  # type: ignore[union-attr]
         return False
-    wanted = _rows(meant(outputs, index))
-    if not _near(_rows(floating_leaves(answer(block, alone.params, alone.z, alone.context))), wanted):
+    wanted = sample_rows(jax.device_get(meant(outputs, index)))
+    ours = floating_leaves(answer(block, alone.params, alone.z, alone.context))
+    if not _near(sample_rows(jax.device_get(ours)), wanted):
         return False
     whole = dataclasses.replace(in_batch, index=None)
     inputs = floating_leaves(whole.z)
@@ -45,11 +46,6 @@ def multiply_alike(one: SymmetricOperator, other: SymmetricOperator) -> bool:
     shape = (one.size,) if one.batch is None else (one.batch, one.size)
     v = to_device(np.random.default_rng(0).standard_normal(shape), one.dtype)
     return _near(np.atleast_2d(one.mv(v)), np.atleast_2d(other.mv(v)))
-
-
-def _rows(leaves: list[Array]) -> np.ndarray:
-    """A row for each sample."""
-    return np.concatenate([np.reshape(leaf, (len(leaf), -1)) for leaf in map(np.asarray, leaves)], axis=1)
 
 
 def _near(ours: Array | np.ndarray, wanted: Array | np.ndarray) -> bool:

@@ -16,9 +16,18 @@ from jax.tree_util import Partial
 
 from localhessian._mesh import samples_like
 from localhessian._programs import at_once, compiled, eigh
-from localhessian._tree import floating, floating_leaves, is_concrete, pytree, ravel_samples, size, to_device
+from localhessian._tree import (
+    floating,
+    floating_leaves,
+    is_concrete,
+    pytree,
+    ravel_samples,
+    sample_rows,
+    size,
+    to_device,
+)
 from localhessian._types import Activations, Array, Loss
-from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, recognized
+from localhessian.curvature._recognize import candidates, coarsest, loss_hessian, probe_like, product, recognized
 from localhessian.curvature._root import Kind, Root, at_least_single, multiply
 from localhessian.linalg import eps_of
 from localhessian.network import loss_couples_samples
@@ -81,7 +90,7 @@ def _by_matrices(
     loss: Loss, z: Activations, y: Any, chosen: Any, dtype: Any, tried: list[tuple[Root, np.ndarray]]
 ) -> Curvature:
     """One matrix for each sample: that of the kind it agrees with, else what an eigendecomposition gives."""
-    matrices = _columns(lambda u: _push(loss, z, y, u), z)[chosen]
+    matrices = _columns(lambda u: product(loss, z, y, u)[0], z)[chosen]
     matrices = (matrices + matrices.swapaxes(1, 2)) / 2
     values, vectors = eigh(matrices)
     floor = 100 * coarsest(loss, z, y) * values.shape[1] * np.abs(values).max(1) + 10 * _rounding(loss, z, y)[chosen]
@@ -103,7 +112,7 @@ def _columns(product: Any, z: Activations) -> np.ndarray:
     rows, unravel = ravel_samples(floating_leaves(z))
     units = np.eye(rows.shape[1])
     columns = [product(unravel(to_device(np.broadcast_to(unit, rows.shape), rows.dtype))) for unit in units]
-    return np.stack([np.asarray(column) for column in columns], axis=-1)
+    return np.stack([sample_rows(jax.device_get(column)) for column in columns], axis=-1)
 
 
 def _rounding(loss: Loss, z: Activations, y: Any) -> np.ndarray:
@@ -111,19 +120,13 @@ def _rounding(loss: Loss, z: Activations, y: Any) -> np.ndarray:
     outputs, rebuild = floating(z)
     probe = probe_like(outputs)
     nudged = rebuild([leaf * (1 + 4 * eps_of(leaf.dtype)) for leaf in outputs])
-    pushed, here = (np.asarray(_push(loss, at, y, probe)) for at in (nudged, z))
+    pushed, here = (sample_rows(jax.device_get(product(loss, at, y, probe)[0])) for at in (nudged, z))
     return cast(np.ndarray, np.abs(pushed - here).max(1))
 
 
-@compiled(static_argnums=0)
-def _push(loss: Loss, z: Activations, y: Any, u: list[Array]) -> Array:
-    """S u, a row for each sample."""
-    return ravel_samples(loss_hessian(loss, z, y)(u))[0]
-
-
 @compiled
-def _times_root(root: Root, u: list[Array]) -> Array:
-    return ravel_samples(root.mv(u))[0]
+def _times_root(root: Root, u: list[Array]) -> list[Array]:
+    return root.mv(u)
 
 
 @contextlib.contextmanager

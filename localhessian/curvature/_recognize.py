@@ -7,14 +7,16 @@ product holds no cancellation either, and to the rounding of S by one without ze
 """
 
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from localhessian._programs import compiled, floating_types
-from localhessian._tree import floating, floating_leaves, ravel_samples, to_device
+from localhessian._status import quietly
+from localhessian._tree import floating, floating_leaves, is_concrete, sample_rows, to_device
 from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Kind, Root
 from localhessian.linalg import eps_of
@@ -33,19 +35,37 @@ def candidates(z: Activations) -> list[Kind]:
     return [Kind.SOFTMAX, Kind.DIAGONAL] if one_row_of_classes else [Kind.DIAGONAL]
 
 
+def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[Root, Any]:
+    """The root if S is of that kind, and for each sample whether it is; under tracing too.
+
+    With numbers at hand only products with S are a program, and the rest is NumPy's: all of it as one program would
+    take ten times as long to compile.
+    """
+    if not is_concrete(z, y):
+        return _in_program(kind, loss, z, y, probe)
+    outputs, rebuild = floating(z)
+    zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in outputs]
+    at_zeros = rebuild(list(map(to_device, zeros)))
+    hessian, undecided = (lambda u, at=at: jax.device_get(product(loss, at, y, u)[0]) for at in (z, at_zeros))
+    eps = float(product(loss, at_zeros, y, probe)[1])
+    with quietly():
+        at, random = jax.device_get((outputs, probe))
+        return _of_kind(kind, hessian, undecided, at, zeros, random, eps, np)
+
+
+@compiled(static_argnums=0)
+def product(loss: Loss, z: Activations, y: Any, u: list[Array]) -> tuple[list[Array], Array]:
+    """S u, and the largest eps of the numbers that the loss computes with."""
+    return loss_hessian(loss, z, y)(u), jnp.asarray(coarsest(loss, z, y), jnp.float32)
+
+
 @compiled(static_argnums=(0, 1), once=True)
-def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[Root, Array]:
-    """The root if S is of that kind, and for each sample whether it is."""
-    eps = coarsest(loss, z, y)
-    tolerance = 1e3 * eps if eps < 1e-5 else 16 * eps
-    hessian, (outputs, rebuild) = loss_hessian(loss, z, y), floating(z)
-    if kind is Kind.DIAGONAL:
-        return _diagonal(hessian, outputs, probe, tolerance)
+def _in_program(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[Root, Array]:
+    outputs, rebuild = floating(z)
     # Or the compiler would compute on its own what a loss makes of zeros, for many classes in a quarter of a minute.
-    # Not written down: `at_once` has a program for each step from what is.
     zeros = jax.lax.optimization_barrier([leaf - leaf for leaf in probe])
-    undecided = loss_hessian(loss, rebuild(zeros), y)
-    return _softmax(hessian, undecided, outputs, zeros, probe, tolerance)
+    hessian, undecided = (loss_hessian(loss, at, y) for at in (z, rebuild(zeros)))
+    return _of_kind(kind, hessian, undecided, outputs, zeros, probe, coarsest(loss, z, y), jnp)
 
 
 def probe_like(outputs: list[Array]) -> list[Array]:
@@ -54,72 +74,87 @@ def probe_like(outputs: list[Array]) -> list[Array]:
     return [to_device(random.standard_normal(leaf.shape), leaf.dtype) for leaf in outputs]
 
 
+Product: TypeAlias = Callable[[list[Any]], list[Any]]
+
+
+def _of_kind(
+    kind: Kind,
+    hessian: Product,
+    undecided: Product,
+    outputs: list[Any],
+    zeros: list[Any],
+    probe: list[Any],
+    eps: float,
+    xp: ModuleType,
+) -> tuple[Root, Any]:
+    """By S at the outputs and S at zeros, where all classes are as likely."""
+    tolerance = 1e3 * eps if eps < 1e-5 else 16 * eps
+    if kind is Kind.DIAGONAL:
+        return _diagonal(hessian, outputs, probe, tolerance, xp)
+    return _softmax(hessian, undecided, outputs[0], zeros[0], probe[0], tolerance, xp)
+
+
 def _diagonal(
-    hessian: Callable[..., Any], outputs: list[Array], probe: list[Array], tolerance: float
-) -> tuple[Root, Array]:
-    diagonal = hessian([jnp.ones_like(leaf) for leaf in outputs])
-    root = Root([jnp.sqrt(jnp.maximum(leaf, 0)) for leaf in diagonal], Kind.DIAGONAL)
-    (exact, ours, entries) = (ravel_samples(leaves)[0] for leaves in (hessian(probe), root.hessian(probe), diagonal))
-    is_diagonal = _largest(ours - exact) <= tolerance * _largest(exact)
-    is_convex = jnp.min(entries, axis=1) >= -tolerance * _largest(entries)
+    hessian: Product, outputs: list[Any], probe: list[Any], tolerance: float, xp: ModuleType
+) -> tuple[Root, Any]:
+    diagonal = hessian([xp.ones_like(leaf) for leaf in outputs])
+    root = Root([xp.sqrt(xp.maximum(leaf, 0)) for leaf in diagonal], Kind.DIAGONAL)
+    (exact, ours, entries) = (sample_rows(leaves) for leaves in (hessian(probe), root.hessian(probe), diagonal))
+    is_diagonal = _largest(ours - exact, xp) <= tolerance * _largest(exact, xp)
+    is_convex = xp.min(entries, axis=1) >= -tolerance * _largest(entries, xp)
     return root, is_diagonal & is_convex
 
 
 def _softmax(
-    hessian: Callable[..., Any],
-    undecided: Callable[..., Any],
-    outputs: list[Array],
-    zeros: list[Array],
-    probe: list[Array],
-    tolerance: float,
-) -> tuple[Root, Array]:
-    (logits,), (alike,), (v,) = outputs, zeros, probe
+    hessian: Product, undecided: Product, logits: Any, alike: Any, v: Any, tolerance: float, xp: ModuleType
+) -> tuple[Root, Any]:
     # How large the terms are that cancel in S of a confident sample: what it is where all classes are as likely.
-    terms = jnp.nan_to_num(_read(undecided, alike, alike[..., :1])[1])
-    p, alpha = _read(hessian, logits, terms)
-    top = _at_largest(p)
-    root = Root([p, jnp.sqrt(alpha) * jnp.sqrt(p), top], Kind.SOFTMAX)
-    beside = jnp.where(top, 0, v)
+    terms = xp.nan_to_num(_read(undecided, alike, alike[..., :1], xp)[1])
+    p, alpha = _read(hessian, logits, terms, xp)
+    top = _at_largest(p, xp)
+    root = Root([p, xp.sqrt(alpha) * xp.sqrt(p), top], Kind.SOFTMAX)
+    beside = xp.where(top, 0, v)
     (exact,), (whole,) = hessian([beside]), hessian([v])
     (ours,), (all_of_ours,) = root.hessian([beside]), root.hessian([v])
-    size: Callable[..., Any] = lambda leaf: jnp.max(jnp.abs(leaf), axis=-1)
+    size: Callable[..., Any] = lambda leaf: xp.max(xp.abs(leaf), axis=-1)
     agrees = size(ours - exact) <= tolerance * size(exact)
-    agrees &= size(all_of_ours - whole) <= tolerance * jnp.maximum(alpha, terms)[..., 0] * size(v)
-    return root, jnp.all(agrees.reshape(len(v), -1), axis=1)
+    agrees &= size(all_of_ours - whole) <= tolerance * xp.maximum(alpha, terms)[..., 0] * size(v)
+    return root, xp.all(agrees.reshape(len(v), -1), axis=1)
 
 
-def _read(hessian: Callable[..., Any], logits: Array, terms: Array) -> tuple[Array, Array]:
+def _read(hessian: Product, logits: Any, terms: Any, xp: ModuleType) -> tuple[Any, Any]:
     """p and alpha (..., 1) of S = alpha (diag(p) - p p^T), from two of its columns away from the diagonal.
 
     Where only two classes are likely at all, p is known by alpha p_one p_two alone; `terms` is then alpha.
     """
-    one = _at_largest(logits)
-    of_one = _column(hessian, one, logits.dtype)  # alpha p_one p
-    two = _at_largest(of_one)
-    of_two = _column(hessian, two, logits.dtype)  # alpha p_two p
-    three = _at_largest(jnp.where(two, 0, of_one))
-    pick: Callable[..., Any] = lambda values, at: jnp.sum(jnp.where(at, values, 0), axis=-1, keepdims=True)
+    one = _at_largest(logits, xp)
+    of_one = _column(hessian, one, logits.dtype, xp)  # alpha p_one p
+    two = _at_largest(of_one, xp)
+    of_two = _column(hessian, two, logits.dtype, xp)  # alpha p_two p
+    three = _at_largest(xp.where(two, 0, of_one), xp)
+    pick: Callable[..., Any] = lambda values, at: xp.sum(xp.where(at, values, 0), axis=-1, keepdims=True)
     both, first, second = pick(of_one, two), pick(of_one, three), pick(of_two, three)
-    ratio: Callable[..., Any] = lambda a, b: jnp.where((a > 0) & (b > 0), a / jnp.where(b > 0, b, 1), 0)
-    alone = jnp.minimum(ratio(both, terms), 1)
-    odds = jnp.where(ratio(second, first) > 0, ratio(second, first), jnp.where(alone > 0, alone, 1))
-    to_one = jnp.where(one, 1, of_one * ratio(odds, both))
-    total = jnp.sum(to_one, axis=-1, keepdims=True)
+    ratio: Callable[..., Any] = lambda a, b: xp.where((a > 0) & (b > 0), a / xp.where(b > 0, b, 1), 0)
+    alone = xp.minimum(ratio(both, terms), 1)
+    odds = xp.where(ratio(second, first) > 0, ratio(second, first), xp.where(alone > 0, alone, 1))
+    to_one = xp.where(one, 1, of_one * ratio(odds, both))
+    total = xp.sum(to_one, axis=-1, keepdims=True)
     return to_one / total, both * total * total / odds
 
 
-def _column(hessian: Callable[..., Any], at: Array, dtype: Any) -> Array:
+def _column(hessian: Product, at: Any, dtype: Any, xp: ModuleType) -> Any:
     """-S e_j away from j, of every row at once."""
     (column,) = hessian([at.astype(dtype)])
-    return jnp.where(at, 0, -column)
+    return xp.where(at, 0, -column)
 
 
-def _at_largest(values: Array) -> Array:
-    return jax.nn.one_hot(jnp.argmax(values, axis=-1), values.shape[-1], dtype=bool)
+def _at_largest(values: Any, xp: ModuleType) -> Any:
+    classes = xp.arange(values.shape[-1]).reshape((1,) * (values.ndim - 1) + (-1,))
+    return classes == xp.argmax(values, axis=-1, keepdims=True)
 
 
-def _largest(rows: Array) -> Array:
-    return jnp.max(jnp.abs(rows), axis=1)
+def _largest(rows: Any, xp: ModuleType) -> Any:
+    return xp.max(xp.abs(rows), axis=1)
 
 
 def coarsest(loss: Loss, z: Activations, y: Any) -> float:

@@ -6,10 +6,11 @@ accurate to rounding where an eigendecomposition of S would leave sqrt(eps).
 """
 
 import enum
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from localhessian._tree import pytree, ravel_samples, static
 from localhessian._types import Array
@@ -49,22 +50,24 @@ class Root:
             return [root * leaf for root, leaf in zip(self.data, outputs, strict=True)]
         if self.kind is Kind.SOFTMAX:
             p, root, top = self.data
-            return [(_softmax_transposed if transpose else _softmax)(p, root, top, outputs[0])]
+            u: Any = outputs[0]
+            xp = np if isinstance(u, np.ndarray) else jnp
+            return [(_softmax_transposed if transpose else _softmax)(p, root, top, u, xp)]
         return multiply(self.data[0], outputs, transpose)
 
 
-def _softmax_transposed(p: Array, root: Array, top: Array, u: Array) -> Array:
+def _softmax_transposed(p: Any, root: Any, top: Any, u: Any, xp: Any) -> Any:
     """sqrt(alpha p) (u - <p, u>), by differences to the likeliest class: nothing cancels where p is near 1."""
-    apart = u - jnp.sum(jnp.where(top, u, 0), axis=-1, keepdims=True)
+    apart = u - xp.sum(xp.where(top, u, 0), axis=-1, keepdims=True)
     # Of the likeliest class that is 0; said again, because `x - sum(p * x)` is what `_programs.compiled` tells of.
-    return root * (apart - jnp.sum(jnp.where(top, 0, p * apart), axis=-1, keepdims=True))
+    return root * (apart - xp.sum(xp.where(top, 0, p * apart), axis=-1, keepdims=True))
 
 
-def _softmax(p: Array, root: Array, top: Array, u: Array) -> Array:
+def _softmax(p: Any, root: Any, top: Any, u: Any, xp: Any) -> Any:
     """The transpose of that: t - p sum(t) with t = sqrt(alpha p) u; of the likeliest class what makes the sum 0."""
     t = root * u
-    rest = jnp.where(top, 0, t - p * jnp.sum(t, axis=-1, keepdims=True))
-    return jnp.where(top, -jnp.sum(rest, axis=-1, keepdims=True), rest)
+    rest = xp.where(top, 0, t - p * xp.sum(t, axis=-1, keepdims=True))
+    return xp.where(top, -xp.sum(rest, axis=-1, keepdims=True), rest)
 
 
 def multiply(matrices: Array, outputs: list[Array], transpose: bool = False) -> list[Array]:
