@@ -6,7 +6,9 @@ Without a compilation cache, and in a second process with the cache that a first
 
 `small` has three dense layers, `lambdas` 49 equal blocks with a function each; the others are of the zoo. `compiled` is
 the top of the second block's H_W by 200 products of Golub-Kahan inside `jax.jit`: over a convolution, of a VGG.
-`propagate` is a step by Levenberg-Marquardt, and nothing of it is in a `jax.jit` of the caller's.
+`propagate` is a step by Levenberg-Marquardt, and nothing of it is in a `jax.jit` of the caller's. `figures` are traces
+by four methods, norm, diagonal, density and top of the second block's H_W and the scalars of all blocks; `last` is the
+last block's H_W decomposed inside `jax.jit`. Of all calls `back_match` is a part.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +33,8 @@ CASES = {
     "check_identities": ("small", "gpt"),
     "compiled": ("small", "vgg13-bn/4"),
     "propagate": ("small", "lambdas"),
+    "figures": ("small",),
+    "last": ("small",),
 }
 EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
@@ -51,16 +56,30 @@ def problem(name: str) -> tuple:
     return case.cut.chain, case.cut.params, case.x, case.y, case.loss, case.cut.context
 
 
-def top(chain: lh.Chain, params, x, y, loss, context) -> jax.Array:
-    """Compiled whole."""
+def inside(method, block: int) -> Callable[..., jax.Array]:
+    """The top of a block's H_W, compiled whole."""
 
-    @jax.jit
-    def run(params, x, y, context):
-        matching = lh.back_match(chain, params, x, y, loss, context)
-        method = lh.GolubKahan(which="largest", k=1, max_matvecs=200)
-        return lh.spectrum(lh.local_hessian(matching, chain.names[1]), method).lambda_max
+    def top(chain: lh.Chain, params, x, y, loss, context) -> jax.Array:
+        @jax.jit
+        def run(params, x, y, context):
+            matching = lh.back_match(chain, params, x, y, loss, context)
+            return lh.spectrum(lh.local_hessian(matching, chain.names[block]), method).lambda_max
 
-    return _KEPT.setdefault((chain, loss), run)(params, x, y, context)
+        return _KEPT.setdefault((chain, loss), run)(params, x, y, context)
+
+    return top
+
+
+def figures(*case) -> dict:
+    """One of each kind."""
+    matching = lh.back_match(*case)
+    H = lh.local_hessian(matching, matching.chain.names[1])
+    methods = lh.Hutchinson(16), lh.HutchPlusPlus(15), lh.XTrace(16), lh.Structured()
+    traces = [lh.trace(H, method).value for method in methods]
+    others = [figure(H, methods[0]).value for figure in (lh.frobenius_norm, lh.range_mean, lh.diagonal)]
+    found = lh.spectrum(H, lh.Lanczos(max_matvecs=20, which="largest", k=1))
+    of_all = found.lambda_max, lh.condition_number(found), lh.spectral_density(H), lh.local_scalars(matching)
+    return {"traces": traces, "others": others, "of all": of_all}
 
 
 def step(chain: lh.Chain, params, x, y, loss, context) -> dict:
@@ -73,8 +92,10 @@ FUNCTIONS = {
     "back_match": lh.back_match,
     "analyze": lh.analyze,
     "check_identities": lh.check_identities,
-    "compiled": top,
+    "compiled": inside(lh.GolubKahan(which="largest", k=1, max_matvecs=200), 1),
     "propagate": step,
+    "figures": figures,
+    "last": inside(lh.Dense(), -1),
 }
 
 

@@ -26,31 +26,31 @@ class Kind(enum.Enum):
 
 @pytree
 class Root:
-    """L at given outputs, acting on the floating-point leaves of z_B (a list of arrays)."""
+    """L at given outputs, acting on the floating-point leaves of z_B: a list of arrays of JAX, or all of NumPy."""
 
-    data: list[Array]
+    data: list[Any]
     """SOFTMAX: p, sqrt(alpha p) and where p is largest; DIAGONAL: sqrt(s) a leaf; GENERAL: a matrix for each sample."""
     kind: Kind = static()
 
-    def transpose_mv(self, outputs: list[Array]) -> list[Array]:
+    def transpose_mv(self, outputs: list[Any]) -> list[Any]:
         """L^T u."""
         return self._apply(outputs, transpose=True)
 
-    def mv(self, outputs: list[Array]) -> list[Array]:
+    def mv(self, outputs: list[Any]) -> list[Any]:
         """L u."""
         return self._apply(outputs, transpose=False)
 
-    def hessian(self, outputs: list[Array]) -> list[Array]:
+    def hessian(self, outputs: list[Any]) -> list[Any]:
         """S u = L L^T u."""
         return self.mv(self.transpose_mv(outputs))
 
-    def _apply(self, outputs: list[Array], transpose: bool) -> list[Array]:
+    def _apply(self, outputs: list[Any], transpose: bool) -> list[Any]:
         outputs = [at_least_single(leaf) for leaf in outputs]
         if self.kind is Kind.DIAGONAL:
             return [root * leaf for root, leaf in zip(self.data, outputs, strict=True)]
         if self.kind is Kind.SOFTMAX:
             p, root, top = self.data
-            u: Any = outputs[0]
+            u = outputs[0]
             xp = np if isinstance(u, np.ndarray) else jnp
             return [(_softmax_transposed if transpose else _softmax)(p, root, top, u, xp)]
         return multiply(self.data[0], outputs, transpose)
@@ -77,7 +77,7 @@ def multiply(matrices: Array, outputs: list[Array], transpose: bool = False) -> 
     return cast(list[Array], unravel(jnp.einsum(product, matrices, rows, precision=jax.lax.Precision.HIGHEST)))
 
 
-def at_least_single(leaf: Array) -> Array:
+def at_least_single(leaf: Any) -> Any:
     """In float32 at least: the rounding of narrower numbers would let anything pass for anything."""
     narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if narrow else leaf
