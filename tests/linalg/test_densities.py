@@ -354,8 +354,10 @@ def test_settings_that_mean_nothing_are_refused(settings, sentence):
 
 
 @pytest.mark.once
-def test_a_quantile_is_a_share():
+def test_a_quantile_is_a_share_and_limits_are_numbers():
     found = lh.spectral_density(lh.spectrum(symmetric([1.0, 2.0])))
+    with pytest.raises(TypeError, match="`limits` must be two finite numbers"):
+        lh.spectral_density(symmetric(np.arange(1, 9.0)), limits=(0, 10**400))
     with pytest.raises(ValueError, match=r"`q` must lie between 0 and 1, got 1.5"):
         found.quantile(1.5)
 

@@ -239,6 +239,8 @@ def test_moments_of_another_operator_certify_nothing(value):
         assert np.isinf(traced)
     with pytest.raises(TypeError, match="`trace` must be a number for each operator"):
         lh.certify(found, trace="five")
+    with pytest.raises(TypeError, match="`trace` must be a number for each operator"):
+        lh.certify(found, trace=10**400)
     assert lh.certify(found, trace=5.0).missing < 1e-4
 
 

@@ -146,7 +146,7 @@ def _is_pair(limits: Any) -> bool:
     return (
         isinstance(limits, tuple | list | np.ndarray)
         and len(limits) == 2
-        and all(math.isfinite(math.nan if number(limit) is None else float(limit)) for limit in limits)
+        and all(found is not None and math.isfinite(found) for found in map(number, limits))
     )
 
 
