@@ -20,6 +20,7 @@ from localhessian.lab.zoo._layers import (
     batch_norm,
     convolution,
     dtype,
+    normal,
     pairs,
     pooled_affine,
 )
@@ -44,11 +45,13 @@ class _Layer(NamedTuple):
 
 
 def _model(layers: Sequence[_Layer], keys: Iterable[Key]) -> Model:
-    params = {
-        layer.name: {"kernel": layer.init(key, layer.shape, dtype()), "bias": jnp.zeros(layer.shape[-1])}
-        for layer, key in zip(layers, keys, strict=True)
-    }
+    params = {layer.name: _begun(layer.init, layer.shape, key) for layer, key in zip(layers, keys, strict=True)}
     return Model(Chain([Block(layer.name, layer.apply) for layer in layers]), params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begun(init: Callable[[Key, tuple[int, ...], Any], Array], shape: tuple[int, ...], key: Key) -> dict[str, Array]:
+    return {"kernel": init(key, shape, dtype()), "bias": jnp.zeros(shape[-1], dtype())}
 
 
 def dense_network(widths: Sequence[int], key: Key, *, activation: str = "tanh") -> Model:
@@ -145,5 +148,5 @@ def digits_network(
 
 
 def _over_root(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-    """`lecun-gaussian` divided instead of multiplied: published runs hang on its last bits."""
-    return jax.random.normal(key, shape, dtype) / shape[0] ** 0.5
+    """`lecun-gaussian` divided instead of multiplied."""
+    return normal(key, shape, dtype) / shape[0] ** 0.5

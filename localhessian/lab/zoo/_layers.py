@@ -12,9 +12,18 @@ from flax import nnx
 from localhessian._types import Array, Key
 
 
+def normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`jax.random.normal`, with the same last bits in one program with what becomes of it: published runs hang on them.
+
+    The compiler would multiply its own factor with that which follows.
+    """
+    return jax.lax.optimization_barrier(jax.random.normal(key, shape, dtype))
+
+
 def _gaussian(gain: float) -> Callable[[Key, tuple[int, ...], Any], Array]:
     """Independent normal numbers of variance gain / fan_in; `he` and `lecun` cut them at two deviations."""
-    return lambda key, shape, dtype: jax.random.normal(key, shape, dtype) * (gain / math.prod(shape[:-1])) ** 0.5
+    numbers = lambda key, shape, dtype: normal(key, shape, dtype) * (gain / math.prod(shape[:-1])) ** 0.5
+    return jax.jit(numbers, static_argnums=(1, 2))
 
 
 INITIALIZERS: dict[str, Callable] = {
