@@ -43,7 +43,8 @@ def scaled(chain: Chain, factors: Array, updates: Any, by_block: dict[str, Param
         times = each_block(updates, lambda name, of_block: _times(factors, chain.index(name), of_block))
         summed = chain.sum_tied(dict(times))
         return each_block(times, lambda name, _: summed[name])
-    return _times_in_model(chain, factors, by_block, updates)
+    leaves, structure = jax.tree.flatten(updates)
+    return jax.tree.unflatten(structure, _times_in_model(chain, factors, by_block, leaves))
 
 
 def _times(factors: Array, b: int, tree: Any) -> Any:
@@ -56,7 +57,8 @@ def _leaves_times(factors: Array, b: Any, leaves: list[Array]) -> list[Array]:
     return [factors[b].astype(leaf.dtype) * leaf for leaf in leaves]
 
 
-def _times_in_model(chain: Any, factors: Array, by_block: dict[str, Any], updates: Any) -> Any:
+@compiled_if_eager(static_argnums=0)
+def _times_in_model(chain: Any, factors: Array, by_block: dict[str, Any], leaves: list[Array]) -> list[Array]:
     """Each array of the model times the mean factor of the blocks that use it."""
 
     def filled(values: Array) -> list[Array]:
@@ -67,8 +69,5 @@ def _times_in_model(chain: Any, factors: Array, by_block: dict[str, Any], update
         }
         return jax.tree.leaves(chain.merge(trees, tied="sum"))
 
-    leaves, structure = jax.tree.flatten(updates)
     sums = zip(leaves, filled(factors), filled(jnp.ones_like(factors)), strict=True)
-    return jax.tree.unflatten(
-        structure, [leaf * (total / jnp.maximum(uses, 1)).astype(leaf.dtype) for leaf, total, uses in sums]
-    )
+    return [leaf * (total / jnp.maximum(uses, 1)).astype(leaf.dtype) for leaf, total, uses in sums]
