@@ -72,6 +72,12 @@ class Compilations:
     def count(self) -> int:
         return len(self.names)
 
+    @property
+    def operations(self) -> set[str]:
+        """Those that are a single operation of JAX."""
+        names = {name.removeprefix("jit(").removesuffix(")") for name in self.names}
+        return {name for name in names if hasattr(jax.lax, f"{name}_p") or hasattr(jnp, name.removeprefix("_"))}
+
 
 @contextlib.contextmanager
 def _count_compilations() -> Iterator[Compilations]:

@@ -107,6 +107,21 @@ def test_wrappers_of_optax_leave_the_update_what_it_is(cut):
 
 @pytest.mark.relaxed
 @pytest.mark.once
+@pytest.mark.parametrize("of_model", [False, True])
+def test_outside_of_jit_an_operation_is_no_program_of_its_own(cut, of_model, count_compilations):
+    grads, expected = plain_update(cut)
+    layout = (lambda tree: cut.chain.merge(tree, tied="sum")) if of_model else lambda tree: tree
+    params, given, optimizer = layout(cut.params), layout(grads), lh.scale_by_local_hessian(cut.chain, loss)
+    state, where = optimizer.init(params), data(cut)
+    jax.clear_caches()
+    with count_compilations() as seen:
+        updates, _ = optimizer.update(given, state, params, **where)
+    assert not seen.operations & {"add", "integer_pow", "maximum", "mul", "multiply", "true_divide", "_reduce_sum"}
+    near(cut.chain.split(updates) if of_model else updates, jax.tree.map(lambda leaf: -10 * leaf, expected))
+
+
+@pytest.mark.relaxed
+@pytest.mark.once
 @pytest.mark.parametrize("scalar", ["mean", "max"])
 def test_every_layout_gives_the_same_step(cut, scalar):
     """The blocks', the model's as a state, without its variables, and as a plain dictionary; in and out alike."""
