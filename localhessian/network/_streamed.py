@@ -13,7 +13,7 @@ import numpy as np
 from localhessian._arguments import expect_here
 from localhessian._brief import named, wrapped
 from localhessian._mesh import is_traced
-from localhessian._tree import abstracted, is_concrete, raw_bytes
+from localhessian._tree import abstracted, is_concrete, raw_bytes, to_device
 from localhessian._types import Context, Loss, Params
 from localhessian.network._backmatching import BackMatching
 from localhessian.network._chain import Chain
@@ -194,7 +194,7 @@ def match_stream(
     if found is None:
         raise ValueError("`batches` gave no batch: pass at least one (x, y).")
     objective, gradients = jax.tree.map(lambda leaf: leaf / samples, sums)
-    typed = jax.tree.map(lambda mean, like: jnp.asarray(mean, like.dtype), gradients, found.first.gradients)
+    typed = jax.tree.map(lambda mean, like: to_device(mean, like.dtype), gradients, found.first.gradients)
     return dataclasses.replace(
         found,
         samples=samples,
