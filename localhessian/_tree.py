@@ -44,11 +44,9 @@ def ravel(tree: PyTree) -> tuple[Float[Array, " d"], Callable[[Float[Array, " d"
 def ravel_samples(tree: PyTree) -> tuple[Float[Array, "s d"], Callable[[Float[Array, "s d"]], PyTree]]:
     """Flatten every sample to one row, leaves in pytree order, with the way back."""
     leaves, treedef = jax.tree.flatten(tree)
-    n = leaves[0].shape[0]
     shapes = [leaf.shape for leaf in leaves]
     dtypes = [leaf.dtype for leaf in leaves]
     splits = np.cumsum([math.prod(shape[1:]) for shape in shapes])[:-1].tolist()
-    common = jnp.result_type(*dtypes)
 
     def unravel(rows: Float[Array, "s d"]) -> PyTree:
         parts = jnp.split(rows, splits, axis=1)
@@ -57,8 +55,7 @@ def ravel_samples(tree: PyTree) -> tuple[Float[Array, "s d"], Callable[[Float[Ar
             [part.reshape(shape).astype(dtype) for part, shape, dtype in zip(parts, shapes, dtypes, strict=True)],
         )
 
-    rows = jnp.concatenate([leaf.reshape(n, -1).astype(common) for leaf in leaves], axis=1)
-    return rows, unravel
+    return sample_rows(leaves), unravel
 
 
 def size(tree: PyTree) -> int:
@@ -87,8 +84,8 @@ def on_the_host(tree: T) -> tuple[ModuleType, T]:
 
 
 def sample_rows(leaves: list[Any]) -> Any:
-    """Leaves of samples as one row for each: by NumPy where they are NumPy's."""
-    xp: Any = np if isinstance(leaves[0], np.ndarray) else jnp
+    """Leaves of samples as one row for each: by NumPy where all are NumPy's."""
+    xp: Any = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
     rows = [xp.reshape(leaf, (len(leaf), -1)) for leaf in leaves]
     common = jnp.result_type(*rows)
     return xp.concatenate([part.astype(common) for part in rows], axis=1)

@@ -97,8 +97,8 @@ def local_scalars(
         found |= _of_inputs(matching, [side for side in there if side[1] == "input"], scalar, probes, key)
     values, exact = ([found.get(side, (1.0, True))[i] for side in sides] for i in (0, 1))
     dtype = jnp.result_type(float)
-    xp, values = on_the_host([array_of(value, dtype) for value in values])
-    of_sides = xp.stack(values).reshape(-1, len(SIDES)).T
+    xp, values = on_the_host(values)
+    of_sides = xp.stack([xp.asarray(value, dtype) for value in values]).reshape(-1, len(SIDES)).T
     return LocalScalars(*(array_of(part, dtype) for part in of_sides), *np.reshape(exact, (-1, len(SIDES))).T)
 
 

@@ -80,7 +80,7 @@ def _known(loss: Loss, z: Activations, y: Any, index: Array | None) -> Curvature
             tried.append((root, np.asarray(agrees)[chosen]))
             if tried[-1][1].all():
                 return Curvature(_narrow(root, chosen, dtype), None)
-        is_small = ravel_samples(floating_leaves(wide))[0].shape[1] <= MAX_OUTPUTS
+        is_small = size(floating_leaves(wide)) <= MAX_OUTPUTS * floating_leaves(wide)[0].shape[0]
         if is_small and not bool(loss_couples_samples(loss, wide, wide_y)):
             return _by_matrices(loss, wide, wide_y, chosen, dtype, tried)
     return Curvature(None, Partial(_product, _linearized(loss, z, y), index, floating_leaves(z)))

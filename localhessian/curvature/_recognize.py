@@ -21,6 +21,8 @@ from localhessian._types import Activations, Array, Loss
 from localhessian.curvature._root import Kind, Root
 from localhessian.linalg import eps_of
 
+Product: TypeAlias = Callable[[list[Any]], list[Any]]
+
 
 def loss_hessian(loss: Loss, z: Activations, y: Any) -> Any:
     """u -> S u on lists of floating-point leaves, linearized at z_B. Cost: one jvp of the loss's gradient."""
@@ -38,8 +40,8 @@ def candidates(z: Activations) -> list[Kind]:
 def recognized(kind: Kind, loss: Loss, z: Activations, y: Any, probe: list[Array]) -> tuple[Root, Any]:
     """The root if S is of that kind, and for each sample whether it is; under tracing too.
 
-    With numbers at hand only products with S are a program, and the rest is NumPy's: all of it as one program would
-    take ten times as long to compile.
+    With numbers at hand only products with S are a program, and the rest is NumPy's: all of it as one program takes
+    three to ten times as long to compile.
     """
     if not is_concrete(z, y):
         return _in_program(kind, loss, z, y, probe)
@@ -72,9 +74,6 @@ def probe_like(outputs: list[Array]) -> list[Array]:
     """Random numbers of NumPy: no shape needs a program for them."""
     random = np.random.default_rng(1)
     return [to_device(random.standard_normal(leaf.shape), leaf.dtype) for leaf in outputs]
-
-
-Product: TypeAlias = Callable[[list[Any]], list[Any]]
 
 
 def _of_kind(

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -64,15 +64,16 @@ def sample_indices(samples: Any, n: int) -> tuple[Array, bool]:
 def take(tree: Any, index: Any, belongs: Flags | None = None) -> Any:
     """The samples of `index` out of the leaves that belong to samples (None: all do); the others as they are."""
     leaves, treedef = jax.tree.flatten(tree)
-    mine = [i for i in range(len(leaves)) if belongs is None or belongs[i]]
-    # Of an array on the host, on the host: what is not meant is moved nowhere.
-    apart = [i for i in mine if isinstance(index, slice) or isinstance(leaves[i], np.ndarray)]
-    together = [i for i in mine if i not in apart]
-    for i in apart:
-        leaves[i] = array_of(leaves[i][index])
-    for i, taken in zip(together, rows([leaves[i] for i in together], index) if together else [], strict=True):
-        leaves[i] = taken
-    return jax.tree.unflatten(treedef, leaves)
+    belongs = (True,) * len(leaves) if belongs is None else belongs
+    taken = [_taken(leaf, index) if own else leaf for leaf, own in zip(leaves, belongs, strict=True)]
+    return jax.tree.unflatten(treedef, taken)
+
+
+def _taken(leaf: Any, index: Any) -> Array:
+    """Of an array on the host, on the host: what is not meant is moved nowhere."""
+    if isinstance(leaf, np.ndarray) or isinstance(index, slice):
+        return array_of(leaf[index])
+    return cast(Array, rows(leaf, index))
 
 
 def have_leading(tree: Any, n: int) -> Flags:

@@ -67,7 +67,7 @@ WRITTEN = {"convert_element_type", "broadcast_in_dim", "iota", "neg", "subtract"
     ("run", "alone"), [(_figures, ALONE), (lambda case: lh.analyze(*case), ALONE), (_measured, WRITTEN)]
 )
 def test_operations_are_no_programs_of_their_own(run, alone, count_compilations):
-    """Each would take as long as a tenth of a program that does everything at once."""
+    """Each takes some 15 ms to compile, whatever it computes."""
     case = networks.mlp()
     jax.clear_caches()
     with count_compilations() as seen:
