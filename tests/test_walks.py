@@ -28,16 +28,16 @@ pytestmark = pytest.mark.once
 X = np.linspace(0.1, 1.3, 4)
 
 
-def custom_jvp(f):
+def custom_jvp(f, factor=7):
     """With a derivative that is not the function's, so that it shows whether it is kept."""
     held = jax.custom_jvp(f)
-    held.defjvp(lambda x, v: (f(x[0]), 7 * v[0]))
+    held.defjvp(lambda x, v: (f(x[0]), factor * v[0]))
     return held
 
 
-def custom_vjp(f):
+def custom_vjp(f, factor=7):
     held = jax.custom_vjp(f)
-    held.defvjp(lambda x: (f(x), None), lambda _, u: (7 * u,))
+    held.defvjp(lambda x: (f(x), None), lambda _, u: (factor * u,))
     return held
 
 
@@ -199,6 +199,14 @@ def text(f):
 )  # fmt: skip
 def test_programs_are_told_apart_to_the_last_bit(f, g, alike):
     assert (text(f) == text(g)) == alike
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("custom")])
+@pytest.mark.parametrize("custom", [custom_jvp, custom_vjp])
+def test_rules_of_differentiation_are_told_apart_inside_of_anything(kind, custom):
+    """Where the whole has a derivative and where, as of a loop in reverse, it has none."""
+    texts = [text(KINDS[kind](custom(jnp.sin, factor))) for factor in (7, 7, 8)]
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_functions_of_the_host_are_told_apart():

@@ -27,12 +27,14 @@ from localhessian._programs._inside import equations as equations
 from localhessian._programs._inside import floating_types as floating_types
 from localhessian._programs._inside import has_custom_rule as has_custom_rule
 from localhessian._programs._inside import inside as inside
+from localhessian._programs._inside import is_custom as is_custom
 from localhessian._programs._inside import is_variable as is_variable
 from localhessian._programs._inside import named_scopes as named_scopes
 from localhessian._programs._inside import traced as traced
 from localhessian._programs._inside import variables as variables
 from localhessian._programs._inside import where as where
 from localhessian._programs._rewrite import Rule as Rule
+from localhessian._programs._rewrite import alone as alone
 from localhessian._programs._rewrite import assemble as assemble
 from localhessian._programs._rewrite import live as live
 from localhessian._programs._rewrite import rewritten as rewritten

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from localhessian._programs._inside import Equation, Program, inside, is_variable, variables
-from localhessian._programs._rewrite import assemble
+from localhessian._programs._rewrite import alone
 
 Results: TypeAlias = Sequence[Any] | Mapping[Any, Any]
 
@@ -21,8 +21,7 @@ def run(program: Program, *values: Any) -> list[Any]:
 def bind(eqn: Equation, values: Sequence[Any]) -> list[Any]:
     """Run one equation as JAX does, with its own source line: calls and custom rules need more than their primitive."""
     held = [(atom, value) for atom, value in zip(eqn.invars, values, strict=True) if is_variable(atom)]
-    unique = dict(held)
-    return run(assemble((), (), list(unique), eqn.outvars, [eqn]), *unique.values())
+    return run(alone(eqn), *dict(held).values())
 
 
 def evaluate(

@@ -24,6 +24,11 @@ def assemble(
     return core.ClosedJaxpr(jaxpr, list(consts))
 
 
+def alone(eqn: Equation) -> Program:
+    """One equation, of its operands that are variables, each once."""
+    return assemble((), (), list(dict.fromkeys(variables(eqn.invars))), eqn.outvars, [eqn])
+
+
 def live(program: Program) -> Program:
     """Without the equations that no result depends on."""
     jaxpr = program.jaxpr

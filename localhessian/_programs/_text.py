@@ -13,7 +13,17 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from localhessian._programs._evaluate import run
-from localhessian._programs._inside import Program, has_custom_rule, is_custom, is_program, programs, settings, traced
+from localhessian._programs._inside import (
+    Equation,
+    Program,
+    inside,
+    is_custom,
+    is_program,
+    programs,
+    settings,
+    traced,
+)
+from localhessian._programs._rewrite import alone
 
 MARKS = "localhessian:"
 """What the names of marks begin with; which they are is no matter for what a program computes."""
@@ -22,15 +32,15 @@ MARKS = "localhessian:"
 def fingerprint(program: Program, labels: Any, *, lasting: bool = False) -> str:
     """A text that equal programs share: equations with variables renamed in order, and the values of the constants.
 
-    Rules of differentiation that are Python functions (custom_jvp, custom_vjp) do not show in it, so for a program
-    that has some the text of its derivative is added. `lasting`: that of another process may be compared with it;
-    functions of the host are then told by their names and code.
+    Rules of differentiation that are Python functions (custom_jvp, custom_vjp) do not show in it, so the text of what
+    each gives is added. `lasting`: that of another process may be compared with it; functions of the host are then told
+    by their names and code.
     """
     return "\n".join([str(labels), text_of(program, lasting), *text_of_rules(program, lasting)])
 
 
 def program_text(function: Callable[..., Any], *arguments: Any, differentiated: bool = True) -> str:
-    """The lasting fingerprint of a function's program for arguments of these shapes. Cost: a trace, and its derivative.
+    """The lasting fingerprint of a function's program for arguments of these shapes. Cost: a trace, and its rules.
 
     Args:
         function: Of arrays.
@@ -76,8 +86,18 @@ class Text:
 
 
 def text_of_rules(program: Program, lasting: bool = False) -> tuple[str, ...]:
-    """The text of the derivative of a program with rules of its own; nothing of any other. It may have none: raises."""
-    return (text_of(_derivative(program), lasting),) if has_custom_rule(program) else ()
+    """The derivative of each equation with a rule of its own, the only ones in doubt. Raises if there is none."""
+    return tuple(text_of(_derivative(alone(eqn)), lasting) for eqn in _custom(program))
+
+
+def _custom(program: Program) -> Iterator[Equation]:
+    """Those at any depth; what is inside of one is differentiated by its rule."""
+    for eqn in program.jaxpr.eqns:
+        if is_custom(eqn):
+            yield eqn
+        else:
+            for inner in inside(eqn):
+                yield from _custom(inner)
 
 
 def text_of(program: Program, lasting: bool = False) -> str:

@@ -190,15 +190,16 @@ def _gathered(eqn: Any, given: list[Axis]) -> Axis:
     return cast(Axis, of_windows[[i for i in range(len(sizes)) if i not in gone].index(operand)])
 
 
-_ELEMENTWISE = """
+ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh
 digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic
 lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sharding_constraint sign
 sin sinh sqrt square stop_gradient sub tan tanh xor
 """
+"""Names of operations each entry of whose result is made of those of the operands at its place."""
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
 _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), lambda _, given: _one(given)),
+    **dict.fromkeys(ELEMENTWISE.split(), lambda _, given: _one(given)),
     **dict.fromkeys(_REDUCTIONS.split(), _without("axes")),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split"), _along("axis")),
     **dict.fromkeys(("concatenate", "sort"), _along("dimension")),

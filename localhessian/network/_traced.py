@@ -26,6 +26,7 @@ from localhessian._types import Activations, Context, Loss, Params
 from localhessian.network._alone import answers_alone
 from localhessian.network._apart import keeps_apart
 from localhessian.network._chain import Block, Chain
+from localhessian.network._derivatives import have_derivatives, trace_derivatives
 from localhessian.network._leaves import check_real, check_samples
 from localhessian.network._per_sample import MISFIT
 
@@ -83,7 +84,7 @@ def _traced(chain: Chain, treedef: Any, leaves: Any) -> Traced:
         first = next((other for other in seen if other.computes(one)), one)
         if first is one:
             seen.append(one)
-            _check_derivatives(block, *given)
+            _check_derivatives(block, program, *given)
             one.is_steady = _same(program, _applied(block, *given)[0])
             one.is_apart = keeps_apart(*_differentiated(block, program, *given))
         firsts.append(first)
@@ -192,22 +193,12 @@ def _check_output(name: str, out: Any, n: int) -> None:
 # ---- derivatives
 
 
-def _check_derivatives(block: Block, params: Any, z: Any, context: Any) -> None:
-    """Trace both."""
-
-    def products(params: Params, z: Activations, context: Context) -> Any:
-        inputs, rebuild = floating((params, z))
-
-        def outputs(leaves: list[Any]) -> list[Any]:
-            params, z = rebuild(leaves)
-            return floating_leaves(block(params, z, context))
-
-        values, jvp = jax.linearize(outputs, inputs)
-        # A custom_vjp shows only when its linearization is transformed again.
-        return jax.vmap(jvp)([leaf[None] for leaf in inputs]), jax.linear_transpose(jvp, inputs)(values)
-
+def _check_derivatives(block: Block, program: Program, params: Any, z: Any, context: Any) -> None:
+    """Trace both where its program does not prove that they are there."""
+    if have_derivatives(program):
+        return
     try:
-        jax.eval_shape(products, params, z, context)
+        trace_derivatives(block, (params, z), (context,))
     except NO_DERIVATIVE as error:
         raise ValueError(_no_derivative(f"block `{block.name}`", error)) from error
 
