@@ -93,7 +93,7 @@ def _but_depthwise(eqn: Equation, turned: bool) -> Callable[..., Any] | None:
     if eqn.primitive is primitives.select_and_scatter_add_p and _tiles(eqn):
         return functools.partial(_put_at_maxima, eqn.params["window_dimensions"])
     if _adds_rows(eqn):
-        return functools.partial(_add_in_groups, eqn.params["axes"])
+        return functools.partial(_add_in_groups, tuple(map(int, eqn.params["axes"])))
     return None
 
 
