@@ -16,6 +16,7 @@ from localhessian._programs import (
     has_custom_rule,
     live,
     primitives,
+    rewritten,
     run,
     run_rewritten,
     traced,
@@ -99,6 +100,19 @@ def test_rewriting_reaches_inside_of_anything(kind, tol):
     np.testing.assert_array_equal(
         run_rewritten(KINDS[kind](jnp.sin), leave, jnp.asarray(X)), KINDS[kind](jnp.sin)(jnp.asarray(X))
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewriting_makes_no_copies(kind):
+    """A program of which nothing is replaced is itself; what equations share they share afterwards."""
+    one = program(kind)
+    assert rewritten(one, lambda eqn, turned: None) is one
+    f = jax.jit(KINDS[kind](jnp.sin))
+    twice = traced(lambda x: [f(x), f(2 * x)], jnp.asarray(X))[0]
+    after = rewritten(twice, lambda eqn, turned: jnp.cos if eqn.primitive is primitives.sin_p else None)
+    first, second = (eqn.params["jaxpr"] for eqn in after.jaxpr.eqns if eqn.primitive is primitives.jit_p)
+    assert first is second
+    assert not any(eqn.primitive is primitives.sin_p for eqn in equations(after))
 
 
 @pytest.mark.parametrize("kind", ["custom_jvp", "custom_vjp"])

@@ -1,5 +1,6 @@
 """Programs made of other programs: some of their equations, or others in their place."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,13 +45,22 @@ Rule = Callable[[Equation, bool], Callable[..., Any] | None]
 """From an equation, and whether its result is transposed next, to a function that does the same; None leaves it."""
 
 
-def rewritten(program: Any, instead: Rule) -> Any:
-    """The program, with its constants or without, with equations replaced at any depth."""
-    inner = getattr(program, "jaxpr", program)  # newer JAX knows closed programs only
-    turned = {id(eqn.invars[0]) for eqn in inner.eqns if eqn.primitive is primitives.transpose_p}
-    equations = [_replaced(eqn, any(id(v) in turned for v in eqn.outvars), instead) for eqn in inner.eqns]
-    other = inner.replace(eqns=equations)
-    return other if inner is program else program.replace(jaxpr=other)
+def rewritten(program: Any, instead: Rule, done: dict[int, Any] | None = None) -> Any:
+    """The program, with its constants or without, with equations replaced at any depth; itself where none is.
+
+    Args:
+        program: To be rewritten.
+        instead: What takes the place of an equation.
+        done: Programs by their ids, of the same walk: one that many equations hold, as equal layers do, stays one.
+    """
+    done = {} if done is None else done
+    if id(program) not in done:
+        inner = getattr(program, "jaxpr", program)  # newer JAX knows closed programs only
+        turned = {id(eqn.invars[0]) for eqn in inner.eqns if eqn.primitive is primitives.transpose_p}
+        equations = [_replaced(eqn, any(id(v) in turned for v in eqn.outvars), instead, done) for eqn in inner.eqns]
+        other = inner if all(map(operator.is_, equations, inner.eqns)) else inner.replace(eqns=equations)
+        done[id(program)] = other if inner is program else program if other is inner else program.replace(jaxpr=other)
+    return done[id(program)]
 
 
 def run_rewritten(function: Callable[..., Any], instead: Rule, *args: Any) -> Any:
@@ -60,19 +70,20 @@ def run_rewritten(function: Callable[..., Any], instead: Rule, *args: Any) -> An
     return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
 
-def _replaced(eqn: Equation, turned: bool, instead: Rule) -> Equation:
+def _replaced(eqn: Equation, turned: bool, instead: Rule, done: dict[int, Any]) -> Equation:
     function = instead(eqn, turned)
     if function is not None:
         (call,) = jax.make_jaxpr(jax.jit(function))(*(atom.aval for atom in eqn.invars)).eqns
         return eqn.replace(primitive=call.primitive, params=call.params)
-    params = {name: _inside_replaced(value, instead) for name, value in eqn.params.items()}
+    params = {name: _inside_replaced(value, instead, done) for name, value in eqn.params.items()}
     return eqn if all(params[name] is value for name, value in eqn.params.items()) else eqn.replace(params=params)
 
 
-def _inside_replaced(value: Any, instead: Rule) -> Any:
+def _inside_replaced(value: Any, instead: Rule, done: dict[int, Any]) -> Any:
     """A setting of an equation, a program or a list of them (the branches of a condition), with theirs replaced."""
     if is_program(value):
-        return rewritten(value, instead)
+        return rewritten(value, instead, done)
     if type(value) in {tuple, list} and any(map(is_program, value)):
-        return type(value)(_inside_replaced(one, instead) for one in value)
+        replaced = type(value)(_inside_replaced(one, instead, done) for one in value)
+        return value if all(map(operator.is_, replaced, value)) else replaced
     return value

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localhessian._programs import compiled
 from localhessian._tree import size
-from localhessian._types import Activations, Array, Context, Params
+from localhessian._types import Activations, Array, Context, Params, Scalar
 from localhessian.curvature import estimated_scalars, random_words
 from localhessian.linalg import quickly
 from localhessian.network import SIDES, Chain, Leaves, Place, Wrt, applied
@@ -36,13 +37,20 @@ def _scalars(chain, loss, scalar, probes, dtype, params, x, y, context, key) -> 
         if not of_block:
             z = applied(block, place)
             continue
-        own, last = words[:, ends[b] - size(of_block) : ends[b]], loss if b == len(chain) - 1 else None
-        sides = [SIDES[wrt](block) for wrt in SIDES if wrt in of_block]
-        values, z = estimated_scalars(sides, last, scalar, place, y, own, probes)
-        found |= {(b, side.wrt): value.astype(dtype) for side, value in zip(sides, values, strict=True)}
+        own = words[:, ends[b] - size(of_block) : ends[b]]
+        last, target = (loss, y) if b == len(chain) - 1 else (None, None)
+        sides = tuple(wrt for wrt in SIDES if wrt in of_block)
+        values, z = _of_block(block.anonymous, sides, last, scalar, probes, place, target, own)
+        found |= {(b, wrt): value.astype(dtype) for wrt, value in zip(sides, values, strict=True)}
     one = jnp.ones((), dtype)
     weights, inputs = (jnp.stack([found.get((b, wrt), one) for b in range(len(chain))]) for wrt in SIDES)
     return weights, inputs
+
+
+@compiled(static_argnums=(0, 1, 2, 3, 4))
+def _of_block(block, sides, loss, scalar, probes, place, y, words) -> tuple[list[Scalar], Activations]:
+    """`estimated_scalars` of these sides; traced once for equal blocks."""
+    return estimated_scalars([SIDES[wrt](block) for wrt in sides], loss, scalar, place, y, words, probes)
 
 
 def _variables(chain: Chain, params: dict[str, Params], x: Activations, context: Context) -> list[dict[Wrt, Leaves]]:
