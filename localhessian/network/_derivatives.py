@@ -13,7 +13,8 @@ from localhessian.network._apart import ELEMENTWISE
 
 _MOVED = "broadcast_in_dim concatenate dynamic_slice gather pad reshape rev slice split squeeze transpose"
 _SUMMED = "conv_general_dilated cumsum dot_general reduce_max reduce_min reduce_sum reduce_window_sum"
-_KNOWN = {*ELEMENTWISE.split(), *_MOVED.split(), *_SUMMED.split()} - {"nextafter"}
+_KNOWN = {*ELEMENTWISE.split(), *_MOVED.split(), *_SUMMED.split()} - {"clamp", "nextafter"}
+"""Without one that has no derivative, and one whose derivative is wrong where its bounds are single numbers."""
 _POOLED = ("reduce_window_max", "reduce_window_min")
 
 
