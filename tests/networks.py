@@ -30,6 +30,17 @@ def squared_error(z, y):
     return 0.5 * jnp.sum((z - y) ** 2, axis=-1)
 
 
+def doubled(rule):
+    """2 z, whose derivative is a rule of its own."""
+
+    @jax.custom_jvp
+    def function(z):
+        return 2 * z
+
+    function.defjvp(lambda primals, tangents: (2 * primals[0], rule(tangents[0])))
+    return function
+
+
 def linear(params, z):
     return z @ params["kernel"] + params["bias"][None]
 

@@ -51,10 +51,9 @@ def _are_traced(program: Program) -> bool:
 
 
 def trace_derivatives(function: Callable[..., Any], arguments: Any, fixed: Any = ()) -> None:
-    """Trace both derivatives of `function(*arguments, *fixed)` by the floating-point leaves of the first.
+    """Trace both derivatives of `function(*arguments, *fixed)` by the floating-point leaves of `arguments`.
 
-    Raises:
-        TypeError, ValueError or NotImplementedError: There is none.
+    Where there is none it raises one of `NO_DERIVATIVE`.
     """
 
     def products(arguments: Any, fixed: Any) -> Any:

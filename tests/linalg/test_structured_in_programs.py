@@ -186,7 +186,7 @@ def conditioned(kappa, n=40, d=12):
     return left * np.geomspace(1, kappa**-0.5, d) @ right.T
 
 
-@pytest.mark.skipif(jnp.zeros(()).dtype != jnp.float32, reason="of float32 numbers")
+@pytest.mark.skipif(jnp.result_type(float) != jnp.float32, reason="of float32 numbers")
 @pytest.mark.parametrize("kappa", [1e4, 1e6, 1e10])
 def test_what_float32_can_and_cannot_tell(kappa):
     """A singular value of 1e-3 sigma_max is told by an interval that holds it; one of 1e-5, near 100 eps, is not."""

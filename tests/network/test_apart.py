@@ -33,15 +33,6 @@ def pooled(z, window, strides, padding="VALID"):
     return lax.reduce_window(z, -jnp.inf, lax.max, window, strides, padding)
 
 
-def doubled(rule):
-    @jax.custom_jvp
-    def function(z):
-        return 2 * z
-
-    function.defjvp(lambda primals, tangents: (2 * primals[0], rule(tangents[0])))
-    return function
-
-
 APART = {
     "dense": lambda z: jnp.tanh(z @ W + 1),
     "transposed": lambda z: (W @ z.T).T,
@@ -62,7 +53,7 @@ APART = {
     "image": lambda z: lax.conv_general_dilated(image(z), W[None, None], (1, 1), "SAME", dimension_numbers=NUMBERS),
     "pooling": lambda z: pooled(image(z), (1, 1, 1, 2), (1, 1, 1, 1)),
     "split and joined": lambda z: z.reshape(N, D, 1).transpose(1, 0, 2).reshape(D, N).T,
-    "rules of its own": lambda z: jax.nn.relu(doubled(lambda t: 2 * t)(z)),
+    "rules of its own": lambda z: jax.nn.relu(networks.doubled(lambda t: 2 * t)(z)),
     "checkpoint": jax.checkpoint(jax.jit(jnp.sin)),
     "constant": lambda z: jnp.ones((N, 2)),
 }
@@ -90,7 +81,7 @@ MIXED = {
     ).reshape(N, D),
     "pooled samples": lambda z: pooled(z, (2, 1), (1, 1), "SAME"),
     "scan": lambda z: lax.scan(lambda sum, row: (sum + row, sum), jnp.zeros(D), z)[1],
-    "rule of its own": doubled(lambda t: t[::-1]),
+    "rule of its own": networks.doubled(lambda t: t[::-1]),
     "branch": lambda z: lax.cond(True, lambda z: z[::-1], lambda z: z, z),
 }
 

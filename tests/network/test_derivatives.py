@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from jax import lax
@@ -81,15 +82,6 @@ straight = jax.custom_vjp(jnp.floor)
 straight.defvjp(lambda z: (jnp.floor(z), ()), lambda _, cotangent: (cotangent,))
 
 
-def doubled(rule):
-    @jax.custom_jvp
-    def function(z):
-        return 2 * z
-
-    function.defjvp(lambda primals, tangents: (2 * primals[0], rule(tangents[0])))
-    return function
-
-
 def halved(z):
     return lax.while_loop(lambda z: z.sum() > 1, lambda z: z / 2, z)
 
@@ -101,7 +93,7 @@ def halved(z):
         jax.nn.softmax,
         jax.checkpoint(jnp.tanh),
         jax.jit(jax.nn.gelu),
-        doubled(lambda t: 2 * t),
+        networks.doubled(lambda t: 2 * t),
         lambda z: pooled(z.reshape(1, 4, 4, 1)),
         lambda z: z + jax.random.normal(jax.random.key(0), z.shape),
         lambda z: z[:, jnp.argsort(jnp.array([3, 1, 2, 0]))],
@@ -118,7 +110,7 @@ def test_layers_are_known(function):
         halved,
         jax.jit(halved),
         straight,
-        doubled(halved),
+        networks.doubled(halved),
         lambda z: lax.clamp(z.min(), z, z.max()),
         lambda z: pooled(z.reshape(1, 4, 4, 1), window_dilation=(1, 2, 2, 1)),
         lambda z: jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z),
